@@ -1,0 +1,107 @@
+"""An agent = an MPI rank = an actor-learner: its own simulators, network, optimiser and share of the exchange.
+
+`Agent.update` is the algorithm. GALA, A2C and A3C differ in the exchange alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from gala_mpi import envs, exchange
+from gala_mpi.clock import Clock
+from gala_mpi.config import Config
+from gala_mpi.envs import Episode
+from gala_mpi.exchange import Exchange
+from gala_mpi.flat import on_host
+from gala_mpi.learner import A2C, Losses
+from gala_mpi.model import Network
+from gala_mpi.rollout import Collector
+
+
+@dataclass
+class Agent:
+    """One rank's actor-learner.
+
+    Attributes:
+        updates: how many updates each agent of the run does.
+    """
+
+    collector: Collector
+    learner: A2C
+    exchange: Exchange
+    clock: Clock
+    updates: int
+
+    def update(self) -> tuple[Losses, float, list[Episode]]:
+        """A rollout, a gradient, a step and an exchange. Returns losses, the gradient's norm and the episodes that ended."""
+        clock, learner = self.clock, self.learner
+        batch, episodes = self.collector.collect()
+        with clock("learn"):
+            losses = learner.gradient(batch)
+        with clock("exchange"), on_host(learner.flat.grad) as gradient:
+            self.exchange.gradient(gradient)  # A2C: all-reduce here
+        with clock("optimise"):
+            grad_norm = learner.step(progress=learner.updates / self.updates)
+        with clock("exchange"), on_host(learner.flat.data) as parameters:
+            self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
+        return losses, grad_norm, episodes
+
+    def start(self) -> None:
+        """Collective. Open the exchange at the learner's update and parameters."""
+        with on_host(self.learner.flat.data) as parameters:
+            self.exchange.start(self.learner.updates, parameters)
+
+    def close(self) -> None:
+        """Collective. Serve the others until all are done, then let go of windows and simulators."""
+        self.exchange.close()
+        self.collector.simulators.close()
+
+
+def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int, generation: int = 0) -> Agent:
+    """One rank's agent. Collective.
+
+    Args:
+        config: with `network` and `precision` resolved.
+        comm: all agents.
+        node_rank: which rank of its host this is; GPUs are dealt by it.
+        threads: for torch and the emulators.
+        generation: the checkpoint that this start goes on from; simulators get new streams after each.
+    """
+    torch.set_num_threads(threads)
+    clock = Clock()
+    device = pick_device(config.device, node_rank)
+    simulators = envs.make(config.env, config.num_envs, threads=threads, sticky=config.sticky)
+    # One seed → a tree of independent streams: weights, then for each rank and start, actions and simulators.
+    torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
+    network = Network(config.network, simulators.spaces, config.precision).to(device, memory_format=torch.channels_last)
+    actions, games = np.random.SeedSequence(config.seed, spawn_key=(1, comm.rank, generation)).spawn(2)
+    torch.manual_seed(_seed(actions))
+    learner = A2C(network, config.a2c, config.learning_rate(comm.size))
+    shared = exchange.build(config, comm, len(learner.flat))
+    clip_rewards = config.a2c.clip_rewards
+    collector = Collector(
+        network,
+        simulators,
+        seeds=(games.generate_state(config.num_envs) >> 1).astype(np.int64),  # emulators take 31 bits
+        length=config.rollout_length,
+        discount=config.a2c.discount,
+        clip_rewards=envs.resolve(config.env)[0] == "atari" if clip_rewards is None else clip_rewards,
+        poke=shared.poke,
+        clock=clock,
+    )
+    return Agent(collector, learner, shared, clock, config.updates(comm.size))
+
+
+def pick_device(name: str, node_rank: int) -> torch.device:
+    """`cuda` → one of the host's GPUs, dealt in turn over its ranks."""
+    if name == "cuda":
+        return torch.device("cuda", node_rank % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def _seed(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

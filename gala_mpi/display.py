@@ -1,0 +1,179 @@
+"""What a person sees while a run trains: a live panel on a terminal, plain lines in a log. Rank 0 only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from gala_mpi.config import Config
+from gala_mpi.envs import FRAMES_PER_STEP
+from gala_mpi.exchange.board import COLUMNS
+
+SECONDS_BETWEEN_PANELS = 0.5
+SECONDS_BETWEEN_LINES = 10.0
+RATE_SECONDS = 30.0  # throughput is that of the last half minute
+
+
+class Display:
+    """Shows the board.
+
+    Args:
+        config: the run's settings.
+        steps_before: steps that were done before this start.
+        atari: whether a step is 4 frames.
+    """
+
+    def __init__(self, config: Config, steps_before: int, atari: bool):
+        self.console = console()
+        self._config, self._atari = config, atari
+        self._live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        self._between = SECONDS_BETWEEN_PANELS if self._live else SECONDS_BETWEEN_LINES
+        now = time.monotonic()
+        self._shown = now
+        self._began, self._steps_before = now, steps_before
+        self._history = deque([(now, float(steps_before))])
+
+    def open(self) -> None:
+        if self._live:
+            self._live.start()
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._shown >= self._between
+
+    def show(self, rows: np.ndarray) -> None:
+        """Draw the board's rows, float64 [ranks, len(COLUMNS)]."""
+        self._shown = time.monotonic()
+        column = dict(zip(COLUMNS, rows.T))
+        steps = column["steps"].sum()
+        self._history.append((self._shown, steps))
+        while len(self._history) > 2 and self._history[0][0] < self._shown - RATE_SECONDS:
+            self._history.popleft()
+        (then, steps_then), share = self._history[0], steps / self._config.total_steps
+        rate = (steps - steps_then) / max(self._shown - then, 1e-9)
+        left = (self._config.total_steps - steps) / rate if rate > 0 else np.inf
+        if self._live:
+            self._live.update(self._panel(column, steps, share, rate, left), refresh=True)
+        else:
+            frames = f" ({FRAMES_PER_STEP * rate:,.0f} frames/s)" if self._atari else ""
+            self.console.print(
+                f"{steps:,.0f} steps ({share:.1%})  {rate:,.0f} steps/s{frames}  score {score(column)}  "
+                f"age {mean_age(column)}  {duration(left)} left",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _panel(self, column: dict[str, np.ndarray], steps: float, share: float, rate: float, left: float) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(justify="right", style="cyan")
+        table.add_column()
+        table.add_row("", ProgressBar(total=1, completed=min(share, 1), width=40))
+        table.add_row("steps", f"{steps:,.0f} of {self._config.total_steps:,} ({share:.1%})")
+        frames = f", {FRAMES_PER_STEP * rate:,.0f} frames/s" if self._atari else ""
+        table.add_row("speed", f"{rate:,.0f} steps/s{frames}")
+        table.add_row("score", f"{score(column)}  [dim]mean of the last {column['recent_episodes'].sum():.0f} episodes")
+        if self._config.exchange == "gossip" and len(column["steps"]) > 1:
+            table.add_row("age", f"{mean_age(column)}  [dim]of the messages mixed")
+            table.add_row("staleness", f"{column['staleness'].max():.0f}  [dim]most updates without a mix")
+        spread = column["updates"].min(), column["updates"].max()
+        table.add_row("updates", f"{spread[0]:,.0f} to {spread[1]:,.0f}  [dim]slowest and fastest agent")
+        table.add_row("time", f"{duration(self._shown - self._began)} so far, {duration(left)} left")
+        config = self._config
+        title = f"{config.env} · {config.exchange} · {len(column['steps'])} agents × {config.num_envs} simulators"
+        return Panel(table, title=title, subtitle=f"[dim]{config.run_dir}", width=min(76, self.console.width))
+
+
+def score(column: dict[str, np.ndarray]) -> str:
+    value = recent_score(column)
+    return "–" if np.isnan(value) else f"{value:+.1f}"
+
+
+def recent_score(column: dict[str, np.ndarray]) -> float:
+    """Mean over the last 100 episodes of all agents together (each has posted its last 100 / n); NaN before the first."""
+    counts = column["recent_episodes"]
+    return float((column["recent_score"] * counts).sum() / counts.sum()) if counts.sum() else float("nan")
+
+
+def mean_age(column: dict[str, np.ndarray]) -> str:
+    ages = column["age"][~np.isnan(column["age"])]
+    return f"{ages.mean():.1f} updates" if len(ages) else "–"
+
+
+def duration(seconds: float) -> str:
+    if not np.isfinite(seconds):
+        return "–"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def console() -> Console:
+    """A console on standard output that knows a terminal behind mpirun, which hands rank 0 a pipe."""
+    if sys.stdout.isatty():
+        return Console()
+    terminal = _launcher_terminal()
+    if terminal is None:
+        return Console(width=200)
+    try:
+        with open(terminal, "rb") as file:
+            width = os.get_terminal_size(file.fileno()).columns
+    except OSError:
+        return Console(width=200)
+    return Console(force_terminal=True, width=width or 80)
+
+
+def _launcher_terminal() -> str | None:
+    """The terminal that an ancestor named mpirun or mpiexec prints on, if it is on this host."""
+    process = os.getpid()
+    while process > 1:
+        try:
+            with open(f"/proc/{process}/stat") as file:
+                name, _, rest = file.read().partition("(")[2].rpartition(")")
+            if name.startswith(("mpirun", "mpiexec", "prterun")):
+                target = os.readlink(f"/proc/{process}/fd/1")
+                return target if target.startswith(("/dev/pts/", "/dev/tty")) else None
+            process = int(rest.split()[1])
+        except (OSError, ValueError):
+            return None
+    return None
+
+
+def welcome(config: Config, agents: int, library: str, threads: int, generation: int) -> None:
+    """What is about to happen, in a few lines."""
+    printer = console()
+    printer.print(
+        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}"
+        + (f" on a {config.topology} graph" if config.exchange == "gossip" else "")
+        + f", {agents} agents × {config.num_envs} simulators, {config.total_steps:,} steps, network {config.network} "
+        f"in {config.precision} on {config.device}, {threads} threads a rank, {library}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if generation:
+        printer.print(
+            f"resumed from checkpoint {generation} in {config.run_dir}; simulators begin new episodes", highlight=False, soft_wrap=True
+        )
+    else:
+        printer.print(f"run directory: {config.run_dir}", highlight=False, soft_wrap=True)
+
+
+def farewell(config: Config, finished: bool, reason: str | None) -> None:
+    """How it ended, and what to do next."""
+    run = config.run_dir
+    how = "finished" if finished else f"stopped early ({reason or 'another rank asked for it'})"
+    after = f"play the policies:  python -m gala_mpi.evaluate {run}"
+    if not finished:
+        after = f"continue:  mpirun -n ... python -m gala_mpi.train --resume --run-dir {run}"
+    console().print(f"{how}: {run}\n{after}", highlight=False, soft_wrap=True)

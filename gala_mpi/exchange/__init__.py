@@ -1,0 +1,76 @@
+"""How agents share what they learn: one small protocol, four members, one table.
+
+Everything outside this folder is the same for all of them, so that a comparison between them compares the communication
+and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from mpi4py import MPI
+
+from gala_mpi import topology
+from gala_mpi.config import Config
+
+Mix = tuple[int, int]  # whose, which version
+
+
+@dataclass(frozen=True)
+class Order:
+    """Something that agents do together: stop, or save a checkpoint."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass
+class Counters:
+    """What an exchange did in the last update."""
+
+    mixes: list[Mix] = field(default_factory=list)  # the messages averaged into the parameters
+    staleness: int = 0  # updates since the last mix
+    torn: int = 0  # messages thrown away so far because their slot was rewritten while they were read
+    poke_gap: float = 0.0  # longest time since the last update without a call into MPI, s
+
+
+class Exchange(Protocol):
+    """One way to share. Arrays are float32 [P] on the host and are changed in place."""
+
+    def start(self, version: int, parameters: np.ndarray) -> None:
+        """Collective. Begin (or resume) at update `version` with these parameters."""
+
+    def gradient(self, gradient: np.ndarray) -> None:
+        """After the backward pass, before the optimiser."""
+
+    def parameters(self, parameters: np.ndarray) -> None:
+        """After the optimiser's step."""
+
+    def poke(self) -> None:
+        """Move messages along without waiting; called often."""
+
+    def agree(self, wish: Order) -> Order:
+        """This rank's wish → what to do now. Exchanges whose ranks move in step answer the same on all of them."""
+
+    def counters(self) -> Counters: ...
+
+    def close(self) -> None:
+        """Collective. Serve the others until all are here, then free the windows. A second call does nothing."""
+
+
+def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
+    """The exchange that the settings name, for vectors of `length` parameters. One rank alone shares with nobody."""
+    from gala_mpi.exchange.allreduce import AllReduce
+    from gala_mpi.exchange.gossip import Gossip
+    from gala_mpi.exchange.independent import Independent
+    from gala_mpi.exchange.server import Server
+
+    if comm.size == 1 or config.exchange == "none":
+        return Independent(comm)
+    if config.exchange == "allreduce":
+        return AllReduce(comm, length)
+    if config.exchange == "server":
+        return Server(comm, length)
+    return Gossip(comm, length, topology.build(config.topology, comm.size), config.staleness)

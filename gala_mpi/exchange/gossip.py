@@ -1,0 +1,177 @@
+"""GALA: after each update, average parameters with those of the round's in-peers. Nobody waits (Assran et al. 2019).
+
+Once a newer message of every in-peer has arrived, x ← weighted average, weights 1 / (1 + |in-peers|); otherwise carry on.
+The newest message wins: a writer never skips one because a reader has not read the last (the authors' code does).
+
+With a staleness bound τ ≥ 1 an agent waits after τ updates without a mix. τ = 0 is lock-step: at update k every agent
+mixes exactly version k of its in-peers, and a writer waits until its readers have read a slot before it rewrites it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Callable
+
+import numpy as np
+from mpi4py import MPI
+
+from gala_mpi.exchange import Counters, Mix, Order
+from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, SLOTS, STOP_AT, Glance, Mailbox, Pull
+from gala_mpi.topology import Topology
+
+SECONDS_BETWEEN_WARNINGS = 30.0
+
+
+class Gossip:
+    """Average parameters with a few neighbours.
+
+    Args:
+        comm: all agents.
+        length: P, the number of parameters.
+        topology: who reads whom.
+        staleness: τ; None: never wait.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, length: int, topology: Topology, staleness: int | None):
+        self._comm, self._topology, self._bound = comm, topology, staleness
+        self._lockstep = staleness == 0
+        self._mailbox = Mailbox(comm, length)
+        self._pulls = {peer: Pull(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
+        self._readers: dict[int, Glance] = {}  # lock-step: the headers of those who read me
+        self._mixed = dict.fromkeys(self._pulls, 0)  # the version of each peer that was last mixed
+        # A message that comes at once (shared memory) is read when it is mixed, so that it is as new as can be. One that
+        # takes longer (a network) is asked for ahead, so that it comes while the simulators run.
+        self._slow = dict.fromkeys(self._pulls, False)
+        self._version = self._started = 0
+        self._staleness = 0
+        self._mixes: list[Mix] = []
+
+    def start(self, version: int, parameters: np.ndarray) -> None:
+        self._version = self._started = version
+        self._mailbox.post(MIXED, version)
+        versions = self._comm.allgather(version)  # agents that were resumed need not stand at the same update
+        self._mixed = {peer: versions[peer] for peer in self._pulls}
+
+    def gradient(self, gradient: np.ndarray) -> None: ...
+
+    def parameters(self, parameters: np.ndarray) -> None:
+        self._version += 1
+        if self._lockstep:
+            self._wait_for_readers()
+        self._mailbox.publish(parameters, self._version)
+        peers = self._topology.in_peers(self._comm.rank, self._version)
+        arrived = self._ask(peers)
+        if not arrived and self._bound is not None and self._staleness >= self._bound:
+            arrived = self._wait(lambda: self._ask(peers), lambda: self._exhausted(peers), peers)
+        self._mixes = self._mix(parameters, peers) if arrived else []
+        self._staleness = 0 if arrived else self._staleness + 1
+        self._mailbox.post(MIXED, self._version)
+
+    def _ask(self, peers: list[int]) -> bool:
+        """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
+        for peer in peers:
+            pull = self._pulls[peer]
+            asked_now = pull.idle and not pull.ready
+            pull.start(self._mixed[peer], self._version if self._lockstep else None)
+            pull.advance()
+            if asked_now:
+                self._slow[peer] = not pull.idle
+        self._mailbox.poke()
+        return all([self._pulls[peer].advance() for peer in peers])
+
+    def poke(self) -> None:
+        self._mailbox.poke()
+        for peer in self._topology.in_peers(self._comm.rank, self._version + 1):
+            if self._slow[peer] and not self._lockstep:
+                self._pulls[peer].start(self._mixed[peer])
+        for pull in self._pulls.values():
+            pull.advance()
+
+    def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
+        """x ← (x + Σ messages) / (1 + number of messages), in place, always in the same order."""
+        mixes = []
+        for peer in peers:
+            message, version = self._pulls[peer].take()
+            parameters += message
+            self._mixed[peer] = version
+            mixes.append((peer, version))
+        parameters *= np.float32(1 / (1 + len(peers)))
+        return mixes
+
+    def _exhausted(self, peers: list[int]) -> bool:
+        """Whether some peer has nothing newer and never will."""
+        headers = ((self._pulls[peer].header, self._mixed[peer]) for peer in peers)
+        return any(header[FINISHED] and header[LATEST] <= mixed for header, mixed in headers)
+
+    def _wait_for_readers(self) -> None:
+        """Lock-step: the slot about to be rewritten must have been read by all that read it."""
+        old = self._version - SLOTS
+        if old <= self._started:
+            return
+        peers = self._topology.out_peers(self._comm.rank, old)
+        readers = [self._readers.setdefault(peer, Glance(self._mailbox, peer)) for peer in peers]
+
+        def read() -> bool:
+            self._mailbox.poke()
+            late = [reader for reader in readers if reader.header[MIXED] < old]
+            for reader in late:
+                reader.start()
+                reader.advance()
+            return not late
+
+        self._wait(read, lambda: False, peers)
+
+    def _wait(self, done: Callable[[], bool], give_up: Callable[[], bool], peers: list[int]) -> bool:
+        """Wait until `done`, with progress and back-off, naming whom we wait for; False if `give_up` comes first."""
+        began = warned = time.monotonic()
+        pause = 0.0
+        while not done():
+            if give_up():
+                return False
+            time.sleep(pause)
+            pause = min(pause + 1e-5, 1e-3)
+            if time.monotonic() - warned > SECONDS_BETWEEN_WARNINGS:
+                warned = time.monotonic()
+                seen = ", ".join(f"rank {peer} at update {int(self._header(peer)[LATEST])}" for peer in peers)
+                print(
+                    f"gala_mpi: rank {self._comm.rank} on {MPI.Get_processor_name()} at update {self._version} has waited "
+                    f"{warned - began:.0f} s for {seen} (staleness bound {self._bound})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return True
+
+    def _header(self, peer: int) -> np.ndarray:
+        return (self._readers.get(peer) or self._pulls[peer]).header
+
+    def agree(self, wish: Order) -> Order:
+        """Wishes travel in the headers, one hop an update, as appointments.
+
+        Lock-step agents keep an appointment at its update: it is made n updates ahead, when everybody has heard of it
+        (the earliest one counts). Otherwise agents move at their own pace: each saves by its own clock, and stops as soon
+        as it hears that somebody does.
+        """
+        header = self._mailbox.header
+        stops = [int(pull.header[STOP_AT]) for pull in self._pulls.values()] + [int(header[STOP_AT])]
+        if wish.stop and not header[STOP_AT]:
+            stops.append(self._version + self._comm.size)
+        stop_at = min((stop for stop in stops if stop), default=0)
+        self._mailbox.post(STOP_AT, stop_at)
+        if not self._lockstep:
+            return Order(stop=stop_at > 0, save=wish.save)
+        save_at = max([int(pull.header[SAVE_AT]) for pull in self._pulls.values()] + [int(header[SAVE_AT])])
+        if wish.save and self._comm.rank == 0 and save_at <= self._version:
+            save_at = self._version + self._comm.size
+        self._mailbox.post(SAVE_AT, save_at)
+        return Order(stop=0 < stop_at <= self._version, save=save_at == self._version)
+
+    def counters(self) -> Counters:
+        gap, self._mailbox.poke_gap = self._mailbox.poke_gap, 0.0
+        return Counters(self._mixes, self._staleness, sum(pull.torn for pull in self._pulls.values()), gap)
+
+    def close(self) -> None:
+        self._mailbox.post(FINISHED, 1)
+        for waiting in [*self._pulls.values(), *self._readers.values()]:
+            waiting.drain()
+        self._mailbox.close()

@@ -1,0 +1,247 @@
+"""The RMA transport: every rank publishes versions of a vector in its own window; others read them with tested gets.
+
+Nothing here waits for another rank. Publishing writes local memory only. Reading uses request-based gets that are tested,
+never waited for: MPI has no nonblocking flush, and a put over TCP stands still until its target enters MPI.
+
+A window holds a header of 64-bit words and S slots. Version v lies in slot v mod S. The writer works like a sequence lock
+(Lamport, "Concurrent reading and writing", 1977):
+
+    BEGUN[slot] = v     sync     slot = vector     sync     LATEST = v     sync
+
+A reader takes the header, then the slot of LATEST = v, then the header again, each get complete before the next begins.
+If BEGUN[slot] is then still v, the writer had not begun to rewrite the slot when the payload had been read, and LATEST = v
+said that it was finished before: the message is whole. Otherwise it is thrown away and counted as torn.
+
+The header's words are aligned and 8 bytes wide; like every sequence lock this one takes for granted that such a word is
+read and written in one piece.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+# Words of the header.
+LATEST = 0  # the newest version whose payload is complete; 0: none yet
+MIXED = 1  # the newest update after which this rank has read all that it wants of it (lock-step readers' receipt)
+FINISHED = 2  # 1: this rank publishes nothing more
+STOP_AT = 3  # the update at which all stop; 0: none
+SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
+BEGUN = 5  # one word a slot: the version whose writing has begun there
+HEADER_BYTES = 64
+
+SLOTS = 2
+ALIGNMENT = 64
+# A network moves a get in pieces, a few a test: 10 tests in a row move most of a 7 MB message over TCP, one moves 3%.
+TESTS_PER_POKE = 10
+
+
+def window_bytes(length: int) -> int:
+    """How large a rank's window is, for messages of `length` float32."""
+    return HEADER_BYTES + SLOTS * _stride(length)
+
+
+def _stride(length: int) -> int:
+    return -(-4 * length // ALIGNMENT) * ALIGNMENT
+
+
+class Mailbox:
+    """One rank's window and its view of the others'. Collective to make and to close.
+
+    Args:
+        comm: the ranks that read each other.
+        length: how many float32 a message holds.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, length: int):
+        assert BEGUN + SLOTS <= HEADER_BYTES // 8
+        self.comm, self.length = comm, length
+        self.stride = _stride(length)
+        # Allocate, not Create: MPI then places the window where it can be read fastest (shared memory inside a node).
+        self._window = MPI.Win.Allocate(window_bytes(length), 1, comm=comm)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        memory = np.frombuffer(self._window.tomemory(), np.uint8)
+        memory[:] = 0
+        self._window.Sync()
+        self.header = memory[:HEADER_BYTES].view(np.int64)
+        payload = memory[HEADER_BYTES:].reshape(SLOTS, self.stride)[:, : 4 * length]
+        self.slots = [row.view(np.float32) for row in payload]
+        # A pending receive from myself: testing it makes progress for others on every MPI, where Iprobe does not
+        # (Open MPI with osc/ucx) and testing a complete request does not either (MPICH).
+        self._self = MPI.COMM_SELF.Dup()
+        self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
+        self._last_poke = time.perf_counter()
+        self.poke_gap = 0.0
+        self._open = True
+        comm.Barrier()  # nobody reads before everybody has zeroed
+
+    def publish(self, vector: np.ndarray, version: int) -> None:
+        """Make `vector` readable as `version`. Local memory traffic alone."""
+        slot = version % SLOTS
+        self.header[BEGUN + slot] = version
+        self._window.Sync()
+        self.slots[slot][:] = vector
+        self._window.Sync()
+        self.header[LATEST] = version
+        self._window.Sync()
+
+    def post(self, word: int, value: int) -> None:
+        """Set one word of my header."""
+        self.header[word] = value
+        self._window.Sync()
+
+    def get_header(self, rank: int, into: np.ndarray) -> MPI.Request:
+        """Begin to read a header (int64 [8])."""
+        words = len(into)
+        return self._window.Rget([into, words, MPI.INT64_T], rank, target=[0, words, MPI.INT64_T])
+
+    def get_payload(self, rank: int, version: int, into: np.ndarray) -> MPI.Request:
+        """Begin to read the slot of `version` (float32 [length])."""
+        offset = HEADER_BYTES + version % SLOTS * self.stride
+        return self._window.Rget([into, self.length, MPI.FLOAT], rank, target=[offset, self.length, MPI.FLOAT])
+
+    def sync(self) -> None:
+        """Order my reads of finished gets before what follows."""
+        self._window.Sync()
+
+    def poke(self) -> None:
+        """Let MPI serve others and move what is on its way."""
+        now = time.perf_counter()
+        self.poke_gap = max(self.poke_gap, now - self._last_poke)
+        for _ in range(TESTS_PER_POKE):
+            self._never.Test()
+        self._last_poke = time.perf_counter()
+
+    def close(self) -> None:
+        """Serve the others until all have come here, then free the window. A second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        everybody = self.comm.Ibarrier()
+        while not everybody.Test():
+            self.poke()
+            time.sleep(0.001)
+        self._window.Unlock_all()
+        self.header, self.slots = None, None  # views of memory that is about to go
+        self._window.Free()
+        self._self.Send([bytearray(1), MPI.BYTE], dest=0)
+        self._never.Wait()
+        self._self.Free()
+
+
+class Glance:
+    """A peer's header, read again and again without waiting. `header` (int64 [8]) is as last seen whole."""
+
+    def __init__(self, mailbox: Mailbox, peer: int):
+        self.mailbox, self.peer = mailbox, peer
+        self.header = np.zeros(HEADER_BYTES // 8, np.int64)
+        self._incoming = np.zeros_like(self.header)
+        self._request: MPI.Request | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return self._request is None
+
+    def start(self) -> None:
+        """Begin to read the header, unless something is on its way."""
+        if self.idle:
+            self._request = self.mailbox.get_header(self.peer, self._incoming)
+
+    def advance(self) -> bool:
+        """Whether a header has arrived since `start`."""
+        if self.idle or not self._request.Test():
+            return False
+        self._request = None
+        self.mailbox.sync()
+        self.header[:] = self._incoming
+        return True
+
+    def drain(self) -> None:
+        """Wait for what is on its way, so that the window can be freed."""
+        while not self.idle and not self._request.Test():
+            self.mailbox.poke()
+        self._request = None
+
+
+class Pull:
+    """Messages of one in-peer on their way to me: header → payload → header, without waiting.
+
+    Args:
+        mailbox: the transport.
+        peer: whose messages.
+
+    Attributes:
+        payload: float32 [P]; whole once `ready`.
+        version: of `payload`.
+        torn: how many payloads were thrown away.
+    """
+
+    def __init__(self, mailbox: Mailbox, peer: int):
+        self.mailbox, self.peer = mailbox, peer
+        self.payload = np.zeros(mailbox.length, np.float32)
+        self.version = 0
+        self.ready = False
+        self.torn = 0
+        self._glance = Glance(mailbox, peer)
+        self._payload_request: MPI.Request | None = None
+        self._judging = False  # the header on its way is the one after the payload
+        self._newer_than = 0
+        self._exactly: int | None = None
+
+    @property
+    def header(self) -> np.ndarray:
+        """The peer's header as last seen, int64 [8]."""
+        return self._glance.header
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return self._glance.idle and self._payload_request is None
+
+    def start(self, newer_than: int, exactly: int | None = None) -> None:
+        """Ask for the newest message above `newer_than`, or for version `exactly`, unless one is on its way or ready."""
+        if self.idle and not self.ready:
+            self._newer_than, self._exactly = newer_than, exactly
+            self._glance.start()
+
+    def advance(self) -> bool:
+        """Take every step that needs no waiting. True once a whole message is there."""
+        while True:
+            if self._payload_request is not None:
+                if not self._payload_request.Test():
+                    return False
+                self._payload_request = None
+                self.mailbox.sync()
+                self._judging = True
+                self._glance.start()
+            if not self._glance.advance():
+                return self.ready
+            if self._judging:
+                self._judging = False
+                self.ready = self.header[BEGUN + self.version % SLOTS] == self.version
+                self.torn += not self.ready
+            if not self.ready:
+                self._read_payload()
+
+    def _read_payload(self) -> None:
+        """The header is here: begin to read the version wanted, if the peer has it."""
+        latest = int(self.header[LATEST])
+        wanted = latest if self._exactly is None else self._exactly
+        if self._newer_than < wanted <= latest:
+            self.version = wanted
+            self._payload_request = self.mailbox.get_payload(self.peer, wanted, self.payload)
+
+    def take(self) -> tuple[np.ndarray, int]:
+        """The message that is ready, and its version; then the next may be asked for."""
+        self.ready = False
+        return self.payload, self.version
+
+    def drain(self) -> None:
+        """Wait for what is on its way, so that the window can be freed."""
+        self._glance.drain()
+        while self._payload_request is not None and not self._payload_request.Test():
+            self.mailbox.poke()
+        self._payload_request = None

@@ -1,0 +1,92 @@
+"""A3C: one shared vector in rank 0's window; every agent adds its steps to it and goes on from the sum. No server process.
+
+The agents compute gradients on their own copy and keep their own RMSprop state; what they add is the optimiser's step
+(Mnih et al. 2016, with the local statistics of their appendix). Adding and reading are one get-accumulate, atomic for each
+element: agents may interleave within the vector, as in Hogwild.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+from gala_mpi.exchange import Counters, Order
+
+VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
+
+
+class Server:
+    """Push my step to rank 0's window and pull the sum, both in one operation.
+
+    Args:
+        comm: all agents.
+        length: P, the number of parameters.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, length: int):
+        self._comm, self._length = comm, length
+        self._window = MPI.Win.Allocate(VECTOR + 4 * length if comm.rank == 0 else 0, 1, comm=comm)
+        self._base = np.zeros(length, np.float32)  # the shared vector as I last saw it
+        self._step = np.zeros(length, np.float32)
+        self._stop = np.zeros(1, np.int64)
+        self._heard = np.zeros(1, np.int64)
+        self._open = True
+
+    def start(self, version: int, parameters: np.ndarray) -> None:
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        if self._comm.rank == 0:
+            memory = np.frombuffer(self._window.tomemory(), np.uint8)
+            memory[:VECTOR] = 0
+            memory[VECTOR:].view(np.float32)[:] = parameters
+            self._window.Sync()
+        self._comm.Barrier()
+        self._base[:] = parameters
+        self._step[:] = 0
+        self._add_and_read(parameters)
+
+    def gradient(self, gradient: np.ndarray) -> None: ...
+
+    def parameters(self, parameters: np.ndarray) -> None:
+        np.subtract(parameters, self._base, out=self._step)
+        self._add_and_read(parameters)
+
+    def _add_and_read(self, parameters: np.ndarray) -> None:
+        """shared += step; parameters = base = shared. Waits for its own message only, with progress for others."""
+        vector = [VECTOR, self._length, MPI.FLOAT]
+        requests = [
+            self._window.Rget_accumulate(
+                [self._step, self._length, MPI.FLOAT], [self._base, self._length, MPI.FLOAT], 0, target=vector, op=MPI.SUM
+            ),
+            self._window.Rget_accumulate(
+                [self._stop, 1, MPI.INT64_T], [self._heard, 1, MPI.INT64_T], 0, target=[0, 1, MPI.INT64_T], op=MPI.MAX
+            ),
+        ]
+        while not MPI.Request.Testall(requests):
+            self.poke()
+        self._base += self._step
+        parameters[:] = self._base
+
+    def poke(self) -> None:
+        self._comm.Iprobe()
+
+    def agree(self, wish: Order) -> Order:
+        """Each rank saves by its own clock. A wish to stop goes to rank 0's window with the next step; all read it there."""
+        if wish.stop:
+            self._stop[0] = 1
+        return Order(stop=bool(self._heard[0]), save=wish.save)
+
+    def counters(self) -> Counters:
+        return Counters()
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        everybody = self._comm.Ibarrier()
+        while not everybody.Test():
+            self.poke()
+            time.sleep(0.001)
+        self._window.Unlock_all()
+        self._window.Free()

@@ -1,0 +1,92 @@
+"""A2C: loss → gradient; clip; RMSprop. Its state is two flat vectors and two counters.
+
+A learner has `flat`, `updates`, `steps`, `gradient(batch)`, `step(progress)`, `state()` and `load(state)`: another
+algorithm that has them (PPO, V-trace) stands beside this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gala_mpi.config import A2CSettings
+from gala_mpi.flat import Flat
+from gala_mpi.model import Network
+from gala_mpi.returns import lambda_returns
+from gala_mpi.rollout import Batch
+
+
+@dataclass
+class Losses:
+    """Means over a batch, as in the loss: policy + value_coefficient · value − entropy_coefficient · entropy."""
+
+    policy: float
+    value: float
+    entropy: float
+
+
+class A2C:
+    """Advantage actor-critic (Mnih et al. 2016) with the GALA paper's constants.
+
+    Args:
+        network: its parameters become views of `flat.data`.
+        settings: discount, coefficients, optimiser constants.
+        lr: the learning rate at the start.
+    """
+
+    def __init__(self, network: Network, settings: A2CSettings, lr: float):
+        self.network, self.settings, self.lr = network, settings, lr
+        self.flat = Flat(network)
+        self.flat.data.grad = self.flat.grad
+        self.optimizer = torch.optim.RMSprop([self.flat.data], lr, settings.rms_alpha, settings.rms_eps, foreach=False)
+        self.updates = 0
+        self.steps = 0
+
+    def gradient(self, batch: Batch) -> Losses:
+        """The gradient of the loss into `flat.grad`."""
+        returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, self.settings.lambda_)
+        advantages = returns - batch.values
+        policy = -(advantages.detach() * batch.log_probs).mean()
+        value = advantages.pow(2).mean()
+        entropy = batch.entropies.mean()
+        self.flat.grad.zero_()
+        loss = policy + self.settings.value_coefficient * value - self.settings.entropy_coefficient * entropy
+        loss.backward()
+        self.updates += 1
+        self.steps += batch.steps
+        return Losses(float(policy.detach()), float(value.detach()), float(entropy.detach()))
+
+    def step(self, progress: float) -> float:
+        """Clip `flat.grad`, one RMSprop step on `flat.data`; the gradient's norm before clipping.
+
+        Args:
+            progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.
+        """
+        norm = float(torch.linalg.vector_norm(self.flat.grad))
+        if norm > self.settings.max_grad_norm:
+            self.flat.grad.mul_(self.settings.max_grad_norm / norm)
+        self.optimizer.param_groups[0]["lr"] = self.lr * (1 - progress if self.settings.decay_lr else 1)
+        self.optimizer.step()
+        return norm
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that a resume needs of the learner: `parameters`, `square_average` (float32 [P]) and counters."""
+        optimizer = self.optimizer.state[self.flat.data]
+        square_average = optimizer["square_avg"] if optimizer else torch.zeros_like(self.flat.data)
+        return {
+            "parameters": self.flat.data.cpu().numpy(),
+            "square_average": square_average.cpu().numpy(),
+            "updates": np.int64(self.updates),
+            "steps": np.int64(self.steps),
+        }
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        self.flat.data.copy_(torch.from_numpy(state["parameters"]))
+        self.updates, self.steps = int(state["updates"]), int(state["steps"])
+        self.optimizer.state[self.flat.data] = {
+            "step": torch.tensor(float(self.updates)),
+            "square_avg": torch.from_numpy(state["square_average"]).to(self.flat.data.device),
+        }

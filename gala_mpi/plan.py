@@ -1,0 +1,130 @@
+"""From a command line to what will be done, before it is done: every check that can fail early fails here.
+
+Rank 0 makes the plan and the others receive it (`World.decide`), so that bad input is one line and status 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gala_mpi import agent, checkpoint, config, envs, model, provenance, store, topology
+from gala_mpi.config import Config
+from gala_mpi.envs import Spaces
+from gala_mpi.errors import SettingError
+from gala_mpi.exchange.mailbox import window_bytes
+from gala_mpi.world import World
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all ranks agree on at the start.
+
+    Attributes:
+        config: every setting, with nothing left to choose (`network`, `precision` and `run_dir` are resolved).
+        generation: the checkpoint to go on from; 0: from scratch.
+        mixes_per_update: the most messages that an agent averages in one update.
+    """
+
+    config: Config
+    generation: int
+    mixes_per_update: int
+
+
+def make(arguments: list[str] | None, world: World) -> Plan:
+    """Parse, check, resolve, and begin the run directory. Rank 0 only.
+
+    Raises:
+        SettingError: names the setting, the value seen and the values allowed. Nothing on disk was touched.
+        SystemExit: after --help, or a flag that does not parse.
+    """
+    wanted = config.parse(arguments)
+    config.check(wanted)
+    settings = resolve(wanted, world)
+    generation = _resume(settings, world) if settings.resume else _begin(settings)
+    facts = provenance.facts(settings, world.library, world.hosts, world.threads_of_ranks, generation)
+    store.write_run(settings.run_dir, settings, world.size, facts)
+    degree = topology.build(settings.topology, world.size).degree
+    return Plan(settings, generation, degree if settings.exchange == "gossip" else 0)
+
+
+def resolve(wanted: Config, world: World) -> Config:
+    """The settings with everything that depends on the game and the machine filled in, and checked against them."""
+    spaces = _spaces(wanted)
+    network = wanted.network or ("gala" if spaces.image else "mlp")
+    if network == "mlp" and spaces.image:
+        raise SettingError(f"--network mlp: {wanted.env} shows images; gala or nature is expected")
+    if network != "mlp" and not spaces.image:
+        raise SettingError(f"--network {network}: {wanted.env} shows no images; mlp is expected")
+    if spaces.image and min(spaces.observation_shape[1:]) < model.SMALLEST_IMAGE:
+        raise SettingError(f"--env {wanted.env}: images of {spaces.observation_shape[1:]} pixels; {model.SMALLEST_IMAGE} or more are expected")
+    device = _device(wanted.device)
+    _check_shared_memory(wanted, network, spaces, world)
+    precision = wanted.precision
+    if precision == "auto":
+        precision = model.fastest_precision(network, spaces, wanted.num_envs, device)
+    name = f"{envs.resolve(wanted.env)[1].replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = wanted.run_dir or Path("runs") / name
+    return dataclasses.replace(wanted, network=network, precision=precision, run_dir=run_dir)
+
+
+def _spaces(wanted: Config) -> Spaces:
+    envs.resolve(wanted.env)
+    try:
+        simulators = envs.make(wanted.env, 1)
+    except SettingError:
+        raise
+    except Exception as error:  # a game of some other package that lacks a dependency, say
+        raise SettingError(f"--env {wanted.env}: the game does not start ({error})") from None
+    simulators.close()
+    return simulators.spaces
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingError(f"--device {name}: this host shows {torch.cuda.device_count()} GPUs; cpu or a GPU that is there is expected")
+    return agent.pick_device(name, 0)
+
+
+def _check_shared_memory(wanted: Config, network: model.Name, spaces: Spaces, world: World) -> None:
+    """Windows lie in /dev/shm; where it is too small, the first write past its end would kill the ranks with SIGBUS."""
+    if wanted.exchange != "gossip" or world.node.size == 1:
+        return
+    length = sum(parameter.numel() for parameter in model.Network(network, spaces).parameters())
+    needed, free = world.node.size * window_bytes(length), shutil.disk_usage("/dev/shm").free
+    if needed > free:
+        raise SettingError(
+            f"/dev/shm on {world.host} has {free / 2**20:.0f} MiB free; the windows of {world.node.size} ranks need "
+            f"{needed / 2**20:.0f} MiB: enlarge it, or run fewer ranks on a host"
+        )
+
+
+def _begin(settings: Config) -> int:
+    run = settings.run_dir
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
+    parent = run
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SettingError(f"--run-dir {run}: {parent} cannot be written; a writable directory is expected")
+    return 0
+
+
+def _resume(settings: Config, world: World) -> int:
+    run = settings.run_dir
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
+    return checkpoint.resumable(run, world.size, settings.network)

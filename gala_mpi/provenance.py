@@ -1,0 +1,60 @@
+"""Facts about one start of a run, so that it can be told later what ran where. Files and the environment only: no child
+process is made, because forking after MPI has started is not safe on every network."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import gala_mpi
+from gala_mpi import topology
+from gala_mpi.config import Config
+
+PACKAGES = ("mpi4py", "torch", "gymnasium", "ale-py", "numpy", "h5py")
+
+
+def facts(config: Config, library: str, hosts: list[str], threads: list[int], generation: int) -> dict[str, object]:
+    """What is known before the first step.
+
+    Args:
+        library: the MPI library and its version.
+        hosts: of every rank.
+        threads: of every rank.
+        generation: the checkpoint that this start goes on from; 0: from scratch.
+    """
+    graph = topology.build(config.topology, len(hosts))
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "gala_mpi": gala_mpi.__version__,
+        "commit": commit(Path(__file__).parents[1]),
+        "python": platform.python_version(),
+        "packages": [f"{package} {version(package)}" for package in PACKAGES],
+        "mpi": library,
+        "hosts": hosts,
+        "threads": threads,
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "resumed_from": generation,
+        "offsets": [",".join(map(str, offsets)) for offsets in graph.rounds],
+        "beta": topology.mixing_rate(graph),
+    }
+
+
+def commit(repository: Path) -> str:
+    """The commit that is checked out in `repository`; empty outside a checkout."""
+    git = repository / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        reference = head.removeprefix("ref: ")
+        if (git / reference).exists():
+            return (git / reference).read_text().strip()
+        packed = (git / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), "")
+    except OSError:
+        return ""

@@ -1,0 +1,107 @@
+"""The collector: T steps of N simulators become a batch that still carries the graph of its forward passes.
+
+Parameters do not change within a rollout, so the passes that chose the actions are the passes whose gradient A2C needs:
+they are kept, and there is no second forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+import torch
+
+from gala_mpi.clock import Clock
+from gala_mpi.envs import Episode, Simulators
+from gala_mpi.model import Network
+
+
+@dataclass
+class Batch:
+    """A rollout. Tensors are [T, N] float32."""
+
+    log_probs: torch.Tensor  # log π(a_t | s_t), with gradient
+    entropies: torch.Tensor  # H(π(· | s_t)), with gradient
+    values: torch.Tensor  # V(s_t), with gradient
+    rewards: torch.Tensor  # r_t as the learner sees them; γ V(cut-off observation) added where an episode was truncated
+    discounts: torch.Tensor  # γ, or 0 where the return ends
+    next_values: torch.Tensor  # V(s_{t+1}), without gradient
+    steps: int  # T · N
+
+
+class Collector:
+    """Steps an agent's simulators with its network's policy.
+
+    Args:
+        network: the policy and its value.
+        simulators: the vector of environments.
+        seeds: int64 [N], one a simulator.
+        length: T.
+        discount: γ.
+        clip_rewards: show the learner only the sign of a reward. Scores stay real.
+        poke: called after every simulator step, so that MPI can move messages (progress is everybody's duty).
+        clock: where the time goes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        simulators: Simulators,
+        seeds: np.ndarray,
+        length: int,
+        discount: float,
+        clip_rewards: bool,
+        poke: Callable[[], None],
+        clock: Clock,
+    ):
+        self.network, self.simulators, self.clock, self.poke = network, simulators, clock, poke
+        self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
+        self.device = next(network.parameters()).device
+        self.observations = self._to_device(simulators.reset(seeds))
+
+    def collect(self) -> tuple[Batch, list[Episode]]:
+        """T steps, and the episodes that ended in them."""
+        log_probs, entropies, values, rewards, discounts = [], [], [], [], []
+        episodes: list[Episode] = []
+        for _ in range(self.length):
+            with self.clock("act"):
+                policy, value = self.network(self.observations)
+                action = policy.sample()
+                log_probs.append(policy.log_prob(action))
+                entropies.append(policy.entropy())
+                values.append(value)
+            with self.clock("simulate"):
+                step = self.simulators.step(action.cpu().numpy())
+                self.observations = self._to_device(step.observations)
+                reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
+                if step.truncated.any():
+                    reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
+                rewards.append(reward)
+                discounts.append(self.discount * ~(step.terminated | step.truncated))
+                episodes += step.episodes
+            self.poke()
+        with self.clock("act"), torch.no_grad():
+            values_now = torch.stack(values)  # [T, N]
+            _, bootstrap = self.network(self.observations)
+            next_values = torch.cat([values_now[1:], bootstrap[None]])
+        batch = Batch(
+            torch.stack(log_probs),
+            torch.stack(entropies),
+            torch.stack(values),
+            torch.as_tensor(np.stack(rewards), dtype=torch.float32, device=self.device),
+            torch.as_tensor(np.stack(discounts), dtype=torch.float32, device=self.device),
+            next_values,
+            self.length * self.simulators.num_envs,
+        )
+        return batch, episodes
+
+    def _cut_off_values(self, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
+        """V of the observations that truncation cut off, 0 elsewhere. [N] float32."""
+        values = np.zeros(len(truncated), np.float32)
+        with torch.no_grad():
+            values[truncated] = self.network(self._to_device(final[truncated]))[1].cpu().numpy()
+        return values
+
+    def _to_device(self, observations: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(observations).to(self.device)

@@ -1,0 +1,204 @@
+"""The only file that knows HDF5: atomic files, tables that survive a kill, the layout of a run directory.
+
+A run directory:
+
+    run.h5                            settings, versions, hosts, graph; links to the ranks' metrics; evaluations
+    metrics/rank00007.h5              tables of one rank; rank00007-1.h5 ... follow after a restart or when one is full
+    checkpoints/000012/rank00007.h5   all state of one rank; a generation is complete when every rank's file is there
+
+Two ways of writing, and no other:
+
+* `atomic`: a file is built under a temporary name, synced and renamed. A kill leaves the old file or the new one.
+* `Tables`: a metrics file is created whole, with room for its rows, by `atomic`. Rows then go straight to their place in
+  the file (datasets are contiguous, so a row has a fixed offset) and the row counter follows. No HDF5 structure ever
+  changes again, so a reader of a live or killed run always sees a sound file with whole rows, and no lock is held.
+  The room is a hole in the file: it takes no space on disk until it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import h5py
+import numpy as np
+
+from gala_mpi.config import Config
+from gala_mpi.errors import SettingError
+
+FORMAT = 1
+RANK_FILE = "rank{:05d}"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w", locking=False) as file:
+            yield file
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, read only. No lock is taken: files are never changed under a reader's feet, and NFS may refuse locks."""
+    with h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Tables:
+    """Append-only tables of one metrics file.
+
+    Args:
+        path: the file to create; it must not exist.
+        layouts: name → (row dtype, rows that there is room for).
+        attributes: facts about the file.
+    """
+
+    def __init__(self, path: Path, layouts: Mapping[str, tuple[np.dtype, int]], attributes: Mapping[str, Any]):
+        if path.exists():
+            raise FileExistsError(f"{path} exists: metrics are never overwritten")
+        with atomic(path) as file:
+            file.attrs.update({"format": FORMAT, **attributes})
+            for name, (dtype, room) in layouts.items():
+                _contiguous(file, name, (room,), dtype)
+                _contiguous(file, f"rows/{name}", (), np.dtype("<i8"))
+        with reading(path) as file:
+            self._offsets = {name: (file[name].id.get_offset(), file[f"rows/{name}"].id.get_offset()) for name in layouts}
+        self._layouts = dict(layouts)
+        self._rows = dict.fromkeys(layouts, 0)
+        self._file = os.open(path, os.O_WRONLY)
+
+    def room(self, name: str) -> int:
+        """How many more rows `name` takes."""
+        return self._layouts[name][1] - self._rows[name]
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Write rows, then their new number. A kill between the two leaves the rows unseen, never half seen."""
+        if not len(rows):
+            return
+        dtype, _ = self._layouts[name]
+        assert rows.dtype == dtype and len(rows) <= self.room(name)
+        data, counter = self._offsets[name]
+        _write(self._file, rows.tobytes(), data + self._rows[name] * dtype.itemsize)
+        self._rows[name] += len(rows)
+        _write(self._file, self._rows[name].to_bytes(8, "little"), counter)
+
+    def sync(self) -> None:
+        """Ask the system to put all rows on disk (against a power cut; a kill alone loses nothing)."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """A dataset whose place in the file is fixed at once, so that rows can be written to it past HDF5."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the hole reads as zeros
+    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    link.set_create_intermediate_group(True)
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, plist, link)
+
+
+def _write(file: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+# The layout of a run directory.
+
+
+def run_file(run: Path) -> Path:
+    return run / "run.h5"
+
+
+def checkpoint_file(run: Path, generation: int, rank: int) -> Path:
+    return run / "checkpoints" / f"{generation:06d}" / f"{RANK_FILE.format(rank)}.h5"
+
+
+def metrics_files(run: Path, rank: int) -> list[Path]:
+    """The metrics files of one rank, in the order of their writing."""
+    name = RANK_FILE.format(rank)
+    parts = {0: run / "metrics" / f"{name}.h5"}
+    parts |= {int(path.stem.split("-")[1]): path for path in (run / "metrics").glob(f"{name}-*.h5")}
+    return [parts[part] for part in sorted(parts) if parts[part].exists()]
+
+
+def next_metrics_file(run: Path, rank: int) -> Path:
+    files = metrics_files(run, rank)
+    if not files:
+        return run / "metrics" / f"{RANK_FILE.format(rank)}.h5"
+    part = int(files[-1].stem.partition("-")[2] or 0) + 1
+    return run / "metrics" / f"{RANK_FILE.format(rank)}-{part}.h5"
+
+
+def read_config(run: Path) -> Config:
+    """The settings that a run was started (or last resumed) with.
+
+    Raises:
+        SettingError: `run` holds no run, or its run.h5 cannot be read.
+    """
+    if not run_file(run).is_file():
+        raise SettingError(f"--run-dir {run}: a run is expected there, but it has no run.h5")
+    try:
+        with reading(run_file(run)) as file:
+            return Config.from_json(file.attrs["config"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"--run-dir {run}: {run_file(run)} cannot be read ({error})") from None
+
+
+def read_agents(run: Path) -> int:
+    """How many agents the run has."""
+    with reading(run_file(run)) as file:
+        return int(file.attrs["agents"])
+
+
+@contextmanager
+def revised(path: Path) -> Iterator[h5py.File]:
+    """`path` with changes: a copy of its contents to change, which replaces it atomically when the block ends."""
+    with atomic(path) as file:
+        if path.exists():
+            with reading(path) as old:
+                file.attrs.update(old.attrs)
+                for name in old:
+                    old.copy(name, file)  # external links stay links
+        yield file
+
+
+def write_run(run: Path, config: Config, agents: int, facts: Mapping[str, Any]) -> None:
+    """Start or resume `run`: its settings, facts about this start, and links to every rank's metrics.
+
+    `starts/0`, `starts/1`, ... keep the facts of each start; the attributes `config` and `agents` are the newest ones.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    for folder in ("metrics", "checkpoints"):
+        (run / folder).mkdir(exist_ok=True)
+    with revised(run_file(run)) as file:
+        file.attrs.update({"format": FORMAT, "config": config.to_json(), "agents": agents})
+        starts = file.require_group("starts")
+        starts.create_group(str(len(starts))).attrs.update({"config": config.to_json(), **facts})
+        for rank in range(agents):
+            name = RANK_FILE.format(rank)
+            if file.get(f"metrics/{name}", getlink=True) is None:
+                file[f"metrics/{name}"] = h5py.ExternalLink(f"metrics/{name}.h5", "/")
