@@ -76,18 +76,18 @@ class Checkpoints:
             file.attrs["agents"] = state.agents
             file.attrs["hours"] = state.hours
             file.attrs["score"] = state.score
-            file["torch_rng"] = state.torch_rng
-            for name, value in state.learner.items():
+            arrays = {"torch_rng": state.torch_rng} | {f"learner/{name}": value for name, value in state.learner.items()}
+            for name, value in arrays.items():
                 options = {"fletcher32": True, "chunks": True} if np.ndim(value) else {}
-                file.create_dataset(f"learner/{name}", data=value, **options)
+                file.create_dataset(name, data=value, **options)
         if self._rank == 0:
             self._prune(state.agents)
 
     def _prune(self, agents: int) -> None:
         done = complete(self._run, agents)
-        best = max(done, key=lambda generation: _score(self._run, generation), default=None)
+        champion = best(self._run, agents)
         for generation in done[: -self._keep]:
-            if generation != best:
+            if generation != champion:
                 shutil.rmtree(store.checkpoint_file(self._run, generation, 0).parent)
 
 
@@ -100,6 +100,11 @@ def complete(run: Path, agents: int) -> list[int]:
     """The generations of which all files are there, oldest first."""
     ranks = range(agents)
     return [g for g in generations(run) if all(store.checkpoint_file(run, g, rank).exists() for rank in ranks)]
+
+
+def best(run: Path, agents: int) -> int | None:
+    """The complete generation with the best training score, or None. A later one wins a tie."""
+    return max(complete(run, agents), key=lambda generation: (_score(run, generation), generation), default=None)
 
 
 def newest(run: Path, agents: int) -> int | None:

@@ -26,7 +26,7 @@ class A2CSettings:
 
     discount: float = 0.99
     """γ, the weight of the next step's reward."""
-    lambda_: float = 1.0
+    gae_lambda: float = 1.0
     """λ of the returns: 1 = n-step returns, less = lambda returns (GAE)."""
     entropy_coefficient: float = 0.01
     """Weight of the entropy bonus in the loss."""
@@ -41,7 +41,7 @@ class A2CSettings:
     decay_lr: bool = False
     """Let the learning rate fall linearly to 0 over the run's global steps."""
     clip_rewards: Optional[bool] = None
-    """Learn from the sign of rewards. Default: yes for Atari, no elsewhere. Reported scores are never clipped."""
+    """Learn from the sign of rewards; scores are never clipped. None: yes for Atari, no elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -51,44 +51,50 @@ class Config:
     env: str = "pong"
     """Game: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
     exchange: Exchange = "gossip"
-    """How agents share what they learn: gossip = GALA (average parameters with neighbours, never wait); allreduce = A2C
-    (average gradients over all, in step); server = A3C (a shared vector in rank 0's window); none = independent agents."""
+    """How agents share what they learn.
+    gossip = GALA: average parameters with neighbours, never wait;
+    allreduce = A2C: average gradients over all ranks, in step;
+    server = A3C: a shared vector in rank 0's window;
+    none = independent agents."""
     topology: topology.Name = "ring"
-    """Who reads whom under gossip: ring (1 peer), exponential (log2 n peers), one-peer-exponential (1 peer, changing every
-    update), complete (everybody)."""
+    """Who reads whom under gossip.
+    ring = 1 peer; exponential = log2 n peers; complete = everybody;
+    one-peer-exponential = 1 peer, another one at every update."""
     staleness: Optional[int] = None
-    """After how many updates without mixing an agent waits for its peers. Default: never. 0 = lock-step: every agent mixes
-    its peers' parameters of exactly the same update, and a run is reproducible bit for bit."""
+    """After how many updates without mixing an agent waits for its peers. None: never.
+    0 = lock-step: peers' parameters of exactly the same update are mixed; reproducible bit for bit."""
     total_steps: int = 40_000_000
-    """Steps of the whole run, over all agents (1 step = 1 action in 1 simulator = 4 Atari frames). Every agent does an
-    equal share, rounded up to whole updates."""
+    """Steps of the whole run, over all agents; each does an equal share, in whole updates.
+    1 step = 1 action in 1 simulator = 4 Atari frames."""
     num_envs: int = 16
     """Simulators per agent."""
     rollout_length: int = 5
     """Steps in each simulator per update."""
     lr: Optional[float] = None
-    """Learning rate. Default: 7e-4 * sqrt(simulators of all agents / 16)."""
+    """Learning rate. None: 7e-4 * sqrt(simulators of all agents / 16)."""
     seed: int = 0
-    """Seeds the initial weights (the same on all agents) and every agent's action and simulator streams (all different)."""
+    """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
     network: Optional[Literal["gala", "nature", "mlp"]] = None
-    """gala = 32-64-32 convolutions + 512 units, nature = 32-64-64 + 512, mlp = 64-64. Default: gala for images, else mlp."""
+    """gala = 32-64-32 convolutions + 512 units; nature = 32-64-64 + 512; mlp = 64-64.
+    None: gala for images, mlp for the rest."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network's layers. auto = bf16 if rank 0 measures that it is faster here. Parameters, gradients and
-    messages are float32 either way."""
+    """Arithmetic of the network's layers. auto = bf16 where rank 0 measures that it is faster.
+    Parameters, gradients and messages are float32 either way."""
     device: str = "cpu"
     """cpu, cuda (ranks of a node are dealt over its GPUs) or cuda:0."""
     sticky: float = 0.0
     """Probability that an Atari emulator repeats the last action (Machado et al. 2018 use 0.25)."""
     run_dir: Optional[Path] = None
-    """Where the run is kept. Default: runs/<env>-<exchange>-<time>."""
+    """Where the run is kept. None: runs/<env>-<exchange>-<time>."""
     resume: bool = False
-    """Continue the run in --run-dir from its newest complete checkpoint. Its settings apply; those given here replace them."""
+    """Continue the run in --run-dir from its newest complete checkpoint.
+    Its settings apply; those given here replace them."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the best one is kept as well."""
     wall_minutes: Optional[float] = None
-    """Save and stop after this many minutes. Default: no limit."""
+    """Save and stop after this many minutes. None: no limit."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
 
     def learning_rate(self, agents: int) -> float:
@@ -151,6 +157,86 @@ def _stored(arguments: list[str]) -> Config:
     return store.read_config(known.run_dir)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Play a run's policies and say how good they are."""
+
+    run: Path
+    """The run directory."""
+    episodes: int = 10
+    """Games per policy."""
+    checkpoint: str = "newest"
+    """newest, best (by training score) or a checkpoint's number."""
+    policies: Literal["all", "mean"] = "all"
+    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the most probable one."""
+    seed: int = 1
+    """Seeds the games: the same seed deals the same games to every policy, on any number of ranks."""
+    video: Optional[Path] = None
+    """Also film one game of the averaged policy: FILE.mp4 or FILE.gif."""
+
+
+def parse_evaluation(arguments: list[str]) -> Evaluation:
+    """The command line of `gala_mpi.evaluate`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.cli(
+        Evaluation,
+        prog="python -m gala_mpi.evaluate",
+        description="Play a run's policies: mean score ± standard error, up to 30 no-ops at the start.\n\n"
+        "  python -m gala_mpi.evaluate runs/pong-...\n"
+        "  mpirun -n 8 python -m gala_mpi.evaluate runs/pong-... --episodes 100\n"
+        "  python -m gala_mpi.evaluate runs/pong-... --policies mean --video pong.mp4",
+        args=arguments,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
+def check_evaluation(wanted: Evaluation) -> None:
+    """Refuse what cannot work, before the first game. Raises SettingError."""
+    if wanted.episodes < 1:
+        raise SettingError(f"--episodes {wanted.episodes}: a whole number, 1 or more, is expected")
+    if wanted.seed < 0:
+        raise SettingError(f"--seed {wanted.seed}: a whole number, 0 or more, is expected")
+    if wanted.checkpoint not in ("newest", "best") and not wanted.checkpoint.isdigit():
+        raise SettingError(f"--checkpoint {wanted.checkpoint}: newest, best or a checkpoint's number is expected")
+    if wanted.video is not None:
+        if wanted.video.suffix not in (".mp4", ".gif"):
+            raise SettingError(f"--video {wanted.video}: a name that ends in .mp4 or .gif is expected")
+        if not wanted.video.absolute().parent.is_dir():
+            raise SettingError(f"--video {wanted.video}: a file in a folder that exists is expected")
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """How fast the real training loop runs: one rank alone against all ranks, and where an update's time goes."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained."""
+    rounds: int = 3
+    """How often one rank and all ranks take turns; medians over the rounds are printed."""
+    updates: int = 150
+    """Updates that each rank does in a turn."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def parse_bench(arguments: list[str]) -> TrainBench:
+    """The command line of `gala_mpi.bench`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.extras.subcommand_cli_from_dict(
+        {"train": TrainBench},
+        prog="python -m gala_mpi.bench",
+        description="Benchmarks. Machines are noisy: ratios within one call mean more than figures across calls.\n\n"
+        "  mpirun -n 2 python -m gala_mpi.bench train\n"
+        "  mpirun -n 4 python -m gala_mpi.bench train --topology exponential --network nature --json",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
 def check(config: Config) -> None:
     """Refuse settings that cannot work, before any long work starts.
 
@@ -174,7 +260,7 @@ def check(config: Config) -> None:
     require(config.wall_minutes is None or config.wall_minutes > 0, "--wall-minutes", config.wall_minutes, "a positive number of minutes")
     a2c = config.a2c
     require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")
-    require(0 <= a2c.lambda_ <= 1, "--a2c.lambda-", a2c.lambda_, "a number from 0 to 1")
+    require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")
     require(a2c.entropy_coefficient >= 0, "--a2c.entropy-coefficient", a2c.entropy_coefficient, "a number, 0 or more,")
     require(a2c.value_coefficient >= 0, "--a2c.value-coefficient", a2c.value_coefficient, "a number, 0 or more,")
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")

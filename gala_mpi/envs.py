@@ -84,11 +84,14 @@ def resolve(env: str) -> tuple[str, str]:
     Raises:
         SettingError: there is no such game.
     """
-    match = re.fullmatch(r"(?:ALE/)?([A-Za-z]+?)(?:NoFrameskip|Deterministic)?-v\d", env)
-    game = re.sub(r"(?<!^)(?=[A-Z])", "_", match[1]).lower() if match else env
     games = atari_games()
-    if game in games:
-        return "atari", game
+    if env in games:
+        return "atari", env
+    # ale-py's ids are of versions 0, 4 and 5; gymnasium's own Blackjack-v1 is not the Atari game.
+    match = re.fullmatch(r"(?:ALE/)?([A-Za-z0-9]+?)(?:NoFrameskip|Deterministic)?-v[045]", env)
+    by_plain_name = {game.replace("_", ""): game for game in games}
+    if match and match[1].lower() in by_plain_name:
+        return "atari", by_plain_name[match[1].lower()]
     import gymnasium  # slow to import, and not needed to recognise an Atari game
 
     if env in gymnasium.registry:
@@ -114,6 +117,12 @@ def make(env: str, num_envs: int, *, threads: int = 1, sticky: float = 0.0) -> S
     """
     kind, name = resolve(env)
     return AtariSimulators(name, num_envs, threads, sticky) if kind == "atari" else GymSimulators(name, num_envs)
+
+
+def make_filmed(env: str, sticky: float = 0.0) -> FilmedAtari | FilmedGym:
+    """One simulator of `env` that can also show its screen."""
+    kind, name = resolve(env)
+    return FilmedAtari(name, sticky) if kind == "atari" else FilmedGym(name)
 
 
 class _Scores:
@@ -237,3 +246,46 @@ class GymSimulators:
 
     def close(self) -> None:
         self._envs.close()
+
+
+class FilmedAtari(AtariSimulators):
+    """One game with its colour screen, which a twin shows that plays the same seed and the same actions."""
+
+    frames_per_second = 60 / FRAMES_PER_STEP
+
+    def __init__(self, game: str, sticky: float = 0.0):
+        super().__init__(game, 1, sticky=sticky)
+        self._twin = AtariSimulators(game, 1, sticky=sticky, grayscale=False, stack_num=1, img_height=210, img_width=160)
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        self._screen = self._twin.reset(seeds)
+        return super().reset(seeds)
+
+    def step(self, actions: np.ndarray) -> Step:
+        self._screen = self._twin.step(actions).observations
+        return super().step(actions)
+
+    def screen(self) -> np.ndarray:
+        """uint8 [420, 640, 3]: the console's pixels are twice as wide as high."""
+        return self._screen[0, 0].repeat(2, axis=0).repeat(4, axis=1)
+
+    def close(self) -> None:
+        self._twin.close()
+        super().close()
+
+
+class FilmedGym(GymSimulators):
+    """One gymnasium environment with its rendered screen."""
+
+    def __init__(self, name: str):
+        try:
+            super().__init__(name, 1, render_mode="rgb_array")
+            self._envs.envs[0].reset(seed=0)
+            self.screen()
+        except Exception as error:  # a renderer that is not installed, say
+            raise SettingError(f"--video: {name} cannot be filmed ({error})") from None
+        self.frames_per_second = self._envs.envs[0].metadata.get("render_fps", 30)
+
+    def screen(self) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        return self._envs.envs[0].render()

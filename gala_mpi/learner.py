@@ -46,7 +46,7 @@ class A2C:
 
     def gradient(self, batch: Batch) -> Losses:
         """The gradient of the loss into `flat.grad`."""
-        returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, self.settings.lambda_)
+        returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, self.settings.gae_lambda)
         advantages = returns - batch.values
         policy = -(advantages.detach() * batch.log_probs).mean()
         value = advantages.pow(2).mean()
@@ -76,8 +76,8 @@ class A2C:
         optimizer = self.optimizer.state[self.flat.data]
         square_average = optimizer["square_avg"] if optimizer else torch.zeros_like(self.flat.data)
         return {
-            "parameters": self.flat.data.cpu().numpy(),
-            "square_average": square_average.cpu().numpy(),
+            "parameters": self.flat.data.cpu().numpy().copy(),
+            "square_average": square_average.cpu().numpy().copy(),
             "updates": np.int64(self.updates),
             "steps": np.int64(self.steps),
         }
@@ -88,5 +88,5 @@ class A2C:
         self.updates, self.steps = int(state["updates"]), int(state["steps"])
         self.optimizer.state[self.flat.data] = {
             "step": torch.tensor(float(self.updates)),
-            "square_avg": torch.from_numpy(state["square_average"]).to(self.flat.data.device),
+            "square_avg": torch.tensor(state["square_average"], device=self.flat.data.device),
         }

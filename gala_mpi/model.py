@@ -30,12 +30,13 @@ class Network(nn.Module):
     Args:
         name: which torso.
         spaces: what the simulators give and take.
-        precision: `bf16` computes the torso in bfloat16 (weights, gradients and both heads' outputs stay float32).
+        precision: `bf16` computes the torso in bfloat16; parameters, gradients and both heads are float32.
     """
 
     def __init__(self, name: Name, spaces: Spaces, precision: Precision = "fp32"):
         super().__init__()
-        self.spaces, self.precision = spaces, precision
+        self.spaces = spaces
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.torso = _mlp(spaces) if name == "mlp" else _convolutions(CHANNELS[name], spaces)
         features = self.torso[-2].out_features
         outputs = spaces.actions if spaces.discrete else math.prod(spaces.action_shape)
@@ -46,14 +47,22 @@ class Network(nn.Module):
 
     def forward(self, observations: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
         """Observations [N, ...] (uint8 for images) → a distribution over N actions, values [N]."""
-        if self.spaces.image:
-            # 0..255 are exact in bfloat16; the first convolution lays the planes out as it likes.
-            x = observations.to(torch.bfloat16 if self.precision == "bf16" else torch.float32).mul_(1 / 255)
-        else:
-            x = observations.float().flatten(1)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            x = self.torso(x)
-            policy, value = self.policy(x).float(), self.value(x).float().squeeze(-1)
+        with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            features = self.torso(self.prepare(observations))
+        return self.heads(features.float())
+
+    def prepare(self, observations: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Observations as the torso takes them: pixels / 255 (0..255 are exact in bfloat16), numbers as they are."""
+        if out is None:
+            out = torch.empty_like(observations, dtype=self.dtype)
+        if not self.spaces.image:
+            return out.copy_(observations)
+        # Reordered while they are still bytes: convolutions want the channels last.
+        return out.copy_(observations.contiguous(memory_format=torch.channels_last)).mul_(1 / 255)
+
+    def heads(self, features: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
+        """Features float32 [N, F] → a distribution over N actions, values [N]."""
+        policy, value = self.policy(features), self.value(features).squeeze(-1)
         if self.spaces.discrete:
             return Categorical(logits=policy, validate_args=False), value
         means = policy.view(-1, *self.spaces.action_shape)
@@ -85,7 +94,6 @@ def _orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.
 def fastest_precision(name: Name, spaces: Spaces, batch: int, device: torch.device) -> Precision:
     """`bf16` if this machine trains on a batch clearly faster with it (native instructions), else `fp32`. About 0.3 s."""
     observations = torch.from_numpy(np.zeros((batch, *spaces.observation_shape), spaces.observation_dtype)).to(device)
-
     networks = {p: Network(name, spaces, p).to(device, memory_format=torch.channels_last) for p in get_args(Precision)}
     best = dict.fromkeys(networks, math.inf)
     for _ in range(12):  # in turn, so that whatever else the machine does disturbs both; the first passes only set up

@@ -1,8 +1,4 @@
-"""The collector: T steps of N simulators become a batch that still carries the graph of its forward passes.
-
-Parameters do not change within a rollout, so the passes that chose the actions are the passes whose gradient A2C needs:
-they are kept, and there is no second forward pass.
-"""
+"""The collector: T steps of N simulators become a batch that still carries the graph of its forward passes (`kept.py`)."""
 
 from __future__ import annotations
 
@@ -11,9 +7,11 @@ from typing import Callable
 
 import numpy as np
 import torch
+from torch.distributions import Distribution
 
 from gala_mpi.clock import Clock
 from gala_mpi.envs import Episode, Simulators
+from gala_mpi.kept import Kept
 from gala_mpi.model import Network
 
 
@@ -59,42 +57,53 @@ class Collector:
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.device = next(network.parameters()).device
         self.observations = self._to_device(simulators.reset(seeds))
+        self.kept = Kept(network.torso, length, self.observations, network.dtype)
 
     def collect(self) -> tuple[Batch, list[Episode]]:
         """T steps, and the episodes that ended in them."""
-        log_probs, entropies, values, rewards, discounts = [], [], [], [], []
+        actions, rewards, discounts, next_values = [], [], [], []
         episodes: list[Episode] = []
-        for _ in range(self.length):
-            with self.clock("act"):
-                policy, value = self.network(self.observations)
+        self.kept.begin()
+        for t in range(self.length):
+            with self.clock("act"), torch.no_grad():
+                policy, value = self._forward(t)
                 action = policy.sample()
-                log_probs.append(policy.log_prob(action))
-                entropies.append(policy.entropy())
-                values.append(value)
             with self.clock("simulate"):
                 step = self.simulators.step(action.cpu().numpy())
                 self.observations = self._to_device(step.observations)
                 reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
                 if step.truncated.any():
                     reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
-                rewards.append(reward)
-                discounts.append(self.discount * ~(step.terminated | step.truncated))
                 episodes += step.episodes
+            actions.append(action)
+            rewards.append(reward)
+            discounts.append(self.discount * ~(step.terminated | step.truncated))
+            if t:
+                next_values.append(value)
             self.poke()
         with self.clock("act"), torch.no_grad():
-            values_now = torch.stack(values)  # [T, N]
-            _, bootstrap = self.network(self.observations)
-            next_values = torch.cat([values_now[1:], bootstrap[None]])
-        batch = Batch(
-            torch.stack(log_probs),
-            torch.stack(entropies),
-            torch.stack(values),
-            torch.as_tensor(np.stack(rewards), dtype=torch.float32, device=self.device),
-            torch.as_tensor(np.stack(discounts), dtype=torch.float32, device=self.device),
-            next_values,
-            self.length * self.simulators.num_envs,
-        )
+            next_values.append(self._forward(self.length)[1])
+        with self.clock("learn"):
+            batch = self._batch(actions, rewards, discounts, next_values)
         return batch, episodes
+
+    def _forward(self, t: int) -> tuple[Distribution, torch.Tensor]:
+        """Pass `t` over the observations at hand, kept."""
+        self.network.prepare(self.observations, out=self.kept.inputs(t))
+        return self.network.heads(self.kept.forward(t).float())
+
+    def _batch(self, actions: list, rewards: list, discounts: list, next_values: list) -> Batch:
+        policy, values = self.network.heads(self.kept.features())  # of T · N rows, with gradient
+        grid = (self.length, self.simulators.num_envs)
+        return Batch(
+            log_probs=policy.log_prob(torch.cat(actions)).view(grid),
+            entropies=policy.entropy().view(grid),
+            values=values.view(grid),
+            rewards=torch.as_tensor(np.stack(rewards), dtype=torch.float32, device=self.device),
+            discounts=torch.as_tensor(np.stack(discounts), dtype=torch.float32, device=self.device),
+            next_values=torch.stack(next_values),
+            steps=self.length * self.simulators.num_envs,
+        )
 
     def _cut_off_values(self, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
         """V of the observations that truncation cut off, 0 elsewhere. [N] float32."""

@@ -202,3 +202,10 @@ def write_run(run: Path, config: Config, agents: int, facts: Mapping[str, Any]) 
             name = RANK_FILE.format(rank)
             if file.get(f"metrics/{name}", getlink=True) is None:
                 file[f"metrics/{name}"] = h5py.ExternalLink(f"metrics/{name}.h5", "/")
+
+
+def write_evaluation(run: Path, games: np.ndarray, facts: Mapping[str, Any]) -> None:
+    """Add an evaluation's games (a structured array) and facts about it to `run`, under evaluations/0, 1, ..."""
+    with revised(run_file(run)) as file:
+        evaluations = file.require_group("evaluations")
+        evaluations.create_dataset(str(len(evaluations)), data=games).attrs.update(facts)

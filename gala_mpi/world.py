@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Callable, TypeVar
@@ -14,6 +15,7 @@ import mpi4py
 mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI  # noqa: E402
 
+from gala_mpi import memory  # noqa: E402
 from gala_mpi.errors import SettingError  # noqa: E402
 
 T = TypeVar("T")
@@ -30,6 +32,7 @@ class World:
     """
 
     def __init__(self):
+        memory.map_large_blocks()
         self.comm = MPI.COMM_WORLD  # the only place that names it
         self.rank, self.size = self.comm.rank, self.comm.size
         self.host = MPI.Get_processor_name()
@@ -71,6 +74,18 @@ class World:
     def all(self, holds: bool) -> bool:
         """Whether it holds on every rank. Collective."""
         return self.comm.allreduce(holds, MPI.LAND)
+
+    def wait(self) -> None:
+        """A barrier that leaves the cores to the others, unlike MPI's own. Collective."""
+        everybody = self.comm.Ibarrier()
+        while not everybody.Test():
+            time.sleep(0.01)
+
+    def part(self, rank_zero_alone: bool) -> MPI.Intracomm | None:
+        """A communicator of rank 0 alone or of all ranks; None for ranks outside it. Collective."""
+        inside = self.root or not rank_zero_alone
+        comm = self.comm.Split(0 if inside else MPI.UNDEFINED, self.rank)
+        return comm if inside else None
 
     def _share_of_cores(self) -> int:
         """Cores in my affinity mask, each split over the ranks of this host that may use it, within the cgroup's quota."""

@@ -100,9 +100,9 @@ class Gossip:
         return mixes
 
     def _exhausted(self, peers: list[int]) -> bool:
-        """Whether some peer has nothing newer and never will."""
-        headers = ((self._pulls[peer].header, self._mixed[peer]) for peer in peers)
-        return any(header[FINISHED] and header[LATEST] <= mixed for header, mixed in headers)
+        """Whether some peer will never have what is wanted of it."""
+        wanted = {peer: self._version if self._lockstep else self._mixed[peer] + 1 for peer in peers}
+        return any(0 < self._pulls[peer].header[FINISHED] <= wanted[peer] for peer in peers)
 
     def _wait_for_readers(self) -> None:
         """Lock-step: the slot about to be rewritten must have been read by all that read it."""
@@ -114,7 +114,7 @@ class Gossip:
 
         def read() -> bool:
             self._mailbox.poke()
-            late = [reader for reader in readers if reader.header[MIXED] < old]
+            late = [reader for reader in readers if reader.header[MIXED] < old and not reader.header[FINISHED]]
             for reader in late:
                 reader.start()
                 reader.advance()
@@ -153,25 +153,38 @@ class Gossip:
         as it hears that somebody does.
         """
         header = self._mailbox.header
-        stops = [int(pull.header[STOP_AT]) for pull in self._pulls.values()] + [int(header[STOP_AT])]
         if wish.stop and not header[STOP_AT]:
-            stops.append(self._version + self._comm.size)
-        stop_at = min((stop for stop in stops if stop), default=0)
-        self._mailbox.post(STOP_AT, stop_at)
+            self._mailbox.post(STOP_AT, self._version + self._comm.size)
+        stop_at = self._pass_on_stop()
         if not self._lockstep:
             return Order(stop=stop_at > 0, save=wish.save)
         save_at = max([int(pull.header[SAVE_AT]) for pull in self._pulls.values()] + [int(header[SAVE_AT])])
-        if wish.save and self._comm.rank == 0 and save_at <= self._version:
+        # No agent is n updates behind another: a new appointment is made when all have kept the last one.
+        if wish.save and self._comm.rank == 0 and save_at + self._comm.size <= self._version:
             save_at = self._version + self._comm.size
         self._mailbox.post(SAVE_AT, save_at)
         return Order(stop=0 < stop_at <= self._version, save=save_at == self._version)
+
+    def _pass_on_stop(self) -> int:
+        """The earliest update at which anybody whom I have heard of stops, or 0; posted for those who read me."""
+        headers = [self._mailbox.header, *(pull.header for pull in self._pulls.values())]
+        stop_at = min((int(header[STOP_AT]) for header in headers if header[STOP_AT]), default=0)
+        self._mailbox.post(STOP_AT, stop_at)
+        return stop_at
+
+    def _listen(self) -> None:
+        """When I am done: go on passing on what others wish."""
+        for pull in self._pulls.values():
+            pull.start(newer_than=sys.maxsize)
+            pull.advance()
+        self._pass_on_stop()
 
     def counters(self) -> Counters:
         gap, self._mailbox.poke_gap = self._mailbox.poke_gap, 0.0
         return Counters(self._mixes, self._staleness, sum(pull.torn for pull in self._pulls.values()), gap)
 
     def close(self) -> None:
-        self._mailbox.post(FINISHED, 1)
-        for waiting in [*self._pulls.values(), *self._readers.values()]:
-            waiting.drain()
-        self._mailbox.close()
+        if self._mailbox.closed:
+            return
+        self._mailbox.post(FINISHED, self._version + 1)
+        self._mailbox.close(meanwhile=self._listen)

@@ -19,6 +19,7 @@ read and written in one piece.
 from __future__ import annotations
 
 import time
+from typing import Callable
 
 import numpy as np
 from mpi4py import MPI
@@ -26,7 +27,7 @@ from mpi4py import MPI
 # Words of the header.
 LATEST = 0  # the newest version whose payload is complete; 0: none yet
 MIXED = 1  # the newest update after which this rank has read all that it wants of it (lock-step readers' receipt)
-FINISHED = 2  # 1: this rank publishes nothing more
+FINISHED = 2  # once this rank publishes nothing more: 1 + its last version (one word, so that both are seen together)
 STOP_AT = 3  # the update at which all stop; 0: none
 SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word a slot: the version whose writing has begun there
@@ -74,7 +75,8 @@ class Mailbox:
         self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
         self._last_poke = time.perf_counter()
         self.poke_gap = 0.0
-        self._open = True
+        self.closed = False
+        self.readers: list[Glance | Pull] = []  # what may still be on its way when all are done
         comm.Barrier()  # nobody reads before everybody has zeroed
 
     def publish(self, vector: np.ndarray, version: int) -> None:
@@ -114,15 +116,18 @@ class Mailbox:
             self._never.Test()
         self._last_poke = time.perf_counter()
 
-    def close(self) -> None:
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Serve the others until all have come here, then free the window. A second call does nothing."""
-        if not self._open:
+        if self.closed:
             return
-        self._open = False
+        self.closed = True
         everybody = self.comm.Ibarrier()
         while not everybody.Test():
+            meanwhile()
             self.poke()
             time.sleep(0.001)
+        while self.readers:
+            self.readers.pop().drain()
         self._window.Unlock_all()
         self.header, self.slots = None, None  # views of memory that is about to go
         self._window.Free()
@@ -139,6 +144,7 @@ class Glance:
         self.header = np.zeros(HEADER_BYTES // 8, np.int64)
         self._incoming = np.zeros_like(self.header)
         self._request: MPI.Request | None = None
+        mailbox.readers.append(self)
 
     @property
     def idle(self) -> bool:
@@ -190,6 +196,7 @@ class Pull:
         self._judging = False  # the header on its way is the one after the payload
         self._newer_than = 0
         self._exactly: int | None = None
+        mailbox.readers.append(self)
 
     @property
     def header(self) -> np.ndarray:
@@ -202,8 +209,11 @@ class Pull:
         return self._glance.idle and self._payload_request is None
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
-        """Ask for the newest message above `newer_than`, or for version `exactly`, unless one is on its way or ready."""
-        if self.idle and not self.ready:
+        """Ask for the newest message above `newer_than`, or for version `exactly`, unless something is on its way.
+
+        While a message is ready, only the header is read anew.
+        """
+        if self.idle:
             self._newer_than, self._exactly = newer_than, exactly
             self._glance.start()
 
@@ -237,11 +247,11 @@ class Pull:
     def take(self) -> tuple[np.ndarray, int]:
         """The message that is ready, and its version; then the next may be asked for."""
         self.ready = False
+        self._newer_than = self.version  # the header that may be on its way does not bring it again
         return self.payload, self.version
 
     def drain(self) -> None:
-        """Wait for what is on its way, so that the window can be freed."""
-        self._glance.drain()
+        """Wait for the payload on its way, so that the window can be freed."""
         while self._payload_request is not None and not self._payload_request.Test():
             self.mailbox.poke()
         self._payload_request = None

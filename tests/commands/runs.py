@@ -1,0 +1,77 @@
+"""Commands to start, and what a run directory holds afterwards."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+
+from gala_mpi import checkpoint, store
+from launch import Job, mpirun
+
+TRAIN = ("-m", "gala_mpi.train")
+# A game whose simulators cost next to nothing.
+SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
+STEPS_PER_UPDATE = 4 * 5
+
+
+def train(n: int, run: Path, *flags: object, timeout: float = 120) -> CompletedProcess:
+    """Train to the end; the command must succeed."""
+    result = mpirun(n, *TRAIN, "--run-dir", run, *flags, timeout=timeout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def start(n: int, run: Path, *flags: object) -> Job:
+    """Begin to train."""
+    return Job(n, *TRAIN, "--run-dir", run, *flags)
+
+
+def states(run: Path, n: int) -> list[checkpoint.State]:
+    """What the newest complete checkpoint holds of each rank."""
+    generation = checkpoint.newest(run, n)
+    assert generation is not None, "there is no complete checkpoint"
+    return [checkpoint.load(run, generation, rank) for rank in range(n)]
+
+
+def parameters(run: Path, n: int) -> list[np.ndarray]:
+    return [state.learner["parameters"] for state in states(run, n)]
+
+
+def table(run: Path, rank: int, name: str) -> np.ndarray:
+    """All rows of a rank that count: those of later files replace what was lost between a checkpoint and a kill."""
+    rows = []
+    for path in store.metrics_files(run, rank):
+        with store.reading(path) as file:
+            rows = [part[part["update"] <= file.attrs["after_update"]] for part in rows]
+            rows.append(file[name][: file[f"rows/{name}"][()]])
+    return np.concatenate(rows)
+
+
+def flushed(run: Path, rank: int) -> int:
+    """The newest update that a reader of the rank's files sees."""
+    newest = 0
+    for path in store.metrics_files(run, rank):
+        with store.reading(path) as file:
+            rows = file["updates"][: file["rows/updates"][()]]
+            newest = max(newest, *rows["update"], 0) if len(rows) else newest
+    return int(newest)
+
+
+def assert_complete(run: Path, n: int, updates: int) -> None:
+    """Every rank has done `updates` updates, and has one row of each."""
+    for rank, state in enumerate(states(run, n)):
+        assert int(state.learner["updates"]) == updates
+        assert table(run, rank, "updates")["update"].tolist() == list(range(1, updates + 1))
+
+
+def complaints(result: CompletedProcess) -> list[str]:
+    """The lines in which the program itself says what is wrong."""
+    return [line for line in result.stderr.splitlines() if line.startswith("gala_mpi:")]
+
+
+def plain(text: str) -> bool:
+    """No colours, no cursor movements."""
+    return not re.search(r"\x1b", text)

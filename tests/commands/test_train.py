@@ -1,0 +1,214 @@
+"""`mpirun -n N python -m gala_mpi.train`, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import launch
+from gala_mpi import checkpoint, store
+from runs import SMALL, STEPS_PER_UPDATE, TRAIN, assert_complete, complaints, flushed, parameters, plain, start, states
+from runs import table, train
+
+GOSSIP = ("--exchange", "gossip")
+LOCKSTEP = (*GOSSIP, "--staleness", 0)
+EVERY_EXCHANGE = {
+    "gossip": GOSSIP,
+    "bounded": (*GOSSIP, "--staleness", 3, "--topology", "one-peer-exponential"),
+    "lockstep": (*LOCKSTEP, "--topology", "exponential"),
+    "allreduce": ("--exchange", "allreduce"),
+    "server": ("--exchange", "server"),
+    "none": ("--exchange", "none"),
+}
+every_exchange = pytest.mark.parametrize("exchange", EVERY_EXCHANGE.values(), ids=EVERY_EXCHANGE)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def test_pong_on_two_ranks(run):
+    result = train(2, run, "--env", "pong", "--total-steps", 3200, "--precision", "fp32")
+    assert_complete(run, 2, updates=20)
+    assert sum(int(state.learner["steps"]) for state in states(run, 2)) == 3200
+    assert sorted(path.name for path in (run / "metrics").iterdir()) == ["rank00000.h5", "rank00001.h5"]
+    assert not list(run.rglob("*.tmp"))
+    config = store.read_config(run)
+    assert (config.env, config.network, config.run_dir) == ("pong", "gala", run)
+    assert store.read_agents(run) == 2
+    assert plain(result.stdout) and plain(result.stderr)
+    for said_once in ("2 agents", f"run directory: {run}", f"finished: {run}"):
+        assert result.stdout.count(said_once) == 1, result.stdout
+    for rank in range(2):
+        assert {peer for peer in table(run, rank, "mixes")["peer"]} <= {1 - rank}
+    assert any(len(table(run, rank, "mixes")) for rank in range(2))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_other_numbers_of_ranks(run, n):
+    result = train(n, run, *SMALL, "--total-steps", 10 * n * STEPS_PER_UPDATE)
+    assert f"{n} agents" in result.stdout
+    assert_complete(run, n, updates=10)
+
+
+@every_exchange
+def test_every_exchange_trains(run, exchange):
+    train(3, run, *SMALL, *exchange, "--total-steps", 60 * STEPS_PER_UPDATE)
+    assert_complete(run, 3, updates=20)
+
+
+def test_box_actions(run):
+    train(2, run, "--env", "Pendulum-v1", "--num-envs", 4, "--total-steps", 400)
+    assert_complete(run, 2, updates=10)
+    assert all(np.isfinite(vector).all() for vector in parameters(run, 2))
+
+
+def test_total_steps_are_rounded_up_to_whole_updates(run):
+    train(2, run, *SMALL, "--total-steps", 2 * STEPS_PER_UPDATE + 1)
+    assert_complete(run, 2, updates=2)
+
+
+@pytest.mark.long
+@every_exchange
+def test_cartpole_is_solved(run, exchange):
+    """A pole that is held for 195 steps on average counts as solved (Barto, Sutton & Anderson's task in gymnasium)."""
+    train(2, run, *CARTPOLE, *exchange)
+    scores = [table(run, rank, "episodes")["score"][-20:].mean() for rank in range(2)]
+    assert min(scores) >= 195, scores
+
+
+CARTPOLE = ("--env", "CartPole-v1", "--total-steps", 200_000, "--num-envs", 8, "--lr", 1e-3)
+
+
+@pytest.mark.parametrize("n, flags", [(2, SMALL), (3, SMALL), (2, ("--env", "pong", "--num-envs", 4))])
+def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
+    first, again = tmp_path / "first", tmp_path / "again"
+    for run in (first, again):
+        train(n, run, *flags, *LOCKSTEP, "--total-steps", 20 * n * STEPS_PER_UPDATE, "--precision", "fp32")
+    for one, other in zip(parameters(first, n), parameters(again, n), strict=True):
+        assert np.array_equal(one, other)
+    for rank in range(n):
+        mixes = table(first, rank, "mixes")
+        assert mixes["version"].tolist() == mixes["update"].tolist() == list(range(1, 21))
+        for name in ("mixes", "episodes"):
+            one, other = table(first, rank, name), table(again, rank, name)
+            assert all((one[column] == other[column]).all() for column in one.dtype.names if column != "hours")
+
+
+# Ending early and going on.
+
+LONG = ("--total-steps", 100_000_000)
+
+
+def interrupt(run, n, exchange, kill) -> tuple[int, str]:
+    """Start a long run, interrupt it when it is on its way; its exit status and output."""
+    with start(n, run, *SMALL, *LONG, *exchange) as job:
+        job.wait_until(lambda: all(flushed(run, rank) > 0 for rank in range(n)))
+        kill(job)
+        ended = job.wait(30)
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return ended.returncode, ended.stdout
+
+
+def go_on(run, n, further: int, *flags) -> None:
+    """Resume for `further` updates more than the one that is furthest."""
+    before = max(int(state.learner["updates"]) for state in states(run, n))
+    generation = checkpoint.newest(run, n)
+    updates = before + further
+    total = updates * n * STEPS_PER_UPDATE
+    result = train(n, run, "--resume", "--total-steps", total, *flags)
+    assert f"resumed from checkpoint {generation} in {run}" in result.stdout
+    assert f"finished: {run}" in result.stdout
+    assert_complete(run, n, updates)
+    assert sum(int(state.learner["steps"]) for state in states(run, n)) == total
+    for rank in range(n):
+        steps, hours = (table(run, rank, "updates")[column] for column in ("steps", "hours"))
+        assert (np.diff(steps) == STEPS_PER_UPDATE).all() and steps[0] == STEPS_PER_UPDATE
+        assert (np.diff(hours) > 0).all()
+
+
+@every_exchange
+def test_usr1_to_the_launcher_saves_and_stops(run, exchange):
+    """As Slurm's --signal does it before the time is over."""
+    status, said = interrupt(run, 2, exchange, lambda job: os.kill(job.launcher.pid, signal.SIGUSR1))
+    assert f"stopped early (SIGUSR1): {run}" in said
+    assert status == 0
+    go_on(run, 2, further=30)
+
+
+@every_exchange
+def test_usr1_to_one_rank_stops_all(run, exchange):
+    """Except agents that share nothing: each heeds its own signals."""
+
+    def kill(job):
+        for rank in job.ranks() if "none" in exchange else job.ranks()[1:2]:
+            os.kill(rank, signal.SIGUSR1)
+
+    status, said = interrupt(run, 3, exchange, kill)
+    assert f"stopped early (" in said
+    assert status == 0
+    go_on(run, 3, further=30)
+
+
+def test_ctrl_c_saves_and_stops(run):
+    """A terminal sends SIGINT to the launcher."""
+    _, said = interrupt(run, 2, GOSSIP, lambda job: os.kill(job.launcher.pid, signal.SIGINT))
+    assert "stopped early (SIG" in said
+    go_on(run, 2, further=30)
+
+
+def test_wall_minutes(run):
+    began = time.monotonic()
+    result = train(2, run, *SMALL, *LONG, "--wall-minutes", 0.05)
+    assert time.monotonic() - began > 3
+    assert f"stopped early (0.05 minutes of wall time are over): {run}" in result.stdout
+    go_on(run, 2, 30, "--wall-minutes", 10)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("exchange", [GOSSIP, LOCKSTEP, ("--exchange", "allreduce")], ids=["gossip", "lockstep", "allreduce"])
+def test_killed_runs_go_on(run, exchange):
+    """SIGKILL of all ranks at any moment: no row that was written is lost, and the run goes on from its last checkpoint."""
+    dice = random.Random(0)
+    flags = (*SMALL, *LONG, *exchange, "--checkpoint-minutes", 0.01)
+    for attempt in range(3):
+        generation = (checkpoint.newest(run, 2) or 0) if attempt else 0
+        with start(2, run, *(("--resume",) if attempt else flags)) as job:
+            job.wait_until(lambda: (checkpoint.newest(run, 2) or 0) > generation)
+            time.sleep(dice.uniform(0, 1.5))
+            written = [flushed(run, rank) for rank in range(2)]
+            for rank in job.ranks():
+                os.kill(rank, signal.SIGKILL)
+            job.wait(30)
+        for rank in range(2):
+            assert flushed(run, rank) >= written[rank] > 0
+            for path in store.metrics_files(run, rank):
+                with store.reading(path) as file:
+                    assert (file["updates"][: file["rows/updates"][()]]["update"] > 0).all()
+        updates = [int(state.learner["updates"]) for state in states(run, 2)]
+        if exchange is not GOSSIP:
+            assert len(set(updates)) == 1
+    go_on(run, 2, 30)
+
+
+def test_resume_on_another_number_of_ranks_is_refused(run):
+    train(2, run, *SMALL, "--total-steps", 400)
+    result = launch.mpirun(3, *TRAIN, "--resume", "--run-dir", run)
+    assert result.returncode == 2
+    (line,) = complaints(result)
+    assert "3 ranks" in line and "mpirun -n 2" in line
+
+
+def test_resume_of_a_finished_run_does_nothing_more(run):
+    train(2, run, *SMALL, "--total-steps", 400)
+    before = parameters(run, 2)
+    result = train(2, run, "--resume")
+    assert f"finished: {run}" in result.stdout
+    assert all(map(np.array_equal, before, parameters(run, 2)))
+    assert_complete(run, 2, updates=10)

@@ -1,0 +1,405 @@
+"""Every way to share: it agrees on the answer, keeps its promises about waiting, and ends without a hang.
+
+Where ranks move in step the expected values are exact, from a serial simulation. Where they don't, the bounds hold however
+the machine schedules the ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Callable
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from gala_mpi import topology
+from gala_mpi.config import A2CSettings, Config
+from gala_mpi.envs import Spaces
+from gala_mpi.exchange import Mix, Order, build
+from gala_mpi.learner import A2C
+from gala_mpi.model import Network
+from gala_mpi.rollout import Batch
+
+TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete"]
+LENGTH = 64
+
+
+def gossip(graph: str = "ring", staleness: int | None = None) -> Config:
+    return Config(exchange="gossip", topology=graph, staleness=staleness)
+
+
+def named(configs: list[Config]) -> list:
+    names = [(c.exchange, c.topology, c.staleness) if c.exchange == "gossip" else (c.exchange,) for c in configs]
+    return [pytest.param(config, id="-".join(map(str, name))) for config, name in zip(configs, names)]
+
+
+LOCKSTEP = [gossip(graph, 0) for graph in TOPOLOGIES]
+FREE = [gossip(graph) for graph in TOPOLOGIES]
+BOUNDED = [gossip(graph, 3) for graph in TOPOLOGIES]
+ALLREDUCE, SERVER, NONE = (Config(exchange=name) for name in ("allreduce", "server", "none"))
+EVERY = [*FREE, *BOUNDED, *LOCKSTEP, ALLREDUCE, SERVER, NONE]
+
+
+@dataclass
+class Trace:
+    """What one rank saw in each of its updates."""
+
+    parameters: np.ndarray
+    mixes: list[list[Mix]] = field(default_factory=list)
+    staleness: list[int] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # that the exchange took
+    ended: bool = False  # whether it stopped because it was ordered to
+
+
+def run(
+    comm: MPI.Intracomm,
+    config: Config,
+    updates: int,
+    gradient: Callable[[np.ndarray, int], np.ndarray] = lambda x, k: np.zeros_like(x),
+    lr: Callable[[int], float] = lambda k: 0.1,
+    wish: Callable[[int], Order] = lambda k: Order(),
+    pause: Callable[[int], float] = lambda k: 0.0,
+    version: int = 0,
+) -> Trace:
+    """Gradient descent from 0 through an exchange, as train.py does it. Update k = version + 1, version + 2, ..."""
+    x = np.zeros(LENGTH, np.float32)
+    exchange = build(config, comm, LENGTH)
+    exchange.start(version, x)
+    trace = Trace(x)
+    for k in range(version + 1, version + updates + 1):
+        time.sleep(pause(k))
+        exchange.poke()
+        g = gradient(x, k).astype(np.float32)
+        began = time.monotonic()
+        exchange.gradient(g)
+        x -= np.float32(lr(k)) * g
+        exchange.parameters(x)
+        trace.seconds.append(time.monotonic() - began)
+        counters = exchange.counters()
+        trace.mixes.append(counters.mixes)
+        trace.staleness.append(counters.staleness)
+        trace.orders.append(exchange.agree(wish(k)))
+        if trace.orders[-1].stop:
+            trace.ended = True
+            break
+    exchange.close()
+    return trace
+
+
+def bowl(rank: int, noise: float = 0.0) -> Callable[[np.ndarray, int], np.ndarray]:
+    """The gradient of ½‖x − c‖², with c of this rank's own, plus noise that is the same in every run."""
+    return lambda x, k: x - minimum(rank) + noise * np.random.default_rng((rank, k)).standard_normal(LENGTH)
+
+
+def minimum(rank: int) -> np.ndarray:
+    return np.random.default_rng(1000 + rank).standard_normal(LENGTH)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b))
+
+
+def jitter(seed: int) -> Callable[[int], float]:
+    """Pauses of 0 to 1 ms, so that the ranks come in another order in every run."""
+    random = np.random.default_rng(seed)
+    return lambda k: 1e-3 * random.random()
+
+
+# The common minimum.
+
+
+@pytest.mark.parametrize("config", named(EVERY))
+def test_agents_reach_the_common_minimum(comm, config):
+    """The mean of the c_i for those who share, one's own c_i for those who don't.
+
+    With a step that falls like 1/k, gradient descent forgets its start and averages its noise away. Agents that mix stay
+    within (step × what mixing leaves) of each other. A free agent that the system runs alone for a while goes some way to
+    its own minimum; the pauses keep that below the tolerance, a quarter of the way. (Without mixing it is all of it.)
+    """
+    mine, centre = minimum(comm.rank), np.mean([minimum(rank) for rank in range(comm.size)], axis=0)
+    x = run(
+        comm,
+        config,
+        updates=300,
+        gradient=bowl(comm.rank, noise=0.1),
+        lr=lambda k: 2 / (20 + k),
+        pause=lambda k: 1e-3,
+    ).parameters
+    goal = mine if config.exchange == "none" else centre
+    scale = distance(mine, centre) if comm.size > 1 else distance(mine, np.zeros(LENGTH))
+    assert distance(x, goal) < 0.25 * scale
+    everybody = comm.allgather(x)
+    if config.exchange == "allreduce":
+        assert all(np.array_equal(x, other) for other in everybody)
+    if config.exchange != "none":
+        assert distance(x, np.mean(everybody, axis=0)) < 0.25 * scale
+
+
+# All-reduce: A2C.
+
+
+def test_allreduce_keeps_ranks_bit_identical(comm):
+    random = np.random.default_rng(comm.rank)
+    x = run(comm, ALLREDUCE, 50, gradient=lambda x, k: random.standard_normal(LENGTH) * 10.0 ** random.integers(-6, 6))
+    first = comm.bcast(x.parameters)
+    assert np.abs(first).max() > 0
+    if comm.size > 1:
+        assert np.array_equal(x.parameters, first)
+
+
+@pytest.mark.parametrize("name, spaces", [("mlp", Spaces((4,), False, 2)), ("gala", Spaces((4, 84, 84), True, 6))])
+def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spaces):
+    """To rounding: sums of float32 in another order differ by about 1e-6, and RMSprop's root adds a little to it."""
+    simulators, mine = 2, slice(2 * comm.rank, 2 * comm.rank + 2)
+    shared = a2c(name, spaces)
+    alone = a2c(name, spaces)
+    exchange = build(ALLREDUCE, comm, len(shared.flat))
+    exchange.start(0, shared.flat.data.numpy())
+    for k in range(5):
+        rollout = Rollout(spaces, simulators * comm.size, seed=k)
+        alone.gradient(rollout.batch(alone.network, slice(None)))
+        shared.gradient(rollout.batch(shared.network, mine))
+        exchange.gradient(shared.flat.grad.numpy())
+        torch.testing.assert_close(shared.flat.grad, alone.flat.grad, rtol=1e-3, atol=1e-5)
+        alone.step(progress=0)
+        shared.step(progress=0)
+        exchange.parameters(shared.flat.data.numpy())
+    exchange.close()
+    assert distance(alone.flat.data.numpy(), a2c(name, spaces).flat.data.numpy()) > 0.01, "nothing was learnt"
+    torch.testing.assert_close(shared.flat.data, alone.flat.data, rtol=1e-3, atol=1e-5)
+
+
+def a2c(name: str, spaces: Spaces) -> A2C:
+    torch.manual_seed(0)
+    return A2C(Network(name, spaces), A2CSettings(), lr=1e-3)
+
+
+class Rollout:
+    """Made-up steps of many simulators; any of them can be made a batch."""
+
+    def __init__(self, spaces: Spaces, simulators: int, seed: int, length: int = 5):
+        random = np.random.default_rng(seed)
+        shape = (length, simulators)
+        seen = random.integers(0, 256, (*shape, *spaces.observation_shape))
+        self.observations = torch.from_numpy(seen.astype(np.uint8) if spaces.image else seen.astype(np.float32) / 128 - 1)
+        self.actions = torch.from_numpy(random.integers(0, spaces.actions, shape))
+        self.rewards = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+        self.discounts = torch.from_numpy(np.where(random.random(shape) < 0.1, 0, 0.99).astype(np.float32))
+
+    def batch(self, network: Network, chosen: slice) -> Batch:
+        log_probs, entropies, values = [], [], []
+        for observations, actions in zip(self.observations[:, chosen], self.actions[:, chosen]):
+            policy, value = network(observations)
+            log_probs.append(policy.log_prob(actions))
+            entropies.append(policy.entropy())
+            values.append(value)
+        values = torch.stack(values)
+        rewards, discounts = self.rewards[:, chosen], self.discounts[:, chosen]
+        after = torch.cat([values.detach()[1:], values.detach()[:1]])
+        return Batch(torch.stack(log_probs), torch.stack(entropies), values, rewards, discounts, after, rewards.numel())
+
+
+# Lock-step gossip.
+
+
+@pytest.mark.parametrize("config", named(LOCKSTEP))
+def test_lockstep_is_the_recursion_and_repeats_bit_for_bit(comm, config):
+    """x ← P_k (x − g), whatever the order in which the ranks come."""
+    updates = 40
+    first, again = (
+        run(comm, config, updates, gradient=bowl(comm.rank, 0.1), pause=jitter(seed + comm.rank)) for seed in (0, 100)
+    )
+    assert np.array_equal(first.parameters, again.parameters)
+    expected = simulate(topology.build(config.topology, comm.size), updates)
+    np.testing.assert_allclose(first.parameters, expected[comm.rank], rtol=1e-4, atol=1e-5)
+
+
+def simulate(graph: topology.Topology, updates: int) -> np.ndarray:
+    x = np.zeros((graph.size, LENGTH))
+    for k in range(1, updates + 1):
+        g = np.stack([bowl(rank, 0.1)(x[rank], k) for rank in range(graph.size)])
+        x = graph.mixing_matrix(k) @ (x - 0.1 * g)
+    return x
+
+
+@pytest.mark.parametrize("config", named(LOCKSTEP))
+def test_lockstep_mixes_exactly_its_own_version_of_all_peers(comm, config):
+    trace = run(comm, config, 40, pause=jitter(comm.rank))
+    graph = topology.build(config.topology, comm.size)
+    for k, mixes in enumerate(trace.mixes, start=1):
+        assert mixes == [(peer, k) for peer in graph.in_peers(comm.rank, k)]
+    assert set(trace.staleness) == {0}
+
+
+# Staleness.
+
+
+@pytest.mark.parametrize("bound", [1, 3])
+@pytest.mark.parametrize("graph", TOPOLOGIES)
+def test_staleness_stays_within_its_bound(comm, graph, bound):
+    """Rank 0 is slow; whoever reads it waits. An agent goes beyond the bound only when a peer has finished."""
+    updates = 25
+    trace = run(comm, gossip(graph, bound), updates, pause=lambda k: 0.01 if comm.rank == 0 else 0)
+    seen = {}
+    for k, mixes, staleness in zip(range(1, updates + 1), trace.mixes, trace.staleness):
+        seen |= dict(mixes)
+        if comm.size > 1 and staleness > bound:
+            peers = topology.build(graph, comm.size).in_peers(comm.rank, k)
+            assert any(seen.get(peer) == updates for peer in peers), f"update {k} is {staleness} updates after the last mix"
+    if comm.size > 1 and comm.rank > 0:
+        assert any(trace.mixes)
+
+
+@pytest.mark.parametrize("graph", TOPOLOGIES)
+@pytest.mark.parametrize("staleness", [None, 3])
+def test_a_message_is_mixed_once(comm, graph, staleness):
+    trace = run(comm, gossip(graph, staleness), 60, pause=jitter(comm.rank))
+    newest: dict[int, int] = {}
+    for peer, version in (mix for mixes in trace.mixes for mix in mixes):
+        assert version > newest.get(peer, 0)
+        newest[peer] = version
+    assert len(newest) == len(topology.build(graph, comm.size).neighbours(comm.rank))
+
+
+@pytest.mark.parametrize("config", named([*FREE, SERVER, NONE]))
+def test_a_sleeping_agent_delays_nobody(comm, config):
+    """Rank 0 sleeps for 2 s outside MPI. (On one node; whoever waited for it would wait for most of that.)"""
+    comm.Barrier()
+    trace = run(comm, config, 10, pause=lambda k: 2.0 if comm.rank == 0 and k == 5 else 0.01)
+    assert max(trace.seconds) < 1.0
+
+
+def test_agents_that_resume_at_different_updates_mix_at_once(comm):
+    """Rank r goes on from update 100 − 10 r: its peers' messages are new although their versions may be lower."""
+    for graph in TOPOLOGIES:
+        trace = run(comm, gossip(graph), 200, pause=lambda k: 1e-3, version=100 - 10 * comm.rank)
+        for mixes in trace.mixes:
+            assert all(version > 100 - 10 * peer for peer, version in mixes)
+        if comm.size > 1:
+            assert any(trace.mixes[:100])
+
+
+# Stopping and saving together.
+
+
+def pairs(size: int) -> list[tuple[int, int]]:
+    """(who asks first, who asks a little later); the same rank twice: nobody else asks."""
+    return [(first, second) for first in range(size) for second in {first, (first + 1) % size, 0}]
+
+
+@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE]))
+def test_ranks_in_step_stop_at_the_same_update(comm, config):
+    for first, second in pairs(comm.size):
+
+        def wish(k: int) -> Order:
+            return Order(stop=comm.rank == first and k >= 5 or comm.rank == second and k >= 7)
+
+        trace = run(comm, config, 50, wish=wish, pause=jitter(comm.rank))
+        stopped_at = comm.allgather(len(trace.orders))
+        assert len(set(stopped_at)) == 1, f"ranks {first} and {second} asked; all stopped at {stopped_at}"
+        assert 5 <= stopped_at[0] <= 7 + comm.size and trace.ended
+
+
+@pytest.mark.parametrize("period", [0.01, 20])
+@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE]))
+def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
+    """Each by its own schedule, as in train.py: due again one period after the last time it was due.
+
+    With a very short period every rank wants to save all the time.
+    """
+    exchange = build(config, comm, LENGTH)
+    x = np.zeros(LENGTH, np.float32)
+    exchange.start(0, x)
+    random = np.random.default_rng(comm.rank)
+    saved, due = [], period
+    for k in range(1, 101):
+        time.sleep(5e-4 * random.random())
+        exchange.gradient(x)
+        exchange.parameters(x)
+        clock = k + random.random()  # ranks do not look at their clocks at the same moment
+        if exchange.agree(Order(save=clock >= due)).save:
+            saved.append(k)
+            due += period
+    exchange.close()
+    everybody = comm.allgather(saved)
+    assert all(saves == everybody[0] for saves in everybody), everybody
+    assert 4 <= len(saved) <= (5 if period == 20 else 100)
+
+
+@pytest.mark.parametrize("config", named([*FREE, *BOUNDED, SERVER]))
+def test_free_ranks_stop_soon_after_one_asks(comm, config):
+    for asking in range(comm.size):
+        trace = run(
+            comm,
+            config,
+            5_000,
+            wish=lambda k: Order(stop=comm.rank == asking and k >= 5),
+            pause=lambda k: 1e-3,
+        )
+        assert trace.ended
+
+
+@pytest.mark.parametrize("config", named([*FREE, *BOUNDED, SERVER]))
+def test_a_wish_to_stop_is_heard_when_a_peer_has_finished(comm, config):
+    """Rank 1 ends after 3 updates, so whoever reads it never mixes again; the last rank asks much later."""
+
+    def wish(k: int) -> Order:
+        return Order(stop=comm.rank == comm.size - 1 and k >= 200)
+
+    trace = run(comm, config, 3 if comm.rank == 1 else 5_000, wish=wish, pause=lambda k: 1e-3)
+    assert trace.ended or comm.rank == 1
+
+
+def test_independent_ranks_heed_their_own_wishes(comm):
+    trace = run(comm, NONE, 20, wish=lambda k: Order(stop=comm.rank == 0 and k >= 5))
+    assert len(trace.orders) == (5 if comm.rank == 0 else 20)
+
+
+# The end.
+
+
+@pytest.mark.parametrize("config", named(EVERY))
+def test_ranks_end_at_different_times(comm, config):
+    """Rank r does r times as many updates more, where ranks need not move together; and rank 0 is slow in any case."""
+    more = 0 if config.exchange == "allreduce" else 10 * comm.rank
+    for slowest in range(comm.size):
+        trace = run(comm, config, 20 + more, pause=lambda k: 5e-3 if comm.rank == slowest else 0)
+        assert len(trace.orders) == 20 + more
+
+
+@pytest.mark.parametrize("config", named(EVERY))
+def test_no_update_at_all(comm, config):
+    """A run that is resumed when it has finished."""
+    assert run(comm, config, 0, version=100).orders == []
+
+
+@pytest.mark.parametrize("config", named(EVERY))
+def test_a_second_close_does_nothing(comm, config):
+    exchange = build(config, comm, LENGTH)
+    exchange.start(0, np.zeros(LENGTH, np.float32))
+    exchange.close()
+    exchange.close()
+
+
+@pytest.mark.parametrize("config", named([FREE[0], LOCKSTEP[0], ALLREDUCE, SERVER, NONE]))
+def test_windows_are_freed(comm, config):
+    length = 1 << 20
+    sizes = []
+    for _ in range(8):
+        exchange = build(config, comm, length)
+        exchange.start(0, np.zeros(length, np.float32))
+        exchange.parameters(np.zeros(length, np.float32))
+        exchange.close()
+        del exchange
+        sizes.append(mapped_mib())
+    window_mib = 4 * length / 2**20
+    assert sizes[-1] - sizes[2] < window_mib, f"mapped memory grows: {sizes} MiB"
+
+
+def mapped_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * 4096 / 2**20

@@ -1,0 +1,225 @@
+"""The RMA transport: no message is ever seen half written, and a publisher that breaks the protocol is caught."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from gala_mpi.exchange.board import COLUMNS, Board
+from gala_mpi.exchange.mailbox import BEGUN, LATEST, MIXED, SLOTS, Glance, Mailbox, Pull
+
+MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 100_000))  # received and checked in the stress test, over all ranks
+LENGTH = 1 << 16  # float32: 256 KiB a message, large enough to be caught half written
+SECONDS_TO_BE_CAUGHT = 60.0
+
+
+@pytest.fixture(autouse=True)
+def somebody_to_read(comm):
+    if comm.size == 1:
+        pytest.skip("needs 2 ranks or more")
+
+
+class TooEarly(Mailbox):
+    """A planted fault: says that a version is complete before its payload is there."""
+
+    def publish(self, vector: np.ndarray, version: int) -> None:
+        self.header[BEGUN + version % SLOTS] = version
+        self.post(LATEST, version)
+        write_in_pieces(self.slots[version % SLOTS], vector)
+        self._window.Sync()
+
+
+class TooLate(Mailbox):
+    """A planted fault: says that a slot is being rewritten only when it has been."""
+
+    def publish(self, vector: np.ndarray, version: int) -> None:
+        write_in_pieces(self.slots[version % SLOTS], vector)
+        self._window.Sync()
+        self.header[BEGUN + version % SLOTS] = version
+        self.post(LATEST, version)
+
+
+def write_in_pieces(slot: np.ndarray, vector: np.ndarray) -> None:
+    for piece in np.array_split(slot, 4):
+        piece[:] = vector
+        time.sleep(1e-5)
+
+
+def stress(comm: MPI.Intracomm, kind: type[Mailbox], quota: int, seconds: float) -> tuple[int, int, int]:
+    """Every rank publishes as fast as it can and reads all others, until each has read `quota` messages or time is over.
+
+    Every element of version v is v. Returns how many messages were received, how many of them were not whole, and how
+    many the transport itself threw away; each over all ranks.
+    """
+    mailbox = kind(comm, LENGTH)
+    pulls = [Pull(mailbox, peer) for peer in range(comm.size) if peer != comm.rank]
+    newest = dict.fromkeys(pulls, 0)
+    random = np.random.default_rng(comm.rank)
+    version = received = broken = 0
+    deadline = time.monotonic() + seconds
+    everybody = None
+    while everybody is None or not everybody.Test():
+        for _ in range(random.integers(1, 4)):
+            version += 1
+            mailbox.publish(np.float32(version), version)
+        if random.random() < 0.05:
+            time.sleep(1e-3 * random.random())
+        for pull in pulls:
+            pull.start(newest[pull])
+            if pull.advance():
+                payload, seen = pull.take()
+                assert seen > newest[pull], "an old message came again"
+                newest[pull] = seen
+                received += 1
+                broken += bool((payload != seen).any())
+            else:
+                os.sched_yield()  # with fewer cores than ranks, its publisher may need this one
+        if everybody is None and (received >= quota or time.monotonic() > deadline):
+            everybody = comm.Ibarrier()
+    for pull in pulls:
+        pull.drain()
+    mailbox.close()
+    counts = np.array([received, broken, sum(pull.torn for pull in pulls)])
+    return tuple(int(count) for count in comm.allreduce(counts))
+
+
+def test_no_message_is_torn(comm):
+    wanted = MESSAGES if comm.size == 4 else MESSAGES // 5
+    received, broken, thrown_away = stress(comm, Mailbox, -(-wanted // comm.size), seconds=100)
+    assert broken == 0
+    assert received >= wanted, "too slow to have tested anything"
+    assert thrown_away > 0, "no slot was ever rewritten while it was read: the stress is too soft"
+
+
+@pytest.mark.parametrize("kind", [TooEarly, TooLate])
+def test_stress_catches_a_publisher_without_the_order(comm, kind):
+    deadline = time.monotonic() + SECONDS_TO_BE_CAUGHT
+    broken, late = 0, False
+    while not broken and not late:
+        _, broken, _ = stress(comm, kind, quota=1000, seconds=5)
+        late = comm.bcast(time.monotonic() > deadline)
+    assert broken > 0
+
+
+def test_newest_message_wins(comm):
+    mailbox = Mailbox(comm, 3)
+    peer = (comm.rank - 1) % comm.size
+    for version in (1, 2, 3):
+        mailbox.publish(np.full(3, 10 * comm.rank + version, np.float32), version)
+    comm.Barrier()
+    pull = Pull(mailbox, peer)
+    pull.start(newer_than=0)
+    wait_for(pull.advance)
+    payload, version = pull.take()
+    assert version == 3 and payload.tolist() == [10 * peer + 3] * 3
+    mailbox.close()
+
+
+def test_nothing_comes_that_is_not_newer(comm):
+    mailbox = Mailbox(comm, 3)
+    mailbox.publish(np.zeros(3, np.float32), 7)
+    comm.Barrier()
+    pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+    for _ in range(10):
+        pull.start(newer_than=7)
+        wait_for(lambda: pull.advance() or pull.idle)
+        assert not pull.ready
+    assert pull.header[LATEST] == 7
+    mailbox.close()
+
+
+def test_exactly_the_version_asked_for(comm):
+    mailbox = Mailbox(comm, 3)
+    for version in (1, 2):
+        mailbox.publish(np.full(3, version, np.float32), version)
+    comm.Barrier()
+    pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+    for version in (1, 2):
+        pull.start(newer_than=0, exactly=version)
+        wait_for(pull.advance)
+        payload, seen = pull.take()
+        assert seen == version and payload.tolist() == [version] * 3
+    pull.start(newer_than=2, exactly=3)
+    wait_for(lambda: pull.advance() or pull.idle)
+    assert not pull.ready, "version 3 has not been published"
+    mailbox.close()
+
+
+@pytest.mark.parametrize("rewrites, whole", [(SLOTS - 1, True), (SLOTS, False)])
+def test_a_slot_rewritten_while_it_was_read_is_thrown_away(comm, rewrites, whole):
+    """Rank 1 publishes on while rank 0 reads version 1: with `SLOTS` more versions its slot is rewritten."""
+    mailbox = Mailbox(comm, 3)
+    if comm.rank == 1:
+        mailbox.publish(np.full(3, 1, np.float32), 1)
+    comm.Barrier()
+    if comm.rank == 0:
+        begin = mailbox.get_payload
+
+        def get_payload(*arguments) -> MPI.Request:
+            begin(*arguments).Wait()
+            if pull.version == 1:
+                comm.Barrier()  # the payload is here; now rank 1 rewrites
+                comm.Barrier()
+            return MPI.REQUEST_NULL
+
+        mailbox.get_payload = get_payload
+        pull = Pull(mailbox, 1)
+        pull.start(newer_than=0)
+        wait_for(pull.advance)
+        payload, version = pull.take()
+        assert pull.torn == (0 if whole else 1)
+        assert version == (1 if whole else 1 + rewrites)
+        assert payload.tolist() == [version] * 3
+    else:
+        comm.Barrier()
+        if comm.rank == 1:
+            for version in range(2, 2 + rewrites):
+                mailbox.publish(np.full(3, version, np.float32), version)
+        comm.Barrier()
+    mailbox.close()
+
+
+def test_a_glance_sees_what_was_posted(comm):
+    mailbox = Mailbox(comm, 1)
+    mailbox.post(MIXED, 100 + comm.rank)
+    comm.Barrier()
+    for peer in range(comm.size):
+        glance = Glance(mailbox, peer)
+        glance.start()
+        wait_for(glance.advance)
+        assert glance.header[MIXED] == 100 + peer
+    mailbox.close()
+
+
+def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm):
+    mailbox = Mailbox(comm, LENGTH)
+    mailbox.publish(np.ones(LENGTH, np.float32), 1)
+    comm.Barrier()
+    pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+    pull.start(newer_than=0)
+    pull.drain()
+    mailbox.close()
+    mailbox.close()
+
+
+def test_the_board_shows_every_rank(comm):
+    board = Board(comm)
+    mine = {column: float(10 * comm.rank + place) for place, column in enumerate(COLUMNS)}
+    board.post(**mine)
+    comm.Barrier()
+    if comm.rank == 0:
+        expected = [[10 * rank + place for place in range(len(COLUMNS))] for rank in range(comm.size)]
+        wait_for(lambda: board.poll() or board.rows.tolist() == expected)
+    board.close()
+    board.close()
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"has not come true within {seconds} s"
+        MPI.COMM_WORLD.Iprobe()

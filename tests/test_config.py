@@ -1,0 +1,242 @@
+"""Settings: what is refused, what is stored, what the command line knows."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gala_mpi import store
+from gala_mpi.config import A2CSettings, Config, check, parse
+from gala_mpi.errors import SettingError
+
+OUT_OF_BOUNDS = [
+    ("--num-envs", "num_envs", [0, -1]),
+    ("--rollout-length", "rollout_length", [0, -5]),
+    ("--total-steps", "total_steps", [0, -1]),
+    ("--seed", "seed", [-1]),
+    ("--staleness", "staleness", [-1]),
+    ("--lr", "lr", [0.0, -1e-3, math.inf, math.nan]),
+    ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
+    ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
+    ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
+    ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
+    ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
+    ("--a2c.gae-lambda", "gae_lambda", [-0.1, 1.1, math.nan]),
+    ("--a2c.entropy-coefficient", "entropy_coefficient", [-0.1, math.nan]),
+    ("--a2c.value-coefficient", "value_coefficient", [-0.1, math.nan]),
+    ("--a2c.max-grad-norm", "max_grad_norm", [0.0, -1.0, math.nan]),
+    ("--a2c.rms-alpha", "rms_alpha", [-0.1, 1.0, math.nan]),
+    ("--a2c.rms-eps", "rms_eps", [0.0, -1e-5, math.nan]),
+]
+IN_BOUNDS = {
+    "num_envs": [1, 512],
+    "rollout_length": [1],
+    "total_steps": [1],
+    "seed": [0, 2**40],
+    "staleness": [None, 0, 7],
+    "lr": [None, 1e-9, 1.0],
+    "sticky": [0.0, 0.25, 1.0],
+    "checkpoint_minutes": [0.01],
+    "keep_checkpoints": [1],
+    "wall_minutes": [None, 0.1],
+    "discount": [0.0, 1.0],
+    "gae_lambda": [0.0, 0.95, 1.0],
+    "entropy_coefficient": [0.0],
+    "value_coefficient": [0.0],
+    "max_grad_norm": [1e-3],
+    "rms_alpha": [0.0, 0.999],
+    "rms_eps": [1e-8],
+}
+A2C_FIELDS = {field.name for field in dataclasses.fields(A2CSettings)}
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(Config)} - {"a2c"}
+
+
+def config_with(name: str, value) -> Config:
+    return Config(a2c=A2CSettings(**{name: value})) if name in A2C_FIELDS else Config(**{name: value})
+
+
+def numbers() -> set[str]:
+    """The fields that hold numbers."""
+    fields = [*dataclasses.fields(Config), *dataclasses.fields(A2CSettings)]
+    return {field.name for field in fields if "int" in field.type or "float" in field.type}
+
+
+def test_every_number_is_tried():
+    assert {name for _, name, _ in OUT_OF_BOUNDS} == set(IN_BOUNDS) == numbers()
+
+
+@pytest.mark.parametrize("flag, name, value", [(flag, name, value) for flag, name, bad in OUT_OF_BOUNDS for value in bad])
+def test_a_value_out_of_bounds_is_refused_by_flag_and_value(flag, name, value):
+    with pytest.raises(SettingError) as error:
+        check(config_with(name, value))
+    assert str(error.value).startswith(f"{flag} {value}: ") and str(error.value).endswith("expected")
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, good in IN_BOUNDS.items() for value in good])
+def test_a_value_within_bounds_is_taken(name, value):
+    check(config_with(name, value))
+
+
+@pytest.mark.parametrize("exchange", ["allreduce", "server", "none"])
+def test_a_staleness_bound_is_for_gossip_alone(exchange):
+    with pytest.raises(SettingError, match=f"--exchange {exchange} --staleness 3: .*gossip"):
+        check(Config(exchange=exchange, staleness=3))
+    check(Config(exchange="gossip", staleness=3))
+    check(Config(exchange=exchange))
+
+
+@pytest.mark.parametrize("flag, name, values", OUT_OF_BOUNDS)
+def test_the_flag_that_a_complaint_names_is_a_flag(flag, name, values):
+    parsed = parse([flag, str(IN_BOUNDS[name][-1])])
+    assert getattr(parsed.a2c if name in A2C_FIELDS else parsed, name) == IN_BOUNDS[name][-1]
+
+
+CHANGED = Config(
+    env="ALE/Breakout-v5",
+    exchange="gossip",
+    topology="one-peer-exponential",
+    staleness=0,
+    total_steps=123,
+    lr=3e-4,
+    network="nature",
+    precision="bf16",
+    run_dir=Path("runs/é"),
+    resume=True,
+    wall_minutes=1.5,
+    a2c=A2CSettings(gae_lambda=0.95, clip_rewards=False),
+)
+
+
+@pytest.mark.parametrize("config", [Config(), CHANGED])
+def test_json_and_back(config):
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_json_is_json_of_every_field():
+    values = json.loads(CHANGED.to_json())
+    assert set(values) == CONFIG_FIELDS | {"a2c"} and set(values["a2c"]) == A2C_FIELDS
+    assert values["run_dir"] == "runs/é" and values["a2c"]["gae_lambda"] == 0.95
+
+
+@pytest.mark.parametrize("agents, num_envs, expected", [(1, 16, 7e-4), (4, 16, 14e-4), (1, 4, 3.5e-4), (2, 16, 7e-4 * 2**0.5)])
+def test_the_learning_rate_grows_with_the_root_of_all_simulators(agents, num_envs, expected):
+    assert Config(num_envs=num_envs).learning_rate(agents) == pytest.approx(expected)
+    assert Config(num_envs=num_envs, lr=1e-3).learning_rate(agents) == 1e-3
+
+
+@pytest.mark.parametrize("total_steps", [1, 159, 160, 161, 40_000_000])
+def test_updates_are_the_fewest_that_do_all_steps(total_steps):
+    config = Config(total_steps=total_steps, num_envs=16, rollout_length=5)
+    updates, per_update = config.updates(2), 2 * 16 * 5
+    assert updates * per_update >= total_steps > (updates - 1) * per_update
+
+
+def test_no_flags_are_the_defaults():
+    assert parse([]) == Config()
+
+
+FLAGS = [
+    ("--env", "breakout", {"env": "breakout"}),
+    ("--exchange", "allreduce", {"exchange": "allreduce"}),
+    ("--topology", "one-peer-exponential", {"topology": "one-peer-exponential"}),
+    ("--staleness", "4", {"staleness": 4}),
+    ("--total-steps", "1000", {"total_steps": 1000}),
+    ("--num-envs", "8", {"num_envs": 8}),
+    ("--rollout-length", "20", {"rollout_length": 20}),
+    ("--lr", "1e-3", {"lr": 1e-3}),
+    ("--seed", "3", {"seed": 3}),
+    ("--network", "nature", {"network": "nature"}),
+    ("--precision", "fp32", {"precision": "fp32"}),
+    ("--device", "cuda", {"device": "cuda"}),
+    ("--sticky", "0.25", {"sticky": 0.25}),
+    ("--run-dir", "somewhere", {"run_dir": Path("somewhere")}),
+    ("--checkpoint-minutes", "1.5", {"checkpoint_minutes": 1.5}),
+    ("--keep-checkpoints", "2", {"keep_checkpoints": 2}),
+    ("--wall-minutes", "10", {"wall_minutes": 10.0}),
+    ("--a2c.gae-lambda", "0.95", {"a2c": A2CSettings(gae_lambda=0.95)}),
+]
+
+
+@pytest.mark.parametrize("flag, value, expected", FLAGS)
+def test_flags(flag, value, expected):
+    assert parse([flag, value]) == Config(**expected)
+
+
+@pytest.mark.parametrize("arguments", [["--env"], ["--exchange", "gossipp"], ["--num-envs", "four"], ["--colour", "red"]])
+def test_a_flag_that_does_not_parse_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def documented(kind: type) -> dict[str, str]:
+    """Each field's flag with the first words of the sentence below it in the source."""
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    return {
+        field.target.id: text.value.value
+        for field, text in zip(body, body[1:])
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+@pytest.mark.parametrize("kind, prefix, fields", [(Config, "--", CONFIG_FIELDS), (A2CSettings, "--a2c.", A2C_FIELDS)])
+def test_help_lists_every_field_with_its_sentence(kind, prefix, fields, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit) as end:
+        parse(["--help"])
+    assert end.value.code in (0, None)
+    shown = "".join(capsys.readouterr().out.split())
+    sentences = documented(kind)
+    assert set(sentences) >= fields
+    for name in fields:
+        assert prefix + name.replace("_", "-") in shown
+        first_line = "".join(sentences[name].split("\n")[0].split())
+        assert first_line in shown, name
+
+
+# Resuming
+
+
+def begin_run(run: Path, **settings) -> Config:
+    config = Config(run_dir=run, **settings)
+    store.write_run(run, config, 2, {"time": "now"})
+    return config
+
+
+def test_resume_takes_the_stored_settings_and_what_is_given_replaces_them(tmp_path):
+    stored = begin_run(tmp_path / "run", env="breakout", a2c=A2CSettings(gae_lambda=0.9))
+    arguments = ["--resume", "--run-dir", str(tmp_path / "run"), "--total-steps", "77", "--a2c.decay-lr"]
+    expected = dataclasses.replace(
+        stored, resume=True, total_steps=77, a2c=A2CSettings(gae_lambda=0.9, decay_lr=True)
+    )
+    assert parse(arguments) == expected
+
+
+def test_a_resumed_run_can_be_resumed_again(tmp_path):
+    stored = begin_run(tmp_path / "run", resume=True)
+    assert parse(["--resume", "--run-dir", str(tmp_path / "run")]) == stored
+
+
+def test_without_resume_the_stored_settings_are_left_alone(tmp_path):
+    begin_run(tmp_path / "run", env="breakout")
+    assert parse(["--run-dir", str(tmp_path / "run")]).env == "pong"
+
+
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(SettingError, match="--resume needs --run-dir"):
+        parse(["--resume"])
+    with pytest.raises(SettingError, match="no run.h5"):
+        parse(["--resume", "--run-dir", str(tmp_path)])
+
+
+def test_resume_of_a_damaged_run_says_so(tmp_path):
+    begin_run(tmp_path / "run")
+    store.run_file(tmp_path / "run").write_bytes(b"nothing")
+    with pytest.raises(SettingError, match="cannot be read"):
+        parse(["--resume", "--run-dir", str(tmp_path / "run")])

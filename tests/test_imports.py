@@ -1,0 +1,109 @@
+"""The architecture, held by reading every import of the package, those in function bodies too."""
+
+import ast
+import functools
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gala_mpi"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+HOMES = {
+    "ale_py": {"envs.py"},
+    "gymnasium": {"envs.py"},
+    "h5py": {"store.py"},
+    "mpi4py": {"world.py", "agent.py", "exchange/"},  # agent.py: the type of the communicator
+    "tyro": {"config.py"},
+    "rich": {"display.py", "evaluate.py", "bench.py", "doctor.py"},
+}
+
+
+def name_of(path: Path) -> str:
+    """`gala_mpi/exchange/gossip.py` → `exchange/gossip.py`."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def module_of(path: Path) -> str:
+    parts = [PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def import_statements(node: ast.AST, bodies: bool) -> list[ast.AST]:
+    """The imports below `node`; with `bodies` those in functions too. What is for type checkers alone does not count."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            found.append(child)
+        elif not is_type_checking(child) and (bodies or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))):
+            found += import_statements(child, bodies)
+    return found
+
+
+@functools.cache
+def imports_of(path: Path, bodies: bool) -> set[str]:
+    """Full names of everything that is imported: modules, and `module.name` for each name out of one."""
+    names = set()
+    for statement in import_statements(ast.parse(path.read_text()), bodies):
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        else:
+            assert statement.level == 0, f"{name_of(path)} has a relative import"
+            names |= {statement.module} | {f"{statement.module}.{alias.name}" for alias in statement.names}
+    return names
+
+
+def modules_of_ours(path: Path, bodies: bool) -> set[str]:
+    """The modules of this package that importing `path` imports, packages around them too."""
+    named = {name for name in imports_of(path, bodies) if name in MODULES}
+    around = {name.rpartition(".")[0] for name in named} & set(MODULES)
+    return (named | around) - {PACKAGE.name, module_of(path)}
+
+
+def lives_in(path: Path, homes: set[str]) -> bool:
+    name = name_of(path)
+    return any(name == home or (home.endswith("/") and name.startswith(home)) for home in homes)
+
+
+def who_imports(dependency: str) -> list[Path]:
+    return [path for path in FILES if any(name.split(".")[0] == dependency for name in imports_of(path, True))]
+
+
+@pytest.mark.parametrize("dependency", HOMES)
+def test_a_dependency_stays_at_home(dependency):
+    importers = who_imports(dependency)
+    assert importers, f"nobody imports {dependency}: this test looks for the wrong name"
+    assert [name_of(path) for path in importers if not lives_in(path, HOMES[dependency])] == []
+
+
+def test_nothing_knows_the_training_program():
+    knowing = [name_of(path) for path in FILES if f"{PACKAGE.name}.train" in imports_of(path, True)]
+    assert knowing == []
+
+
+def test_pure_modules_know_no_files_no_mpi_and_no_torch_but_returns():
+    for name, allowed in (("topology.py", {"numpy"}), ("returns.py", {"torch"}), ("errors.py", set())):
+        imported = {module.split(".")[0] for module in imports_of(PACKAGE / name, True)}
+        assert imported - {"__future__", "dataclasses", "typing", "collections"} == allowed, name
+
+
+def test_there_is_no_circle_of_imports():
+    graph = nx.DiGraph((module, other) for module, path in MODULES.items() for other in modules_of_ours(path, False))
+    inner = [edge for edge in graph.edges if not edge[0].startswith(f"{edge[1]}.")]  # a package is there before its parts
+    assert len(inner) > 30
+    assert list(nx.simple_cycles(nx.DiGraph(inner))) == []
+
+
+def test_the_exchanges_know_nothing_of_learning():
+    """What is sent are vectors: no exchange imports the network, the learner or the simulators."""
+    learning = {f"{PACKAGE.name}.{name}" for name in ("model", "learner", "rollout", "envs", "agent", "flat")}
+    for path in (PACKAGE / "exchange").glob("*.py"):
+        assert not modules_of_ours(path, True) & learning, name_of(path)

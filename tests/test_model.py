@@ -1,0 +1,180 @@
+"""Networks: their sizes, their initial weights, their precision and their distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gala_mpi.envs import Spaces
+from gala_mpi.model import SMALLEST_IMAGE, Network, fastest_precision
+
+PONG, CARTPOLE = Spaces((4, 84, 84), True, 6), Spaces((4,), False, 2)
+PENDULUM, ARM = Spaces((3,), False, None, (1,)), Spaces((5,), False, None, (2, 3))
+NETWORKS = [("gala", PONG), ("nature", PONG), ("mlp", CARTPOLE), ("mlp", PENDULUM)]
+
+
+def new_network(name: str, spaces: Spaces, precision: str = "fp32", seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(name, spaces, precision)
+
+
+def some_observations(spaces: Spaces, count: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if spaces.image:
+        return torch.randint(0, 256, (count, *spaces.observation_shape), dtype=torch.uint8, generator=generator)
+    return torch.randn((count, *spaces.observation_shape), generator=generator)
+
+
+def shapes(network: Network) -> list[tuple[int, ...]]:
+    return [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+
+
+def strides(network: Network) -> list[tuple[int, ...]]:
+    return [layer.stride for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def size(network: Network) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_nature_network_has_the_layers_of_mnih_2015():
+    network = new_network("nature", PONG)
+    convolutions = [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)]
+    assert shapes(network) == [*convolutions, (512, 7 * 7 * 64), (6, 512), (1, 512)]
+    assert strides(network) == [(4, 4), (2, 2), (1, 1)]
+    assert size(network) == 1_687_719
+
+
+def test_gala_network_has_the_layers_of_the_paper_code():
+    network = new_network("gala", PONG)
+    convolutions = [(32, 4, 8, 8), (64, 32, 4, 4), (32, 64, 3, 3)]
+    assert shapes(network) == [*convolutions, (512, 7 * 7 * 32), (6, 512), (1, 512)]
+    assert strides(network) == [(4, 4), (2, 2), (1, 1)]
+    assert size(network) == 866_439
+
+
+def test_mlp_has_two_layers_of_64():
+    assert shapes(new_network("mlp", CARTPOLE)) == [(64, 4), (64, 64), (2, 64), (1, 64)]
+    assert size(new_network("mlp", CARTPOLE)) == 4_675
+
+
+def test_a_box_of_actions_adds_one_deviation_an_action():
+    assert size(new_network("mlp", ARM)) == 5 * 64 + 64 + 64 * 64 + 64 + 64 * 6 + 6 + 64 + 1 + 6
+
+
+def gain_of(network: Network, layer: nn.Module) -> float:
+    return {network.policy: 0.01, network.value: 1.0}.get(layer, math.sqrt(2))
+
+
+@pytest.mark.parametrize("name, spaces", NETWORKS)
+def test_weights_are_orthogonal_with_their_gain_and_biases_zero(name, spaces):
+    network = new_network(name, spaces)
+    for layer in network.modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        weight = layer.weight.detach().flatten(1).double()
+        gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
+        expected = gain_of(network, layer) ** 2 * torch.eye(len(gram), dtype=torch.float64)
+        torch.testing.assert_close(gram, expected, rtol=0, atol=1e-5 * gain_of(network, layer) ** 2)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("name, spaces", NETWORKS)
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name, spaces):
+    one, same, other = (new_network(name, spaces, seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters()))
+    assert not torch.equal(one.policy.weight, other.policy.weight)
+
+
+@pytest.mark.parametrize("name, spaces", NETWORKS)
+def test_forward_is_the_layers_one_after_another(name, spaces):
+    network, observations = new_network(name, spaces), some_observations(spaces)
+    distribution, values = network(observations)
+    x = observations.float() / 255 if spaces.image else observations
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            x = nn.functional.conv2d(x, layer.weight, layer.bias, layer.stride).relu()
+        elif isinstance(layer, nn.Linear) and layer not in (network.policy, network.value):
+            x = nn.functional.linear(x.flatten(1), layer.weight, layer.bias)
+            x = x.relu() if spaces.image else x.tanh()
+    policy = nn.functional.linear(x, network.policy.weight, network.policy.bias)
+    expected = nn.functional.linear(x, network.value.weight, network.value.bias)[:, 0]
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+    if spaces.discrete:
+        torch.testing.assert_close(distribution.probs, policy.softmax(-1), rtol=1e-4, atol=1e-6)
+    else:
+        torch.testing.assert_close(distribution.mean, policy, rtol=1e-4, atol=1e-6)
+
+
+def test_forward_leaves_the_observations_alone():
+    network, observations = new_network("mlp", CARTPOLE), some_observations(CARTPOLE)
+    before = observations.clone()
+    network(observations)
+    assert torch.equal(observations, before)
+
+
+def some_actions(spaces: Spaces) -> torch.Tensor:
+    return torch.tensor([0, 1, 1]) if spaces.discrete else torch.ones(3, *spaces.action_shape)
+
+
+@pytest.mark.parametrize("name, spaces", NETWORKS)
+def test_bf16_is_close_to_fp32_with_float32_outputs_parameters_and_gradients(name, spaces):
+    networks = [new_network(name, spaces, precision) for precision in ("fp32", "bf16")]
+    outputs = []
+    for network in networks:
+        network.policy.weight.data.mul_(100)  # at gain 0.01 all policies are close
+        distribution, values = network(some_observations(spaces))
+        log_probs = distribution.log_prob(some_actions(spaces))
+        (log_probs.sum() + (values - 3).pow(2).sum()).backward()
+        assert values.dtype == log_probs.dtype == torch.float32
+        outputs.append((log_probs.detach(), values.detach()))
+    for exact, quick in zip(*outputs):
+        assert 0 < (quick - exact).abs().max() < 0.03 * exact.abs().max()
+    for exact, quick in zip(*(network.parameters() for network in networks)):
+        assert quick.dtype == quick.grad.dtype == torch.float32
+        assert torch.linalg.vector_norm(exact.grad - quick.grad) < 0.2 * torch.linalg.vector_norm(exact.grad)
+
+
+@pytest.mark.parametrize("spaces", [PENDULUM, ARM])
+def test_gaussian_log_probabilities_and_entropies_are_the_formula(spaces):
+    network, count = new_network("mlp", spaces), math.prod(spaces.action_shape)
+    network.log_std.data = torch.linspace(-1, 0.5, count)
+    distribution, _ = network(some_observations(spaces))
+    actions = torch.randn((3, *spaces.action_shape), generator=torch.Generator().manual_seed(2))
+    means = distribution.mean.detach().double().numpy().reshape(3, count)
+    z = (actions.double().numpy().reshape(3, count) - means) / np.exp(network.log_std.detach().double().numpy())
+    log_std = network.log_std.detach().double().numpy()
+    log_probs = (-(z**2) / 2 - log_std - math.log(2 * math.pi) / 2).sum(1)
+    entropy = (log_std + (1 + math.log(2 * math.pi)) / 2).sum()
+    assert np.allclose(distribution.log_prob(actions).detach(), log_probs, rtol=1e-5)
+    assert np.allclose(distribution.entropy().detach(), entropy, rtol=1e-5)
+    assert distribution.sample().shape == (3, *spaces.action_shape)
+
+
+def test_categorical_log_probabilities_and_entropies_are_the_formula():
+    network = new_network("mlp", CARTPOLE)
+    distribution, _ = network(some_observations(CARTPOLE))
+    probs = network.policy(network.torso(some_observations(CARTPOLE))).softmax(-1).detach().double()
+    actions = torch.tensor([0, 1, 1])
+    torch.testing.assert_close(distribution.log_prob(actions).double(), probs.log()[range(3), actions], rtol=1e-5, atol=0)
+    torch.testing.assert_close(distribution.entropy().double(), -(probs * probs.log()).sum(1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 84, 84), (3, 64, 96), (12, 84, 84), (3, SMALLEST_IMAGE, 50)])
+def test_images_of_other_sizes(shape):
+    spaces = Spaces(shape, True, 3)
+    distribution, values = new_network("gala", spaces)(some_observations(spaces))
+    assert distribution.probs.shape == (3, 3) and values.shape == (3,)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_smaller_images_leave_nothing_for_the_third_convolution():
+    spaces = Spaces((4, SMALLEST_IMAGE - 1, 84), True, 6)
+    with pytest.raises((RuntimeError, ValueError)):
+        new_network("gala", spaces)(some_observations(spaces))
+
+
+def test_fastest_precision_chooses_one_that_networks_take():
+    assert fastest_precision("mlp", CARTPOLE, 4, torch.device("cpu")) in ("fp32", "bf16")

@@ -1,0 +1,229 @@
+"""The collector on small environments that follow a plan, recomputed from what was recorded of every step."""
+
+import copy
+import functools
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from gala_mpi.clock import Clock
+from gala_mpi.config import A2CSettings
+from gala_mpi.envs import GymSimulators, Step
+from gala_mpi.learner import A2C
+from gala_mpi.model import Network
+from gala_mpi.rollout import Batch, Collector
+
+GAMMA, T, N = 0.9, 12, 3
+
+
+class Plan(gymnasium.Env):
+    """Game k lasts 3 to 5 steps; every second one is cut off, the others are lost. Rewards grow and change sign."""
+
+    def __init__(self, image: bool, box: bool):
+        self.image = image
+        numbers = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.observation_space = spaces.Box(0, 255, (36, 40, 3), np.uint8) if image else numbers
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32) if box else spaces.Discrete(3)
+
+    def _observation(self) -> np.ndarray:
+        rng = np.random.default_rng([self.game, self.t])
+        return rng.integers(0, 256, (36, 40, 3), np.uint8) if self.image else rng.normal(size=4).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.game = seed if seed is not None else self.game + 1
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        over = self.t == 3 + self.game % 3
+        reward = 1.5 * self.t * (-1) ** (self.t + self.game) + float(np.sum(action)) / 8
+        return self._observation(), reward, over and self.game % 2 == 0, over and self.game % 2 == 1, {}
+
+
+KINDS = {"numbers": ("mlp", False, False), "box": ("mlp", False, True), "images": ("gala", True, False)}
+for kind, (_, *arguments) in KINDS.items():
+    gymnasium.register(f"plan/{kind}-v0", functools.partial(Plan, *arguments), disable_env_checker=True)
+
+
+class Recorded:
+    """Simulators that keep a copy of everything that passes."""
+
+    def __init__(self, simulators: GymSimulators):
+        self._simulators = simulators
+        self.num_envs, self.spaces = simulators.num_envs, simulators.spaces
+        self.shown: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.steps: list[Step] = []
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        observations = self._simulators.reset(seeds)
+        self.shown.append(observations.copy())
+        return observations
+
+    def step(self, actions: np.ndarray) -> Step:
+        self.actions.append(actions.copy())
+        step = self._simulators.step(actions)
+        self.steps.append(copy.deepcopy(step))
+        self.shown.append(step.observations.copy())
+        return step
+
+
+class Rollout:
+    """A collector, and the second of its batches with what was recorded of it."""
+
+    def __init__(self, kind: str, clip_rewards: bool = False):
+        torch.manual_seed(0)
+        self.pokes = 0
+        simulators = Recorded(GymSimulators(f"plan/{kind}-v0", N))
+        self.network = Network(KINDS[kind][0], simulators.spaces).to(memory_format=torch.channels_last)
+        self.network.policy.weight.data.mul_(30)  # so that probabilities differ
+        self.learner = A2C(self.network, A2CSettings(discount=GAMMA), lr=1e-3)
+        collector = Collector(
+            self.network, simulators, np.array([4, 7, 11]), T, GAMMA, clip_rewards, self._poke, Clock()
+        )
+        _, first = collector.collect()
+        self.batch, second = collector.collect()
+        self.episodes, self.all_episodes = second, first + second
+        self.all_steps = simulators.steps
+        self.shown, self.actions = simulators.shown[T:], simulators.actions[T:]
+        self.steps = simulators.steps[T:]
+
+    def _poke(self) -> None:
+        self.pokes += 1
+
+    def passes(self, network: Network) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities, entropies and values of all steps by `network`, [T, N] each."""
+        rows = []
+        for observations, actions in zip(self.shown[:-1], self.actions):
+            distribution, values = network(torch.from_numpy(observations))
+            rows.append((distribution.log_prob(torch.from_numpy(actions)), distribution.entropy(), values))
+        return tuple(torch.stack(column) for column in zip(*rows))
+
+    def value(self, observations: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            return self.network(torch.from_numpy(observations))[1]
+
+
+@functools.cache
+def rollout(kind: str, clip_rewards: bool = False) -> Rollout:
+    return Rollout(kind, clip_rewards)
+
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+def test_shapes_and_counts(kind):
+    batch = rollout(kind).batch
+    names = ("log_probs", "entropies", "values", "rewards", "discounts", "next_values")
+    for tensor in (getattr(batch, name) for name in names):
+        assert tensor.shape == (T, N) and tensor.dtype == torch.float32
+    assert batch.steps == T * N
+    assert rollout(kind).pokes == 2 * T
+    assert [getattr(batch, name).requires_grad for name in names] == [True] * 3 + [False] * 3
+
+
+@kinds
+def test_the_plan_has_games_that_are_lost_and_games_that_are_cut_off(kind):
+    steps = rollout(kind).steps
+    assert sum(step.terminated.sum() for step in steps) > 2
+    assert sum(step.truncated.sum() for step in steps) > 2
+
+
+@kinds
+def test_discounts_are_0_where_a_game_ends_and_gamma_elsewhere(kind):
+    found = rollout(kind).batch.discounts
+    for t, step in enumerate(rollout(kind).steps):
+        for i in range(N):
+            assert found[t, i] == (0 if step.terminated[i] or step.truncated[i] else np.float32(GAMMA))
+
+
+@kinds
+@pytest.mark.parametrize("clip_rewards", [False, True])
+def test_a_game_that_is_cut_off_adds_the_value_of_what_was_cut_off(kind, clip_rewards):
+    played = rollout(kind, clip_rewards)
+    for t, step in enumerate(played.steps):
+        for i in range(N):
+            expected = float(np.sign(step.rewards[i]) if clip_rewards else step.rewards[i])
+            if step.truncated[i]:
+                expected += GAMMA * float(played.value(step.final_observations)[i])
+            assert float(played.batch.rewards[t, i]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@kinds
+def test_scores_stay_real_when_rewards_are_clipped(kind):
+    """Summed up from the plan's rewards, over both batches."""
+    played = rollout(kind, True)
+    scores, expected = np.zeros(N), []
+    for step in played.all_steps:
+        scores += step.rewards
+        for i in np.flatnonzero(step.terminated | step.truncated):
+            expected.append((i, pytest.approx(scores[i])))
+            scores[i] = 0
+    assert [(e.simulator, e.score) for e in played.all_episodes] == expected
+    assert any(abs(e.score) != round(abs(e.score)) for e in played.episodes)
+
+
+@kinds
+def test_next_values_are_those_of_the_next_observations(kind):
+    played = rollout(kind)
+    for t in range(T):
+        torch.testing.assert_close(played.batch.next_values[t], played.value(played.shown[t + 1]), rtol=1e-4, atol=1e-5)
+
+
+@kinds
+def test_log_probabilities_entropies_and_values_are_those_of_what_was_shown(kind):
+    played = rollout(kind)
+    found = played.batch.log_probs, played.batch.entropies, played.batch.values
+    for mine, expected in zip(found, played.passes(played.network)):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_batch_goes_on_where_the_first_ended():
+    """Its first value is of the observation that the first batch's last action brought."""
+    played = rollout("numbers")
+    torch.testing.assert_close(played.batch.values[0].detach(), played.value(played.shown[0]))
+
+
+@kinds
+def test_actions_are_drawn_from_the_policy(kind):
+    """The same state of the generator gives the same actions in a loop that is written out."""
+    one, same = Rollout(kind), Rollout(kind)
+    assert all(np.array_equal(a, b) for a, b in zip(one.actions, same.actions))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        distribution, _ = one.network(torch.from_numpy(one.shown[0]).repeat(2000, *[1] * (one.shown[0].ndim - 1)))
+        if kind != "box":
+            drawn = torch.nn.functional.one_hot(distribution.sample().view(2000, N), 3).float().mean(0)
+            torch.testing.assert_close(drawn, distribution.probs[:N], rtol=0, atol=0.06)
+
+
+def ordinary_gradient(played: Rollout, settings: A2CSettings) -> list[torch.Tensor]:
+    """The gradient of the loss by a second forward pass over the stored observations, of a network of its own."""
+    network = copy.deepcopy(played.network)
+    network.zero_grad(set_to_none=True)
+    log_probs, entropies, values = played.passes(network)
+    batch: Batch = played.batch
+    returns, following = torch.zeros(T, N), batch.next_values[-1]
+    for t in reversed(range(T)):
+        following = batch.rewards[t] + batch.discounts[t] * following
+        returns[t] = following
+    advantages = returns - values
+    loss = -(advantages.detach() * log_probs).mean() + settings.value_coefficient * advantages.pow(2).mean()
+    (loss - settings.entropy_coefficient * entropies.mean()).backward()
+    return [parameter.grad for parameter in network.parameters()]
+
+
+@kinds
+def test_the_gradient_through_the_kept_graph_is_that_of_a_second_forward_pass(kind):
+    played = Rollout(kind)
+    expected = ordinary_gradient(played, played.learner.settings)
+    played.learner.gradient(played.batch)
+    for parameter, gradient in zip(played.network.parameters(), expected):
+        assert torch.linalg.vector_norm(gradient) > 0
+        difference = torch.linalg.vector_norm(parameter.grad - gradient)
+        assert difference < 1e-4 * torch.linalg.vector_norm(gradient) + 1e-7
