@@ -45,6 +45,7 @@ WINDOW = 100  # episodes behind first, best and last
 AXES = {"steps": "steps (all agents)", "hours": "training time (hours)"}
 FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
+LEGEND_WIDTH = 110  # letters, of which the line before a name takes 8
 DASHES = ("-", "--", ":", "-.")  # for more groups than colours
 # Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
 INCIDENTAL = {"run_dir", "resume", "seed", "total_steps", "wall_minutes", "checkpoint_minutes", "keep_checkpoints"}
@@ -270,7 +271,9 @@ def draw(groups: list[Group], curves: dict[tuple[int, str], Curve], path: Path) 
             panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
             panels[0].set_ylabel("score")
             row.suptitle(f"{env}: mean score of training episodes; {bands([group for _, group in lines])}", fontsize=12)
-            row.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+            handles, names = panels[0].get_legend_handles_labels()
+            columns = int(np.clip(LEGEND_WIDTH // (max(map(len, names)) + 8), 1, 3))
+            row.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
         figure.savefig(path, dpi=150)
         plt.close(figure)
 

@@ -72,14 +72,15 @@ class Checkpoints:
         path = store.checkpoint_file(self._run, self.generation, self._rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         with store.atomic(path) as file:
-            file.attrs["network"] = state.network
+            file.attrs["network"] = np.bytes_(state.network)  # strings of variable length have no checksum
             file.attrs["agents"] = state.agents
             file.attrs["hours"] = state.hours
             file.attrs["score"] = state.score
-            arrays = {"torch_rng": state.torch_rng} | {f"learner/{name}": value for name, value in state.learner.items()}
-            for name, value in arrays.items():
-                options = {"fletcher32": True, "chunks": True} if np.ndim(value) else {}
-                file.create_dataset(name, data=value, **options)
+            learner = file.create_group("learner")
+            learner.attrs.update({name: value for name, value in state.learner.items() if not np.ndim(value)})
+            arrays = {f"learner/{name}": value for name, value in state.learner.items() if np.ndim(value)}
+            for name, value in {"torch_rng": state.torch_rng, **arrays}.items():
+                file.create_dataset(name, data=value, fletcher32=True, chunks=True)
         if self._rank == 0:
             self._prune(state.agents)
 
@@ -114,7 +115,7 @@ def newest(run: Path, agents: int) -> int | None:
             for rank in range(agents):
                 load(run, generation, rank)
             return generation
-        except (OSError, KeyError):  # damaged: an older one is still good
+        except Exception:  # damaged (h5py raises many kinds): an older one is still good
             continue
     return None
 
@@ -123,16 +124,16 @@ def load(run: Path, generation: int, rank: int) -> State:
     """One rank's state.
 
     Raises:
-        OSError, KeyError: the file is missing, damaged or of another kind.
+        Exception: the file is missing, damaged or of another kind; h5py raises many kinds.
     """
     with store.reading(store.checkpoint_file(run, generation, rank)) as file:
         return State(
-            network=file.attrs["network"],
+            network=np.asarray(file.attrs["network"]).astype(str).item(),
             agents=int(file.attrs["agents"]),
             hours=float(file.attrs["hours"]),
             score=float(file.attrs["score"]),
             torch_rng=file["torch_rng"][()],
-            learner={name: np.asarray(value[()]) for name, value in file["learner"].items()},
+            learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
         )
 
 
@@ -158,5 +159,5 @@ def _score(run: Path, generation: int) -> float:
     try:
         with store.reading(store.checkpoint_file(run, generation, 0)) as file:
             return float(np.nan_to_num(file.attrs["score"], nan=-np.inf))
-    except (OSError, KeyError):
+    except Exception:  # damaged
         return -np.inf

@@ -69,9 +69,10 @@ def resolve(wanted: Config, world: World) -> Config:
     precision = wanted.precision
     if precision == "auto":
         precision = model.fastest_precision(network, spaces, wanted.num_envs, device)
-    name = f"{envs.resolve(wanted.env)[1].replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _, game = envs.resolve(wanted.env)  # one name for one game, however it was typed
+    name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
-    return dataclasses.replace(wanted, network=network, precision=precision, run_dir=run_dir)
+    return dataclasses.replace(wanted, env=game, network=network, precision=precision, run_dir=run_dir)
 
 
 def _spaces(wanted: Config) -> Spaces:

@@ -38,7 +38,8 @@ def atomic(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w", locking=False) as file:
+        # The format of HDF5 1.10 has checksums of its own structure, so that damage is an error and not a crash.
+        with h5py.File(temporary, "w", locking=False, libver=("v110", "v110")) as file:
             yield file
         _sync(temporary)
         os.replace(temporary, path)

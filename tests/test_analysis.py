@@ -399,7 +399,7 @@ def test_windows_are_those_of_a_plain_loop(tmp_path, number):
 
 def test_groups(tmp_path):
     a, b = {"env": "pong", "exchange": "gossip"}, {"env": "breakout", "exchange": "gossip"}
-    c = {"env": "pong", "exchange": "none"}
+    c = {"env": "pong", "exchange": "none", "network": "gala"}
     for i, (settings, gae_lambda) in enumerate([(a, 1.0), (a, 0.95), (c, 1.0), (b, 1.0), (a, 10)]):
         make(tmp_path / f"{i}", i, number=5, **settings, a2c=A2CSettings(gae_lambda=gae_lambda))
     scores = learning_curves.load([str(tmp_path)])
@@ -411,6 +411,7 @@ def test_groups(tmp_path):
         ]
 
     assert groups("exchange") == [("breakout", "gossip", [3]), ("pong", "gossip", [0, 1, 4]), ("pong", "none", [2])]
+    assert groups("network")[1:] == [("pong", "network unset", [0, 1, 4]), ("pong", "gala", [2])]
     assert groups("env") == [("breakout", "breakout", [3]), ("pong", "pong", [0, 1, 2, 4])]
     assert [group.name for group in learning_curves.grouped(scores, ["env"])] == ["breakout", "pong"]
     assert groups("a2c.gae_lambda", "exchange") == [

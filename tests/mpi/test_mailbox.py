@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -52,8 +53,8 @@ def write_in_pieces(slot: np.ndarray, vector: np.ndarray) -> None:
 def stress(comm: MPI.Intracomm, kind: type[Mailbox], quota: int, seconds: float) -> tuple[int, int, int]:
     """Every rank publishes as fast as it can and reads all others, until each has read `quota` messages or time is over.
 
-    Every element of version v is v. Returns how many messages were received, how many of them were not whole, and how
-    many the transport itself threw away; each over all ranks.
+    Every element of version v is v. Returns how many messages were received, how many of them were not whole (or came
+    again), and how many the transport itself threw away; each over all ranks.
     """
     mailbox = kind(comm, LENGTH)
     pulls = [Pull(mailbox, peer) for peer in range(comm.size) if peer != comm.rank]
@@ -72,16 +73,13 @@ def stress(comm: MPI.Intracomm, kind: type[Mailbox], quota: int, seconds: float)
             pull.start(newest[pull])
             if pull.advance():
                 payload, seen = pull.take()
-                assert seen > newest[pull], "an old message came again"
-                newest[pull] = seen
                 received += 1
-                broken += bool((payload != seen).any())
+                broken += bool((payload != seen).any() or seen <= newest[pull])
+                newest[pull] = seen
             else:
                 os.sched_yield()  # with fewer cores than ranks, its publisher may need this one
         if everybody is None and (received >= quota or time.monotonic() > deadline):
             everybody = comm.Ibarrier()
-    for pull in pulls:
-        pull.drain()
     mailbox.close()
     counts = np.array([received, broken, sum(pull.torn for pull in pulls)])
     return tuple(int(count) for count in comm.allreduce(counts))
@@ -106,116 +104,111 @@ def test_stress_catches_a_publisher_without_the_order(comm, kind):
 
 
 def test_newest_message_wins(comm):
-    mailbox = Mailbox(comm, 3)
-    peer = (comm.rank - 1) % comm.size
-    for version in (1, 2, 3):
-        mailbox.publish(np.full(3, 10 * comm.rank + version, np.float32), version)
-    comm.Barrier()
-    pull = Pull(mailbox, peer)
-    pull.start(newer_than=0)
-    wait_for(pull.advance)
-    payload, version = pull.take()
-    assert version == 3 and payload.tolist() == [10 * peer + 3] * 3
-    mailbox.close()
+    with closing(Mailbox(comm, 3)) as mailbox:
+        peer = (comm.rank - 1) % comm.size
+        for version in (1, 2, 3):
+            mailbox.publish(np.full(3, 10 * comm.rank + version, np.float32), version)
+        comm.Barrier()
+        pull = Pull(mailbox, peer)
+        pull.start(newer_than=0)
+        wait_for(pull.advance)
+        payload, version = pull.take()
+        assert version == 3 and payload.tolist() == [10 * peer + 3] * 3
 
 
 def test_nothing_comes_that_is_not_newer(comm):
-    mailbox = Mailbox(comm, 3)
-    mailbox.publish(np.zeros(3, np.float32), 7)
-    comm.Barrier()
-    pull = Pull(mailbox, (comm.rank - 1) % comm.size)
-    for _ in range(10):
-        pull.start(newer_than=7)
-        wait_for(lambda: pull.advance() or pull.idle)
-        assert not pull.ready
-    assert pull.header[LATEST] == 7
-    mailbox.close()
+    with closing(Mailbox(comm, 3)) as mailbox:
+        mailbox.publish(np.zeros(3, np.float32), 7)
+        comm.Barrier()
+        pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+        for _ in range(10):
+            pull.start(newer_than=7)
+            wait_for(lambda: pull.advance() or pull.idle)
+            assert not pull.ready
+        assert pull.header[LATEST] == 7
 
 
 def test_exactly_the_version_asked_for(comm):
-    mailbox = Mailbox(comm, 3)
-    for version in (1, 2):
-        mailbox.publish(np.full(3, version, np.float32), version)
-    comm.Barrier()
-    pull = Pull(mailbox, (comm.rank - 1) % comm.size)
-    for version in (1, 2):
-        pull.start(newer_than=0, exactly=version)
-        wait_for(pull.advance)
-        payload, seen = pull.take()
-        assert seen == version and payload.tolist() == [version] * 3
-    pull.start(newer_than=2, exactly=3)
-    wait_for(lambda: pull.advance() or pull.idle)
-    assert not pull.ready, "version 3 has not been published"
-    mailbox.close()
+    with closing(Mailbox(comm, 3)) as mailbox:
+        for version in (1, 2):
+            mailbox.publish(np.full(3, version, np.float32), version)
+        comm.Barrier()
+        pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+        for version in (1, 2):
+            pull.start(newer_than=0, exactly=version)
+            wait_for(pull.advance)
+            payload, seen = pull.take()
+            assert seen == version and payload.tolist() == [version] * 3
+        pull.start(newer_than=2, exactly=3)
+        wait_for(lambda: pull.advance() or pull.idle)
+        assert not pull.ready, "version 3 has not been published"
 
 
 @pytest.mark.parametrize("rewrites, whole", [(SLOTS - 1, True), (SLOTS, False)])
 def test_a_slot_rewritten_while_it_was_read_is_thrown_away(comm, rewrites, whole):
     """Rank 1 publishes on while rank 0 reads version 1: with `SLOTS` more versions its slot is rewritten."""
-    mailbox = Mailbox(comm, 3)
-    if comm.rank == 1:
-        mailbox.publish(np.full(3, 1, np.float32), 1)
-    comm.Barrier()
-    if comm.rank == 0:
-        begin = mailbox.get_payload
-
-        def get_payload(*arguments) -> MPI.Request:
-            begin(*arguments).Wait()
-            if pull.version == 1:
-                comm.Barrier()  # the payload is here; now rank 1 rewrites
-                comm.Barrier()
-            return MPI.REQUEST_NULL
-
-        mailbox.get_payload = get_payload
-        pull = Pull(mailbox, 1)
-        pull.start(newer_than=0)
-        wait_for(pull.advance)
-        payload, version = pull.take()
-        assert pull.torn == (0 if whole else 1)
-        assert version == (1 if whole else 1 + rewrites)
-        assert payload.tolist() == [version] * 3
-    else:
-        comm.Barrier()
+    with closing(Mailbox(comm, 3)) as mailbox:
         if comm.rank == 1:
-            for version in range(2, 2 + rewrites):
-                mailbox.publish(np.full(3, version, np.float32), version)
+            mailbox.publish(np.full(3, 1, np.float32), 1)
         comm.Barrier()
-    mailbox.close()
+        if comm.rank == 0:
+            begin = mailbox.get_payload
+
+            def get_payload(*arguments) -> MPI.Request:
+                begin(*arguments).Wait()
+                if pull.version == 1:
+                    comm.Barrier()  # the payload is here; now rank 1 rewrites
+                    comm.Barrier()
+                return MPI.REQUEST_NULL
+
+            mailbox.get_payload = get_payload
+            pull = Pull(mailbox, 1)
+            pull.start(newer_than=0)
+            wait_for(pull.advance)
+            payload, version = pull.take()
+            assert pull.torn == (0 if whole else 1)
+            assert version == (1 if whole else 1 + rewrites)
+            assert payload.tolist() == [version] * 3
+        else:
+            comm.Barrier()
+            if comm.rank == 1:
+                for version in range(2, 2 + rewrites):
+                    mailbox.publish(np.full(3, version, np.float32), version)
+            comm.Barrier()
 
 
 def test_a_glance_sees_what_was_posted(comm):
-    mailbox = Mailbox(comm, 1)
-    mailbox.post(MIXED, 100 + comm.rank)
-    comm.Barrier()
-    for peer in range(comm.size):
-        glance = Glance(mailbox, peer)
-        glance.start()
-        wait_for(glance.advance)
-        assert glance.header[MIXED] == 100 + peer
-    mailbox.close()
+    with closing(Mailbox(comm, 1)) as mailbox:
+        mailbox.post(MIXED, 100 + comm.rank)
+        comm.Barrier()
+        for peer in range(comm.size):
+            glance = Glance(mailbox, peer)
+            glance.start()
+            wait_for(glance.advance)
+            assert glance.header[MIXED] == 100 + peer
 
 
 def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm):
-    mailbox = Mailbox(comm, LENGTH)
-    mailbox.publish(np.ones(LENGTH, np.float32), 1)
-    comm.Barrier()
-    pull = Pull(mailbox, (comm.rank - 1) % comm.size)
-    pull.start(newer_than=0)
-    pull.drain()
-    mailbox.close()
-    mailbox.close()
+    for advances in (0, 1, 10):
+        with closing(Mailbox(comm, LENGTH)) as mailbox:
+            mailbox.publish(np.ones(LENGTH, np.float32), 1)
+            comm.Barrier()
+            pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+            pull.start(newer_than=0)
+            for _ in range(advances):
+                pull.advance()
+    mailbox.close()  # a second call does nothing
 
 
 def test_the_board_shows_every_rank(comm):
-    board = Board(comm)
-    mine = {column: float(10 * comm.rank + place) for place, column in enumerate(COLUMNS)}
-    board.post(**mine)
-    comm.Barrier()
-    if comm.rank == 0:
-        expected = [[10 * rank + place for place in range(len(COLUMNS))] for rank in range(comm.size)]
-        wait_for(lambda: board.poll() or board.rows.tolist() == expected)
-    board.close()
-    board.close()
+    with closing(Board(comm)) as board:
+        mine = {column: float(10 * comm.rank + place) for place, column in enumerate(COLUMNS)}
+        board.post(**mine)
+        comm.Barrier()
+        if comm.rank == 0:
+            expected = [[10 * rank + place for place in range(len(COLUMNS))] for rank in range(comm.size)]
+            wait_for(lambda: board.poll() or board.rows.tolist() == expected)
+    board.close()  # a second call does nothing
 
 
 def wait_for(condition, seconds: float = 30) -> None:

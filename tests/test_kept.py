@@ -1,0 +1,68 @@
+"""The kept forward passes give what ordinary passes over the same observations give: outputs, and the gradient."""
+
+import pytest
+import torch
+
+from gala_mpi.envs import Spaces
+from gala_mpi.flat import Flat
+from gala_mpi.kept import Kept
+from gala_mpi.model import Network
+
+T, N = 3, 4
+PONG = Spaces((4, 84, 84), image=True, actions=6)
+POLE = Spaces((4,), image=False, actions=2)
+
+
+def some_observations(spaces: Spaces) -> list[torch.Tensor]:
+    if spaces.image:
+        return [torch.randint(0, 256, (N, *spaces.observation_shape), dtype=torch.uint8) for _ in range(T + 1)]
+    return [torch.randn(N, *spaces.observation_shape) for _ in range(T + 1)]
+
+
+def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
+    return policy.log_prob(torch.zeros(len(values), dtype=torch.long)).sum() + values.pow(2).sum()
+
+
+@pytest.mark.parametrize(("name", "spaces"), [("gala", PONG), ("nature", PONG), ("mlp", POLE)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 3e-2)])
+def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance):
+    torch.manual_seed(0)
+    network = Network(name, spaces, precision).to(memory_format=torch.channels_last)
+    flat = Flat(network)
+    observations = some_observations(spaces)
+    kept = Kept(network.torso, T, observations[0], network.dtype)
+    for _ in range(2):  # the second rollout meets other parameters
+        kept.begin()
+        for t, now in enumerate(observations):
+            network.prepare(now, out=kept.inputs(t))
+            expected = network(now)[1].detach()
+            got = network.heads(kept.forward(t).float())[1].detach()
+            torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+        flat.grad.zero_()
+        some_loss(*network(torch.cat(observations[:T]))).backward()
+        expected = flat.grad.clone()
+        flat.grad.zero_()
+        some_loss(*network.heads(kept.features())).backward()
+        assert torch.linalg.vector_norm(expected) > 1
+        distance = torch.linalg.vector_norm(flat.grad - expected) / torch.linalg.vector_norm(expected)
+        assert distance < tolerance
+        with torch.no_grad():
+            flat.data.add_(torch.randn(len(flat)), alpha=0.02)
+
+
+def test_the_bootstrap_pass_has_no_part_in_the_gradient():
+    torch.manual_seed(0)
+    network = Network("mlp", POLE)
+    observations = some_observations(POLE)
+    gradients = []
+    for last in (observations[-1], 100 * observations[-1]):
+        flat = Flat(network)
+        kept = Kept(network.torso, T, observations[0], network.dtype)
+        kept.begin()
+        for t, now in enumerate([*observations[:T], last]):
+            network.prepare(now, out=kept.inputs(t))
+            kept.forward(t)
+        some_loss(*network.heads(kept.features())).backward()
+        gradients.append(flat.grad)
+    assert torch.equal(*gradients)
