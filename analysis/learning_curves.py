@@ -37,6 +37,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
+
 from runs import Run, RunError, find_runs, open_run
 
 MOST_BINS, FEWEST_BINS = 100, 10

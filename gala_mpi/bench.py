@@ -100,10 +100,9 @@ def report(
         print(json.dumps(result | {"settings": json.loads(settings.to_json())}))
         return
     console = display.console()
-    console.print(
-        f"{settings.env}, {settings.exchange}, network {settings.network} in {settings.precision}, {settings.num_envs} simulators "
-        f"a rank; medians of {bench.rounds} turns of {bench.updates} updates",
-        highlight=False,
+    display.say(
+        f"{settings.env}, {settings.exchange}, network {settings.network} in {settings.precision}, "
+        f"{settings.num_envs} simulators a rank; medians of {bench.rounds} turns of {bench.updates} updates"
     )
     speeds = Table("", "steps/s", "ratio")
     speeds.add_row("one rank's simulators alone", f"{simulators:,.0f}", "")

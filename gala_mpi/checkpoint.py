@@ -145,7 +145,9 @@ def resumable(run: Path, agents: int, network: str) -> int:
     """
     started_with = store.read_agents(run)
     if started_with != agents:
-        raise SettingError(f"--resume --run-dir {run}: {agents} ranks; the run's {started_with} ranks are expected (mpirun -n {started_with})")
+        raise SettingError(
+            f"--resume --run-dir {run}: {agents} ranks; the run's {started_with} ranks are expected (mpirun -n {started_with})"
+        )
     generation = newest(run, agents)
     if generation is None:
         raise SettingError(f"--resume --run-dir {run}: no checkpoint of all {agents} ranks; one is expected")

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -248,16 +249,21 @@ def check(config: Config) -> None:
         if not holds:
             raise SettingError(f"{flag} {value}: {allowed} is expected")
 
+    def unset_or(holds: Callable[[Any], bool], value: object) -> bool:
+        return value is None or holds(value)
+
     require(config.num_envs >= 1, "--num-envs", config.num_envs, "a whole number of simulators per agent, 1 or more,")
     require(config.rollout_length >= 1, "--rollout-length", config.rollout_length, "a whole number of steps, 1 or more,")
     require(config.total_steps >= 1, "--total-steps", config.total_steps, "a whole number of steps, 1 or more,")
     require(config.seed >= 0, "--seed", config.seed, "a whole number, 0 or more,")
-    require(config.staleness is None or config.staleness >= 0, "--staleness", config.staleness, "a number of updates, 0 or more,")
-    require(config.lr is None or 0 < config.lr < math.inf, "--lr", config.lr, "a positive number")
+    require(unset_or(lambda x: x >= 0, config.staleness), "--staleness", config.staleness, "a number of updates, 0 or more,")
+    require(unset_or(lambda x: 0 < x < math.inf, config.lr), "--lr", config.lr, "a positive number")
     require(0 <= config.sticky <= 1, "--sticky", config.sticky, "a probability, 0 to 1,")
     require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "a positive number of minutes")
     require(config.keep_checkpoints >= 1, "--keep-checkpoints", config.keep_checkpoints, "a whole number, 1 or more,")
-    require(config.wall_minutes is None or config.wall_minutes > 0, "--wall-minutes", config.wall_minutes, "a positive number of minutes")
+    require(
+        unset_or(lambda x: x > 0, config.wall_minutes), "--wall-minutes", config.wall_minutes, "a positive number of minutes"
+    )
     a2c = config.a2c
     require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")
     require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")

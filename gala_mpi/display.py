@@ -150,30 +150,32 @@ def _launcher_terminal() -> str | None:
     return None
 
 
+def say(text: str) -> None:
+    """Plain words on standard output, not cut at the terminal's width."""
+    console().print(text, highlight=False, soft_wrap=True)
+
+
 def welcome(config: Config, agents: int, library: str, threads: int, generation: int) -> None:
-    """What is about to happen, in a few lines."""
-    printer = console()
-    printer.print(
-        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}"
-        + (f" on a {config.topology} graph" if config.exchange == "gossip" else "")
-        + f", {agents} agents × {config.num_envs} simulators, {config.total_steps:,} steps, network {config.network} "
-        f"in {config.precision} on {config.device}, {threads} threads a rank, {library}",
-        highlight=False,
-        soft_wrap=True,
+    """What is about to happen, in two lines."""
+    graph = f" on a {config.topology} graph" if config.exchange == "gossip" else ""
+    say(
+        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} simulators, "
+        f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "
+        f"threads per rank: {threads}, {library}"
     )
     if generation:
-        printer.print(
-            f"resumed from checkpoint {generation} in {config.run_dir}; simulators begin new episodes", highlight=False, soft_wrap=True
-        )
+        say(f"resumed from checkpoint {generation} in {config.run_dir}; simulators begin new episodes")
     else:
-        printer.print(f"run directory: {config.run_dir}", highlight=False, soft_wrap=True)
+        say(f"run directory: {config.run_dir}")
 
 
-def farewell(config: Config, finished: bool, reason: str | None) -> None:
+def farewell(config: Config, agents: int, finished: bool, reason: str | None) -> None:
     """How it ended, and what to do next."""
     run = config.run_dir
-    how = "finished" if finished else f"stopped early ({reason or 'another rank asked for it'})"
-    after = f"play the policies:  python -m gala_mpi.evaluate {run}"
-    if not finished:
-        after = f"continue:  mpirun -n ... python -m gala_mpi.train --resume --run-dir {run}"
-    console().print(f"{how}: {run}\n{after}", highlight=False, soft_wrap=True)
+    if finished:
+        say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")
+    else:
+        say(
+            f"stopped early ({reason or 'another rank asked for it'}): {run}\n"
+            f"continue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}"
+        )

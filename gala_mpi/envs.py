@@ -223,10 +223,7 @@ class GymSimulators:
         return self._arrange(observations)
 
     def step(self, actions: np.ndarray) -> Step:
-        if self.spaces.discrete:
-            actions = actions + self._first_action
-        else:
-            actions = np.clip(actions, self._low, self._high)
+        actions = actions + self._first_action if self.spaces.discrete else np.clip(actions, self._low, self._high)
         observations, rewards, terminated, truncated, info = self._envs.step(actions)
         truncated = truncated & ~terminated
         rewards = rewards.astype(np.float32)

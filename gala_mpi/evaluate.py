@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ def report(plan: Plan, games: np.ndarray) -> None:
     display.console().print(table)
     facts = {"checkpoint": plan.generation, "arg_max": not wanted.sample, "seed": wanted.seed, "time": time.strftime("%FT%T%z")}
     store.write_evaluation(run, games, facts)
-    display.console().print(f"written to {store.run_file(run)}", highlight=False, soft_wrap=True)
+    display.say(f"written to {store.run_file(run)}")
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def film(plan: Plan) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     score = step.episodes[0].score
-    display.console().print(f"film of one game of the averaged policy (score {score:g}): {wanted.video}", highlight=False, soft_wrap=True)
+    display.say(f"film of one game of the averaged policy (score {score:g}): {wanted.video}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ still sees ordinary parameters: they are views.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import numpy as np
 import torch

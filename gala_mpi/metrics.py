@@ -87,10 +87,9 @@ class Metrics:
         update, steps, hours = learner.updates, learner.steps, self.hours
         ages = [update - version for _, version in counters.mixes]
         age = sum(ages) / len(ages) if ages else np.nan
-        self._waiting["updates"].append(
-            (update, steps, hours, losses.policy, losses.value, losses.entropy, grad_norm, counters.staleness, age)
-            + (counters.torn, counters.poke_gap, resident_mib(), *(seconds[section] for section in SECTIONS))
-        )
+        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, grad_norm, counters.staleness, age]
+        row += [counters.torn, counters.poke_gap, resident_mib(), *(seconds[section] for section in SECTIONS)]
+        self._waiting["updates"].append(tuple(row))
         self._waiting["episodes"] += [(update, steps, hours, e.simulator, e.length, e.score) for e in episodes]
         self._waiting["mixes"] += [(update, peer, version) for peer, version in counters.mixes]
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES or len(self._waiting["episodes"]) > ROOM // 2:

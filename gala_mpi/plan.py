@@ -63,7 +63,10 @@ def resolve(wanted: Config, world: World) -> Config:
     if network != "mlp" and not spaces.image:
         raise SettingError(f"--network {network}: {wanted.env} shows no images; mlp is expected")
     if spaces.image and min(spaces.observation_shape[1:]) < model.SMALLEST_IMAGE:
-        raise SettingError(f"--env {wanted.env}: images of {spaces.observation_shape[1:]} pixels; {model.SMALLEST_IMAGE} or more are expected")
+        height, width = spaces.observation_shape[1:]
+        raise SettingError(
+            f"--env {wanted.env}: images of {height}×{width} pixels; {model.SMALLEST_IMAGE} or more a side are expected"
+        )
     device = _device(wanted.device)
     _check_shared_memory(wanted, network, spaces, world)
     precision = wanted.precision
@@ -95,7 +98,7 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingError(f"--device {name}: this host shows {torch.cuda.device_count()} GPUs; cpu or a GPU that is there is expected")
+        raise SettingError(f"--device {name}: this host shows {torch.cuda.device_count()} GPUs; cpu or one of them is expected")
     return agent.pick_device(name, 0)
 
 

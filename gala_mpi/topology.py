@@ -7,8 +7,9 @@ GALA (Assran et al. 2019); every such matrix is doubly stochastic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 

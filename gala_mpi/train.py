@@ -3,6 +3,8 @@
     mpirun -n 32 python -m gala_mpi.train
     mpirun -n 2 python -m gala_mpi.train --env breakout --exchange allreduce --total-steps 10000000
     mpirun -n 32 python -m gala_mpi.train --resume --run-dir runs/pong-gossip-...
+
+`agent.update` is the algorithm; this file goes through the run: record, show, save, stop.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def train(world: World, plan: Plan) -> None:
         metrics.close()
     finished = world.all(learner.updates >= me.updates)
     if world.root:
-        display.farewell(config, finished, stop_asked.reason)
+        display.farewell(config, world.size, finished, stop_asked.reason)
 
 
 if __name__ == "__main__":

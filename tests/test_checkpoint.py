@@ -42,7 +42,9 @@ def assert_same(one: State, other: State) -> None:
         assert np.array_equal(value, other.learner[name]) and value.dtype == other.learner[name].dtype
 
 
-def save(run: Path, rank: int, generations: range, agents: int = 1, keep: int = 100, score=lambda generation: 1.0) -> None:
+def save(
+    run: Path, rank: int, generations: range, agents: int = 1, keep: int = 100, score=lambda generation: 1.0
+) -> None:
     """Rank `rank`'s files of some generations, which are saved one after another."""
     checkpoints = Checkpoints(run, rank, 5.0, keep, generations[0] - 1)
     for generation in generations:
@@ -169,7 +171,7 @@ def places_of_data(path: Path) -> set[int]:
 
 
 def test_a_wrong_bit_in_the_structure_of_a_file_is_found_too(tmp_path):
-    """Flip bits all over it: the generation is passed over. (Fixed strings, attributes for numbers, libver v110: checksums.)"""
+    """HDF5's own bytes, attributes and strings included: whichever is flipped, the generation is passed over."""
     save(tmp_path, 0, range(1, 3))
     path = file_of(tmp_path, 2)
     sound, data, rng = path.read_bytes(), places_of_data(path), random.Random(0)
@@ -242,13 +244,13 @@ def test_a_run_resumes_from_its_newest_generation(tmp_path):
 
 def test_another_number_of_ranks_is_refused(tmp_path):
     begin_run(tmp_path, 2)
-    with pytest.raises(SettingError, match="3 ranks; .*2 ranks are expected.*mpirun -n 2"):
+    with pytest.raises(SettingError, match=r"3 ranks; .*2 ranks are expected.*mpirun -n 2"):
         checkpoint.resumable(tmp_path, 3, "mlp")
 
 
 def test_another_network_is_refused(tmp_path):
     begin_run(tmp_path, 1)
-    with pytest.raises(SettingError, match="--network gala: .*mlp is expected"):
+    with pytest.raises(SettingError, match=r"--network gala: .*mlp is expected"):
         checkpoint.resumable(tmp_path, 1, "gala")
 
 

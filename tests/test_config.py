@@ -1,6 +1,9 @@
 """Settings: what is refused, what is stored, what the command line knows."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 import math
 from pathlib import Path
@@ -67,7 +70,9 @@ def test_every_number_is_tried():
     assert {name for _, name, _ in OUT_OF_BOUNDS} == set(IN_BOUNDS) == numbers()
 
 
-@pytest.mark.parametrize("flag, name, value", [(flag, name, value) for flag, name, bad in OUT_OF_BOUNDS for value in bad])
+@pytest.mark.parametrize(
+    "flag, name, value", [(flag, name, value) for flag, name, bad in OUT_OF_BOUNDS for value in bad]
+)
 def test_a_value_out_of_bounds_is_refused_by_flag_and_value(flag, name, value):
     with pytest.raises(SettingError) as error:
         check(config_with(name, value))
@@ -81,7 +86,7 @@ def test_a_value_within_bounds_is_taken(name, value):
 
 @pytest.mark.parametrize("exchange", ["allreduce", "server", "none"])
 def test_a_staleness_bound_is_for_gossip_alone(exchange):
-    with pytest.raises(SettingError, match=f"--exchange {exchange} --staleness 3: .*gossip"):
+    with pytest.raises(SettingError, match=rf"--exchange {exchange} --staleness 3: .*gossip"):
         check(Config(exchange=exchange, staleness=3))
     check(Config(exchange="gossip", staleness=3))
     check(Config(exchange=exchange))
@@ -120,7 +125,9 @@ def test_json_is_json_of_every_field():
     assert values["run_dir"] == "runs/é" and values["a2c"]["gae_lambda"] == 0.95
 
 
-@pytest.mark.parametrize("agents, num_envs, expected", [(1, 16, 7e-4), (4, 16, 14e-4), (1, 4, 3.5e-4), (2, 16, 7e-4 * 2**0.5)])
+@pytest.mark.parametrize(
+    "agents, num_envs, expected", [(1, 16, 7e-4), (4, 16, 14e-4), (1, 4, 3.5e-4), (2, 16, 7e-4 * 2**0.5)]
+)
 def test_the_learning_rate_grows_with_the_root_of_all_simulators(agents, num_envs, expected):
     assert Config(num_envs=num_envs).learning_rate(agents) == pytest.approx(expected)
     assert Config(num_envs=num_envs, lr=1e-3).learning_rate(agents) == 1e-3
@@ -164,7 +171,9 @@ def test_flags(flag, value, expected):
     assert parse([flag, value]) == Config(**expected)
 
 
-@pytest.mark.parametrize("arguments", [["--env"], ["--exchange", "gossipp"], ["--num-envs", "four"], ["--colour", "red"]])
+@pytest.mark.parametrize(
+    "arguments", [["--env"], ["--exchange", "gossipp"], ["--num-envs", "four"], ["--colour", "red"]]
+)
 def test_a_flag_that_does_not_parse_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         parse(arguments)
@@ -174,13 +183,10 @@ def test_a_flag_that_does_not_parse_ends_with_status_2(arguments, capsys):
 
 def documented(kind: type) -> dict[str, str]:
     """Each field's flag with the first words of the sentence below it in the source."""
-    import ast
-    import inspect
-
     body = ast.parse(inspect.getsource(kind)).body[0].body
     return {
         field.target.id: text.value.value
-        for field, text in zip(body, body[1:])
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
 
@@ -212,9 +218,7 @@ def begin_run(run: Path, **settings) -> Config:
 def test_resume_takes_the_stored_settings_and_what_is_given_replaces_them(tmp_path):
     stored = begin_run(tmp_path / "run", env="breakout", a2c=A2CSettings(gae_lambda=0.9))
     arguments = ["--resume", "--run-dir", str(tmp_path / "run"), "--total-steps", "77", "--a2c.decay-lr"]
-    expected = dataclasses.replace(
-        stored, resume=True, total_steps=77, a2c=A2CSettings(gae_lambda=0.9, decay_lr=True)
-    )
+    expected = dataclasses.replace(stored, resume=True, total_steps=77, a2c=A2CSettings(gae_lambda=0.9, decay_lr=True))
     assert parse(arguments) == expected
 
 
@@ -231,7 +235,7 @@ def test_without_resume_the_stored_settings_are_left_alone(tmp_path):
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(SettingError, match="--resume needs --run-dir"):
         parse(["--resume"])
-    with pytest.raises(SettingError, match="no run.h5"):
+    with pytest.raises(SettingError, match=r"no run\.h5"):
         parse(["--resume", "--run-dir", str(tmp_path)])
 
 

@@ -16,9 +16,10 @@ from gala_mpi.model import Network
 
 PONG, VECTORS = Spaces((4, 84, 84), True, 6), Spaces((4,), False, 2)
 NETWORKS = [("gala", PONG), ("nature", PONG), ("mlp", VECTORS)]
-# With 16 actions every parameter begins on a multiple of 64 bytes, as torch's own allocations do. Elsewhere (Pong's value
-# head) a matrix product may take another path and round otherwise.
-ALIGNED = [("gala", Spaces((4, 84, 84), True, 16)), ("nature", Spaces((4, 84, 84), True, 16)), ("mlp", Spaces((4,), False, 16))]
+# With 16 actions every parameter begins on a multiple of 64 bytes, as torch's own allocations do. Elsewhere (the value
+# head for Pong) a matrix product may take another path and round otherwise.
+IMAGES_16 = Spaces((4, 84, 84), True, 16)
+ALIGNED = [("gala", IMAGES_16), ("nature", IMAGES_16), ("mlp", Spaces((4,), False, 16))]
 CLIPPED, UNCLIPPED = 1e-3, math.inf  # max_grad_norm
 
 
@@ -114,7 +115,7 @@ def test_gradients_equal_the_ordinary_network_bit_for_bit(name, spaces):
     Flat(flat)
     loss_of(flat, 0).backward()
     loss_of(ordinary, 0).backward()
-    for mine, theirs in zip(flat.parameters(), ordinary.parameters()):
+    for mine, theirs in zip(flat.parameters(), ordinary.parameters(), strict=True):
         assert torch.equal(mine.grad, theirs.grad)
 
 
@@ -123,7 +124,7 @@ def test_training_without_clipping_equals_the_ordinary_network_bit_for_bit(name,
     flat, ordinary = new_network(name, spaces), new_network(name, spaces)
     flat_training(flat, UNCLIPPED)
     ordinary_training(ordinary, UNCLIPPED)
-    for mine, theirs in zip(flat.parameters(), ordinary.parameters()):
+    for mine, theirs in zip(flat.parameters(), ordinary.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -137,7 +138,7 @@ def test_training_with_clipping_equals_the_ordinary_network_to_rounding(name, sp
     begin = copy.deepcopy(flat)
     flat_training(flat, CLIPPED)
     ordinary_training(ordinary, CLIPPED)
-    for mine, theirs, old in zip(flat.parameters(), ordinary.parameters(), begin.parameters()):
+    for mine, theirs, old in zip(flat.parameters(), ordinary.parameters(), begin.parameters(), strict=True):
         moved = torch.linalg.vector_norm(theirs.detach() - old.detach())
         assert moved > 0
         assert torch.linalg.vector_norm(mine.detach() - theirs.detach()) < 1e-4 * moved

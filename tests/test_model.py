@@ -84,7 +84,7 @@ def test_weights_are_orthogonal_with_their_gain_and_biases_zero(name, spaces):
 @pytest.mark.parametrize("name, spaces", NETWORKS)
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name, spaces):
     one, same, other = (new_network(name, spaces, seed=seed) for seed in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not torch.equal(one.policy.weight, other.policy.weight)
 
 
@@ -130,9 +130,9 @@ def test_bf16_is_close_to_fp32_with_float32_outputs_parameters_and_gradients(nam
         (log_probs.sum() + (values - 3).pow(2).sum()).backward()
         assert values.dtype == log_probs.dtype == torch.float32
         outputs.append((log_probs.detach(), values.detach()))
-    for exact, quick in zip(*outputs):
+    for exact, quick in zip(*outputs, strict=True):
         assert 0 < (quick - exact).abs().max() < 0.03 * exact.abs().max()
-    for exact, quick in zip(*(network.parameters() for network in networks)):
+    for exact, quick in zip(*(network.parameters() for network in networks), strict=True):
         assert quick.dtype == quick.grad.dtype == torch.float32
         assert torch.linalg.vector_norm(exact.grad - quick.grad) < 0.2 * torch.linalg.vector_norm(exact.grad)
 
@@ -158,8 +158,9 @@ def test_categorical_log_probabilities_and_entropies_are_the_formula():
     distribution, _ = network(some_observations(CARTPOLE))
     probs = network.policy(network.torso(some_observations(CARTPOLE))).softmax(-1).detach().double()
     actions = torch.tensor([0, 1, 1])
-    torch.testing.assert_close(distribution.log_prob(actions).double(), probs.log()[range(3), actions], rtol=1e-5, atol=0)
-    torch.testing.assert_close(distribution.entropy().double(), -(probs * probs.log()).sum(1), rtol=1e-5, atol=0)
+    log_probs, entropies = distribution.log_prob(actions).double(), distribution.entropy().double()
+    torch.testing.assert_close(log_probs, probs.log()[range(3), actions], rtol=1e-5, atol=0)
+    torch.testing.assert_close(entropies, -(probs * probs.log()).sum(1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 84, 84), (3, 64, 96), (12, 84, 84), (3, SMALLEST_IMAGE, 50)])

@@ -20,7 +20,7 @@ def random_rollout(length: int = T, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 def n_step_return(rewards: list, discounts: list, last_value: float) -> float:
     """r_0 + d_0 r_1 + d_0 d_1 r_2 + ... + d_0 ... d_{n-1} V(s_n)."""
     total, weight = 0.0, 1.0
-    for reward, discount in zip(rewards, discounts):
+    for reward, discount in zip(rewards, discounts, strict=True):
         total += weight * reward
         weight *= discount
     return total + weight * last_value
@@ -66,7 +66,7 @@ def test_lambda_0_gives_one_step_targets():
 
 @pytest.mark.parametrize("lambda_", [0.95, 1.0])
 def test_advantages_are_those_of_gae(lambda_):
-    """Σ_k (Π d λ) δ_{t+k}, δ_t = r_t + d_t V(s_{t+1}) - V(s_t) (Schulman et al. 2016), where V(s_{t+1}) is the next value."""
+    """Σ_k (Π d λ) δ_{t+k} with δ_t = r_t + d_t V(s_{t+1}) - V(s_t) (Schulman et al. 2016)."""
     rewards, discounts, next_values = random_rollout(seed=2)
     values = np.concatenate([np.random.default_rng(3).normal(size=(1, N)), next_values[:-1]])
     errors = rewards + discounts * next_values - values

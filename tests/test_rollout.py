@@ -98,10 +98,10 @@ class Rollout:
     def passes(self, network: Network) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and values of all steps by `network`, [T, N] each."""
         rows = []
-        for observations, actions in zip(self.shown[:-1], self.actions):
+        for observations, actions in zip(self.shown[:-1], self.actions, strict=True):
             distribution, values = network(torch.from_numpy(observations))
             rows.append((distribution.log_prob(torch.from_numpy(actions)), distribution.entropy(), values))
-        return tuple(torch.stack(column) for column in zip(*rows))
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 
     def value(self, observations: np.ndarray) -> torch.Tensor:
         with torch.no_grad():
@@ -179,7 +179,7 @@ def test_next_values_are_those_of_the_next_observations(kind):
 def test_log_probabilities_entropies_and_values_are_those_of_what_was_shown(kind):
     played = rollout(kind)
     found = played.batch.log_probs, played.batch.entropies, played.batch.values
-    for mine, expected in zip(found, played.passes(played.network)):
+    for mine, expected in zip(found, played.passes(played.network), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_the_second_batch_goes_on_where_the_first_ended():
 def test_actions_are_drawn_from_the_policy(kind):
     """The same state of the generator gives the same actions in a loop that is written out."""
     one, same = Rollout(kind), Rollout(kind)
-    assert all(np.array_equal(a, b) for a, b in zip(one.actions, same.actions))
+    assert all(np.array_equal(a, b) for a, b in zip(one.actions, same.actions, strict=True))
     torch.manual_seed(5)
     with torch.no_grad():
         distribution, _ = one.network(torch.from_numpy(one.shown[0]).repeat(2000, *[1] * (one.shown[0].ndim - 1)))
@@ -223,7 +223,7 @@ def test_the_gradient_through_the_kept_graph_is_that_of_a_second_forward_pass(ki
     played = Rollout(kind)
     expected = ordinary_gradient(played, played.learner.settings)
     played.learner.gradient(played.batch)
-    for parameter, gradient in zip(played.network.parameters(), expected):
+    for parameter, gradient in zip(played.network.parameters(), expected, strict=True):
         assert torch.linalg.vector_norm(gradient) > 0
         difference = torch.linalg.vector_norm(parameter.grad - gradient)
         assert difference < 1e-4 * torch.linalg.vector_norm(gradient) + 1e-7

@@ -81,7 +81,8 @@ def test_everybody_hears_of_everybody_over_some_periods(name, size):
 def test_rounds_repeat(name, size):
     graph = build(name, size)
     period = len(graph.rounds)
-    assert all(graph.in_peers(0, k) == graph.in_peers(0, k + period) == graph.in_peers(0, k + 7 * period) for k in range(5))
+    for k in range(5):
+        assert graph.in_peers(0, k) == graph.in_peers(0, k + period) == graph.in_peers(0, k + 7 * period)
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
@@ -105,7 +106,9 @@ def test_mixing_rate_is_the_norm_of_what_is_left_of_a_disagreement(name, size):
     assert mixing_rate(graph) == pytest.approx(np.linalg.norm(disagreement, 2), abs=1e-12)
 
 
-@pytest.mark.parametrize("size, expected", [(2, [1]), (3, [1, 2]), (4, [1, 2]), (5, [1, 2, 4]), (8, [1, 2, 4]), (16, [1, 2, 4, 8])])
+@pytest.mark.parametrize(
+    "size, expected", [(2, [1]), (3, [1, 2]), (4, [1, 2]), (5, [1, 2, 4]), (8, [1, 2, 4]), (16, [1, 2, 4, 8])]
+)
 def test_exponential_offsets_are_the_powers_of_two_below_n(size, expected):
     assert build("exponential", size).rounds == (tuple(expected),)
     assert build("one-peer-exponential", size).rounds == tuple((offset,) for offset in expected)

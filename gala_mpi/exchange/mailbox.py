@@ -19,7 +19,7 @@ read and written in one piece.
 from __future__ import annotations
 
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI

@@ -354,6 +354,8 @@ def test_free_ranks_stop_soon_after_one_asks(comm, config):
 @pytest.mark.parametrize("config", named([*FREE, *BOUNDED, SERVER]))
 def test_a_wish_to_stop_is_heard_when_a_peer_has_finished(comm, config):
     """Rank 1 ends after 3 updates, so whoever reads it never mixes again; the last rank asks much later."""
+    if comm.size < 3:
+        pytest.skip("needs 3 ranks or more")
 
     def wish(k: int) -> Order:
         return Order(stop=comm.rank == comm.size - 1 and k >= 200)

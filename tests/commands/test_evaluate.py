@@ -1,0 +1,140 @@
+"""`python -m gala_mpi.evaluate RUN`, as a user starts it."""
+
+from __future__ import annotations
+
+import re
+
+import cv2
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from launch import mpirun
+from runs import SMALL, complaints, train
+
+from gala_mpi import envs, store
+from gala_mpi.evaluate import GAMES, MEAN, game_seeds
+
+EVALUATE = ("-m", "gala_mpi.evaluate")
+
+
+@pytest.fixture(scope="module")
+def pole(tmp_path_factory):
+    """A run of two agents that have learnt a little."""
+    run = tmp_path_factory.mktemp("pole") / "run"
+    train(2, run, *SMALL, "--total-steps", 8000, "--checkpoint-minutes", 0.02)
+    return run
+
+
+@pytest.fixture(scope="module")
+def pong(tmp_path_factory):
+    run = tmp_path_factory.mktemp("pong") / "run"
+    train(1, run, "--env", "pong", "--total-steps", 800, "--precision", "fp32")
+    return run
+
+
+def evaluations(run) -> list[tuple[np.ndarray, dict]]:
+    with store.reading(store.run_file(run)) as file:
+        group = file["evaluations"]
+        return [(group[name][()], dict(group[name].attrs)) for name in sorted(group, key=int)]
+
+
+def test_every_agent_and_the_mean_play_the_same_games_on_any_number_of_ranks(pole):
+    said = [mpirun(n, *EVALUATE, pole, "--episodes", 5) for n in (1, 3)]
+    assert all(result.returncode == 0 for result in said), said[0].stderr + said[1].stderr
+    (one, facts), (three, _) = evaluations(pole)[-2:]
+    assert facts["arg_max"]
+    assert {(row["policy"], row["game"]) for row in one} == {(p, g) for p in (0, 1, MEAN) for g in range(5)}
+    assert np.array_equal(np.sort(one), np.sort(three))
+    assert len(np.unique(one["score"])) > 1
+    for policy, name in ((0, "agent 0"), (1, "agent 1"), (MEAN, "mean of all agents")):
+        scores = one["score"][one["policy"] == policy].astype(float)
+        error = np.sqrt(((scores - scores.mean()) ** 2).sum() / 4) / np.sqrt(5)
+        cells = re.search(rf"{name} *│ *([\d.]+) *│ *([\d.]+)", said[0].stdout)
+        assert [float(cell) for cell in cells.groups()] == pytest.approx([scores.mean(), error], abs=0.06)
+
+
+def test_scores_are_those_of_the_policy_played_by_hand(pole):
+    """One game at a time, in a plain gymnasium environment, with the parameters averaged by hand."""
+    import gymnasium
+    import torch
+
+    from gala_mpi import checkpoint
+    from gala_mpi.flat import Flat
+    from gala_mpi.model import Network
+
+    generation = checkpoint.newest(pole, 2)
+    vectors = [checkpoint.load(pole, generation, rank).learner["parameters"] for rank in range(2)]
+    network = Network("mlp", envs.make("CartPole-v1", 1).spaces)
+    Flat(network).data.copy_(torch.from_numpy((vectors[0] + vectors[1]) / 2))
+    scores = []
+    for seed in game_seeds(1, range(3)):
+        game = gymnasium.make("CartPole-v1")
+        observation, _ = game.reset(seed=int(seed))
+        score, over = 0.0, False
+        while not over:
+            action = network(torch.from_numpy(observation)[None])[0].logits.argmax().item()
+            observation, reward, terminated, truncated, _ = game.step(action)
+            score, over = score + reward, terminated or truncated
+        scores.append(score)
+    result = mpirun(2, *EVALUATE, pole, "--episodes", 3, "--policies", "mean")
+    assert result.returncode == 0, result.stderr
+    games, _ = evaluations(pole)[-1]
+    assert np.sort(games, order="game")["score"].tolist() == scores
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_film(pong, suffix):
+    film = pong / f"film.{suffix}"
+    result = mpirun(1, *EVALUATE, pong, "--episodes", 1, "--policies", "mean", "--video", film, timeout=180)
+    assert result.returncode == 0, result.stderr
+    frames = imageio.imread(film)
+    games, _ = evaluations(pong)[-1]
+    assert games.dtype == GAMES
+    assert len(frames) == pytest.approx(games["length"][0] + 1, abs=2)  # encoders may drop a repeated frame
+    assert frames.shape[1:] == (420, 640, 3)
+    assert frames[len(frames) // 2].std() > 5
+    assert not list(pong.glob(".*tmp*"))
+
+
+def test_the_screen_shows_the_game_that_is_played():
+    """The twin's colours, made grey and small, are the newest frame of the observation."""
+    simulators = envs.make_filmed("breakout")
+    simulators.reset(np.array([3]))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        step = simulators.step(rng.integers(4, size=1))
+        grey = cv2.cvtColor(simulators.screen()[::2, ::4], cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA).astype(int)
+        assert np.abs(small - step.observations[0, -1]).mean() < 1
+    simulators.close()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--episodes", 0), "--episodes 0"),
+        (("--checkpoint", 77), "--checkpoint 77"),
+        (("--checkpoint", "worst"), "--checkpoint worst"),
+        (("--video", "film.avi"), "film.avi"),
+        (("--video", "/nowhere/film.mp4"), "/nowhere/film.mp4"),
+    ],
+)
+def test_bad_input_is_one_line(pole, flags, words):
+    before = evaluations(pole) if "evaluations" in h5_names(pole) else []
+    result = mpirun(2, *EVALUATE, pole, *flags)
+    assert result.returncode == 2
+    (line,) = complaints(result)
+    assert words in line
+    assert len(evaluations(pole) if "evaluations" in h5_names(pole) else []) == len(before)
+
+
+def test_no_run(tmp_path):
+    result = mpirun(1, *EVALUATE, tmp_path)
+    assert result.returncode == 2
+    (line,) = complaints(result)
+    assert str(tmp_path) in line
+
+
+def h5_names(run) -> list[str]:
+    with store.reading(store.run_file(run)) as file:
+        return list(file)
