@@ -81,7 +81,7 @@ class Rollout:
         simulators = Recorded(GymSimulators(f"plan/{kind}-v0", N))
         self.network = Network(KINDS[kind][0], simulators.spaces).to(memory_format=torch.channels_last)
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
-        self.learner = A2C(self.network, A2CSettings(discount=GAMMA), lr=1e-3)
+        self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
         collector = Collector(
             self.network, simulators, np.array([4, 7, 11]), T, GAMMA, clip_rewards, self._poke, Clock()
         )

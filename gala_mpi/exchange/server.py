@@ -1,8 +1,10 @@
 """A3C: one shared vector in rank 0's window; every agent adds its steps to it and goes on from the sum. No server process.
 
 The agents compute gradients on their own copy and keep their own RMSprop state; what they add is the optimiser's step
-(Mnih et al. 2016, with the local statistics of their appendix). Adding and reading are one get-accumulate, atomic for each
-element: agents may interleave within the vector, as in Hogwild.
+(Mnih et al. 2016, with the local statistics of their appendix), divided by the number of agents: one step of every agent
+then moves the vector as far as one step of A2C over all their simulators does, and one learning rate serves both. (Steps
+added in full move it n times as far; on Pong two agents killed every ReLU in the first updates that way.) Adding and
+reading are one get-accumulate, atomic for each element: agents may interleave within the vector, as in Hogwild.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Server:
 
     def parameters(self, parameters: np.ndarray) -> None:
         np.subtract(parameters, self._base, out=self._step)
+        self._step *= np.float32(1 / self._comm.size)
         self._add_and_read(parameters)
 
     def _add_and_read(self, parameters: np.ndarray) -> None:
