@@ -19,6 +19,7 @@ set -euo pipefail
 
 # One virtual environment for all nodes; on a cluster with modules, load Python and MPI here instead.
 if [ -f .venv/bin/activate ]; then
+    # shellcheck source=/dev/null
     . .venv/bin/activate
 fi
 
@@ -36,6 +37,6 @@ resume=()
 if [ -e "$run/run.h5" ]; then
     resume=(--resume)
 fi
-echo "run directory: $PWD/$run"
+echo "run directory: $(realpath -m "$run")"
 echo "watch: tail -f slurm-${SLURM_JOB_NAME:-gala}-${SLURM_JOB_ID:-$$}.out"
 exec mpirun -n "${SLURM_NTASKS:-2}" python -m gala_mpi.train "${arguments[@]}" --run-dir "$run" "${resume[@]}"
