@@ -157,6 +157,13 @@ def resumable(run: Path, agents: int, network: str) -> int:
     return generation
 
 
+def discard_after(run: Path, generation: int) -> None:
+    """Forget what was saved after `generation`: the run goes on from there, and its next files must not mix with these."""
+    for later in generations(run):
+        if later > generation:
+            shutil.rmtree(store.checkpoint_file(run, later, 0).parent)
+
+
 def _score(run: Path, generation: int) -> float:
     try:
         with store.reading(store.checkpoint_file(run, generation, 0)) as file:

@@ -49,7 +49,10 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     settings = resolve(wanted, world)
     generation = _resume(settings, world) if settings.resume else _begin(settings)
     facts = provenance.facts(settings, world.library, world.hosts, world.threads_of_ranks, generation)
-    store.write_run(settings.run_dir, settings, world.size, facts)
+    try:
+        store.write_run(settings.run_dir, settings, world.size, facts)
+    except OSError as error:  # access() says yes where a file system is read-only, full or odd
+        raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
     degree = topology.build(settings.topology, world.size).degree
     return Plan(settings, generation, degree if settings.exchange == "gossip" else 0)
 
@@ -131,4 +134,13 @@ def _resume(settings: Config, world: World) -> int:
     run = settings.run_dir
     if not os.access(run, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
-    return checkpoint.resumable(run, world.size, settings.network)
+    before = store.read_config(run)
+    if envs.resolve(settings.env) != envs.resolve(before.env):
+        raise SettingError(f"--env {settings.env}: the run in {run} plays {before.env}, and goes on with it")
+    if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
+        raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
+    if settings.staleness == 0 and before.staleness != 0:
+        raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
+    generation = checkpoint.resumable(run, world.size, settings.network)
+    checkpoint.discard_after(run, generation)
+    return generation

@@ -42,9 +42,7 @@ def assert_same(one: State, other: State) -> None:
         assert np.array_equal(value, other.learner[name]) and value.dtype == other.learner[name].dtype
 
 
-def save(
-    run: Path, rank: int, generations: range, agents: int = 1, keep: int = 100, score=lambda generation: 1.0
-) -> None:
+def save(run: Path, rank: int, generations: range, agents: int = 1, keep: int = 100, score=lambda generation: 1.0) -> None:
     """Rank `rank`'s files of some generations, which are saved one after another."""
     checkpoints = Checkpoints(run, rank, 5.0, keep, generations[0] - 1)
     for generation in generations:

@@ -70,9 +70,7 @@ def test_every_number_is_tried():
     assert {name for _, name, _ in OUT_OF_BOUNDS} == set(IN_BOUNDS) == numbers()
 
 
-@pytest.mark.parametrize(
-    "flag, name, value", [(flag, name, value) for flag, name, bad in OUT_OF_BOUNDS for value in bad]
-)
+@pytest.mark.parametrize("flag, name, value", [(flag, name, value) for flag, name, bad in OUT_OF_BOUNDS for value in bad])
 def test_a_value_out_of_bounds_is_refused_by_flag_and_value(flag, name, value):
     with pytest.raises(SettingError) as error:
         check(config_with(name, value))
@@ -125,9 +123,7 @@ def test_json_is_json_of_every_field():
     assert values["run_dir"] == "runs/é" and values["a2c"]["gae_lambda"] == 0.95
 
 
-@pytest.mark.parametrize(
-    "agents, num_envs, expected", [(1, 16, 7e-4), (4, 16, 14e-4), (1, 4, 3.5e-4), (2, 16, 7e-4 * 2**0.5)]
-)
+@pytest.mark.parametrize("agents, num_envs, expected", [(1, 16, 7e-4), (4, 16, 14e-4), (1, 4, 3.5e-4), (2, 16, 7e-4 * 2**0.5)])
 def test_the_learning_rate_grows_with_the_root_of_all_simulators(agents, num_envs, expected):
     assert Config(num_envs=num_envs).learning_rate(agents) == pytest.approx(expected)
     assert Config(num_envs=num_envs, lr=1e-3).learning_rate(agents) == 1e-3
@@ -171,9 +167,7 @@ def test_flags(flag, value, expected):
     assert parse([flag, value]) == Config(**expected)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--env"], ["--exchange", "gossipp"], ["--num-envs", "four"], ["--colour", "red"]]
-)
+@pytest.mark.parametrize("arguments", [["--env"], ["--exchange", "gossipp"], ["--num-envs", "four"], ["--colour", "red"]])
 def test_a_flag_that_does_not_parse_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         parse(arguments)

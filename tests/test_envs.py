@@ -48,9 +48,7 @@ def test_every_game_is_its_own_name():
     assert [envs.resolve(game) for game in envs.atari_games()] == [("atari", game) for game in envs.atari_games()]
 
 
-@pytest.mark.parametrize(
-    "wrong, near", [("pnog", "pong"), ("CartPole-v7", "CartPole-v1"), ("ALE/Pogn-v5", "ALE/Pong-v5")]
-)
+@pytest.mark.parametrize("wrong, near", [("pnog", "pong"), ("CartPole-v7", "CartPole-v1"), ("ALE/Pogn-v5", "ALE/Pong-v5")])
 def test_an_unknown_game_is_refused_with_a_near_match(wrong, near):
     with pytest.raises(SettingError) as error:
         envs.resolve(wrong)
@@ -139,9 +137,7 @@ def test_atari_equals_the_wrappers_of_gymnasium(game, steps, games, lives_lost):
         step = simulators.step(np.array([action]))
         expected, reward, lost, over, _ = reference.step(action)
         assert step.rewards[0] == reward and step.terminated[0] == lost and not step.truncated[0]
-        assert [(e.simulator, e.score, e.length) for e in step.episodes] == [
-            (0, reference.score, reference.length)
-        ] * over
+        assert [(e.simulator, e.score, e.length) for e in step.episodes] == [(0, reference.score, reference.length)] * over
         if over:  # the observation is the next game's
             assert 1 <= frames_shown(simulators) <= NO_OPS
             expected = reference.reset(frames_shown(simulators))

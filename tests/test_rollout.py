@@ -20,7 +20,7 @@ GAMMA, T, N = 0.9, 12, 3
 
 
 class Plan(gymnasium.Env):
-    """Game k lasts 3 to 5 steps; every second one is cut off, the others are lost. Rewards grow and change sign."""
+    """Game k lasts 3 to 5 steps; every second one is cut off, the others are lost. Rewards grow past 1 and change sign."""
 
     def __init__(self, image: bool, box: bool):
         self.image = image
@@ -40,7 +40,7 @@ class Plan(gymnasium.Env):
     def step(self, action):
         self.t += 1
         over = self.t == 3 + self.game % 3
-        reward = 1.5 * self.t * (-1) ** (self.t + self.game) + float(np.sum(action)) / 8
+        reward = 0.4 * self.t * (-1) ** (self.t + self.game) + float(np.sum(action)) / 8
         return self._observation(), reward, over and self.game % 2 == 0, over and self.game % 2 == 1, {}
 
 
@@ -82,9 +82,7 @@ class Rollout:
         self.network = Network(KINDS[kind][0], simulators.spaces).to(memory_format=torch.channels_last)
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
         self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
-        collector = Collector(
-            self.network, simulators, np.array([4, 7, 11]), T, GAMMA, clip_rewards, self._poke, Clock()
-        )
+        collector = Collector(self.network, simulators, np.array([4, 7, 11]), T, GAMMA, clip_rewards, self._poke, Clock())
         _, first = collector.collect()
         self.batch, second = collector.collect()
         self.episodes, self.all_episodes = second, first + second

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
-import h5py
 import pytest
 
 from launch import mpirun
@@ -39,15 +38,20 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
-def assert_refused(folder: Path, *flags: object) -> str:
-    """The command ends at once with status 2 and one line, and leaves `folder` as it was; the line."""
+def refused(folder: Path, *flags: object, ranks: int = 2) -> CompletedProcess:
+    """The command ends at once with status 2 and leaves `folder` as it was."""
     before = snapshot(folder)
-    result = mpirun(2, *TRAIN, *flags, cwd=folder)
+    result = mpirun(ranks, *TRAIN, *flags, cwd=folder)
     said = result.stdout + result.stderr
     assert result.returncode == 2, said
     assert "Traceback" not in said
     assert snapshot(folder) == before
-    (line,) = complaints(result)
+    return result
+
+
+def assert_refused(folder: Path, *flags: object, ranks: int = 2) -> str:
+    """As `refused`, after one line of the program's own; the line."""
+    (line,) = complaints(refused(folder, *flags, ranks=ranks))
     return line
 
 
@@ -64,7 +68,49 @@ BAD_VALUES = {
 }
 
 
-@pytest.mark.parametrize("flags, *words", [pytest.param(*bad, id=name) for name, bad in BAD_VALUES.items()])
-def test_bad_values_are_refused(tmp_path, flags, words):
+@pytest.mark.parametrize("flags, start, allowed", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_bad_values_are_refused(tmp_path, flags, start, allowed):
     line = assert_refused(tmp_path, *SMALL, *flags)
-    assert all(word in line for word in words), line
+    assert line.startswith(f"gala_mpi: {start}") and allowed in line
+
+
+def test_an_unknown_flag_is_refused(tmp_path):
+    result = refused(tmp_path, *SMALL, "--no-such-flag", 1)
+    assert (result.stdout + result.stderr).count("no-such-flag") >= 1
+
+
+def test_an_unknown_exchange_is_refused(tmp_path):
+    result = refused(tmp_path, *SMALL, "--exchange", "bogus")
+    assert "bogus" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("run", ["/dev/null/run", "/proc/run", "{folder}/file/run"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, run):
+    (tmp_path / "file").write_text("in the way")
+    line = assert_refused(tmp_path, *SMALL, "--run-dir", run.format(folder=tmp_path))
+    assert "--run-dir" in line and "cannot be written" in line
+
+
+def test_a_directory_that_exists_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    line = assert_refused(tmp_path, *SMALL, "--run-dir", "run")
+    assert "--run-dir run exists" in line and "--resume" in line
+
+
+@pytest.mark.parametrize("place", ["run", "nothing"])
+def test_resume_without_a_run_is_refused(tmp_path, place):
+    (tmp_path / "run").mkdir()
+    assert f"--run-dir {place}: a run is expected" in assert_refused(tmp_path, "--resume", "--run-dir", place)
+
+
+def test_resume_of_something_else_is_refused(tmp_path):
+    """Another number of ranks, game, network, exchange: the checkpoint does not fit."""
+    train(2, tmp_path / "run", *SMALL, "--total-steps", 400)
+    resume = ("--resume", "--run-dir", "run")
+    assert "--env Acrobot-v1" in assert_refused(tmp_path, *resume, "--env", "Acrobot-v1")
+    assert "--exchange allreduce" in assert_refused(tmp_path, *resume, "--exchange", "allreduce")
+    assert "--staleness 0" in assert_refused(tmp_path, *resume, "--staleness", 0)
+    assert "--network gala" in assert_refused(tmp_path, *resume, "--network", "gala")
+    line = assert_refused(tmp_path, *resume, ranks=3)
+    assert "3 ranks" in line and "mpirun -n 2" in line

@@ -7,9 +7,9 @@ the machine schedules the ranks.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -306,7 +306,7 @@ def test_ranks_in_step_stop_at_the_same_update(comm, config):
     for first, second in pairs(comm.size):
 
         def wish(k: int) -> Order:
-            return Order(stop=comm.rank == first and k >= 5 or comm.rank == second and k >= 7)
+            return Order(stop=(comm.rank == first and k >= 5) or (comm.rank == second and k >= 7))
 
         trace = run(comm, config, 50, wish=wish, pause=jitter(comm.rank))
         stopped_at = comm.allgather(len(trace.orders))
