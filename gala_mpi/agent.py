@@ -45,7 +45,7 @@ class Agent:
         with clock("exchange"), on_host(learner.flat.grad) as gradient:
             self.exchange.gradient(gradient)  # A2C: all-reduce here
         with clock("optimise"):
-            grad_norm = learner.step(progress=learner.updates / self.updates)
+            grad_norm = learner.step(progress=(learner.updates - 1) / self.updates)  # the first step has the full rate
         with clock("exchange"), on_host(learner.flat.data) as parameters:
             self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
         return losses, grad_norm, episodes

@@ -120,30 +120,30 @@ def duration(seconds: float) -> str:
 
 
 def console() -> Console:
-    """A console on standard output that knows a terminal behind mpirun, which hands rank 0 a pipe."""
-    if sys.stdout.isatty():
-        return Console()
-    terminal = _launcher_terminal()
-    if terminal is None:
-        return Console(width=200)
+    """A console on standard output. Behind mpirun it is a terminal if mpirun's output is one, whatever rank 0's own is:
+    MPICH hands rank 0 a pipe, Open MPI a terminal of its making."""
+    output = _launcher_output()
+    if output is None:
+        return Console() if sys.stdout.isatty() else Console(width=200)
+    if not output.startswith(("/dev/pts/", "/dev/tty")):
+        return Console(width=200, force_terminal=False)
     try:
-        with open(terminal, "rb") as file:
+        with open(output, "rb") as file:
             width = os.get_terminal_size(file.fileno()).columns
     except OSError:
-        return Console(width=200)
+        return Console(width=200, force_terminal=False)
     return Console(force_terminal=True, width=width or 80)
 
 
-def _launcher_terminal() -> str | None:
-    """The terminal that an ancestor named mpirun or mpiexec prints on, if it is on this host."""
+def _launcher_output() -> str | None:
+    """What an ancestor named mpirun or mpiexec prints on, if there is one on this host."""
     process = os.getpid()
     while process > 1:
         try:
             with open(f"/proc/{process}/stat") as file:
                 name, _, rest = file.read().partition("(")[2].rpartition(")")
             if name.startswith(("mpirun", "mpiexec", "prterun")):
-                target = os.readlink(f"/proc/{process}/fd/1")
-                return target if target.startswith(("/dev/pts/", "/dev/tty")) else None
+                return os.readlink(f"/proc/{process}/fd/1")
             process = int(rest.split()[1])
         except (OSError, ValueError):
             return None

@@ -105,6 +105,7 @@ class World:
         sys.stdout.flush()
         print(f"gala_mpi: rank {self.rank} on {self.host} failed; the job ends.\n{report}", file=sys.stderr, flush=True)
         self.comm.Abort(1)
+        os._exit(1)  # MPICH returns from its abort, and Python would print the error once more
 
 
 def _cgroup_cores() -> float:

@@ -261,3 +261,13 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(SettingError, match="no checkpoint of all 2 ranks"):
         checkpoint.resumable(tmp_path, 2, "mlp")
+
+
+def test_what_came_after_the_generation_resumed_from_is_discarded(tmp_path):
+    """Otherwise one rank's old file and another's new one would look like a complete generation."""
+    begin_run(tmp_path, 2)
+    save(tmp_path, 1, range(4, 6), agents=2)
+    assert checkpoint.resumable(tmp_path, 2, "mlp") == 3
+    checkpoint.discard_after(tmp_path, 3)
+    save(tmp_path, 0, range(4, 5), agents=2)
+    assert kept(tmp_path) == [1, 2, 3, 4] and checkpoint.newest(tmp_path, 2) == 3

@@ -90,7 +90,8 @@ def test_film(pong, suffix):
     frames = imageio.imread(film)
     games, _ = evaluations(pong)[-1]
     assert games.dtype == GAMES
-    assert len(frames) == pytest.approx(games["length"][0] + 1, abs=2)  # encoders may drop a repeated frame
+    shown = games["length"][0] + 1
+    assert 0.95 * shown < len(frames) <= shown + 2  # encoders may join frames that are equal
     assert frames.shape[1:] == (420, 640, 3)
     assert frames[len(frames) // 2].std() > 5
     assert not list(pong.glob(".*tmp*"))

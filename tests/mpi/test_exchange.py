@@ -264,7 +264,7 @@ def test_staleness_stays_within_its_bound(comm, graph, bound):
 @pytest.mark.parametrize("graph", TOPOLOGIES)
 @pytest.mark.parametrize("staleness", [None, 3])
 def test_a_message_is_mixed_once(comm, graph, staleness):
-    trace = run(comm, gossip(graph, staleness), 60, pause=jitter(comm.rank))
+    trace = run(comm, gossip(graph, staleness), 60, pause=abreast(comm))
     newest: dict[int, int] = {}
     for peer, version in (mix for mixes in trace.mixes for mix in mixes):
         assert version > newest.get(peer, 0)
