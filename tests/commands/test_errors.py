@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from launch import mpirun
-from runs import SMALL, TRAIN, complaints, plain, train
+from runs import SMALL, TRAIN, complaints, train
 
 BROKEN_GAME = Path(__file__).with_name("broken_game.py")
 
