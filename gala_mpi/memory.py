@@ -15,7 +15,7 @@ LARGE = 1 << 21  # bytes
 
 
 def map_large_blocks() -> None:
-    """From now on blocks of 1 MiB and more are mapped. Without glibc, nothing happens."""
+    """From now on blocks of 2 MiB and more are mapped. Without glibc, nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)
