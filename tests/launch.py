@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = Path(sys.executable).with_name("mpirun")
+OPEN_MPI = b"Open MPI" in subprocess.run([LAUNCHER, "--version"], capture_output=True, check=True).stdout
 SECONDS_TO_DUMP = 3.0  # that a hanging rank has to write down where it stands
 MARK = "GALA_MPI_TEST_JOB"
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from commandline import complaints
 from gala_mpi.clock import SECTIONS
 from launch import mpirun
-from runs import complaints
 
 BENCH = ("-m", "gala_mpi.bench", "train", "--env", "CartPole-v1", "--precision", "fp32")
 

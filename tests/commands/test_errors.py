@@ -9,8 +9,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from commandline import SMALL, TRAIN, complaints, train
 from launch import mpirun
-from runs import SMALL, TRAIN, complaints, train
 
 BROKEN_GAME = Path(__file__).with_name("broken_game.py")
 

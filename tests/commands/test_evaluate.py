@@ -9,10 +9,10 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from commandline import SMALL, complaints, train
 from gala_mpi import envs, store
 from gala_mpi.evaluate import GAMES, MEAN, game_seeds
 from launch import mpirun
-from runs import SMALL, complaints, train
 
 EVALUATE = ("-m", "gala_mpi.evaluate")
 
