@@ -47,7 +47,8 @@ TABLES = {
             ("grad_norm", "<f4"),  # before clipping
             ("staleness", "<i4"),  # updates since the last mix
             ("age", "<f4"),  # my version minus the version mixed, mean over peers; NaN without a mix
-            ("torn", "<i4"),  # messages thrown away since the start
+            ("torn", "<i4"),  # messages thrown away since the start: rewritten while they were read
+            ("corrupt", "<i4"),  # messages thrown away since the start: wrong checksum
             ("poke_gap", "<f4"),  # longest time without a call into MPI, s
             ("rss", "<f4"),  # resident memory, MiB
             ("act", "<f4"),  # from here on: seconds spent in each part of the update

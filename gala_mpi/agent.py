@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class Agent:
 
     Attributes:
         updates: how many updates each agent of the run does.
+        delay: by how many seconds each update is slowed down (--slow-rank).
     """
 
     collector: Collector
@@ -35,11 +37,14 @@ class Agent:
     exchange: Exchange
     clock: Clock
     updates: int
+    delay: float = 0.0
 
     def update(self) -> tuple[Losses, float, list[Episode]]:
         """A rollout, a gradient, a step and an exchange. Returns losses, the gradient's norm and the episodes that ended."""
         clock, learner = self.clock, self.learner
         batch, episodes = self.collector.collect()
+        with clock("simulate"):
+            keep_busy(self.delay)
         with clock("learn"):
             losses = learner.gradient(batch)
         with clock("exchange"), on_host(learner.flat.grad) as gradient:
@@ -93,7 +98,15 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int, gen
         poke=shared.poke,
         clock=clock,
     )
-    return Agent(collector, learner, shared, clock, config.updates(comm.size))
+    slow, seconds = config.slowness()
+    return Agent(collector, learner, shared, clock, config.updates(comm.size), seconds if comm.rank == slow else 0.0)
+
+
+def keep_busy(seconds: float) -> None:
+    """Be slow as a straggler is: computing, not sleeping, and without a call into MPI."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
 
 
 def pick_device(name: str, node_rank: int) -> torch.device:

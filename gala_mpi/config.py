@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from gala_mpi import topology
 from gala_mpi.errors import SettingError
 
 Exchange = Literal["gossip", "allreduce", "server", "none"]
+SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Config:
     staleness: Optional[int] = None
     """After how many updates without mixing an agent waits for its peers. None: never.
     0 = lock-step: peers' parameters of exactly the same update are mixed; reproducible bit for bit."""
+    checksum: bool = False
+    """Verify every message by a checksum (gossip); for those who doubt their MPI, network or memory."""
     total_steps: int = 40_000_000
     """Steps of the whole run, over all agents; each does an equal share, in whole updates.
     1 step = 1 action in 1 simulator = 4 Atari frames."""
@@ -96,11 +100,20 @@ class Config:
     """How many of the newest checkpoints are kept; the best one is kept as well."""
     wall_minutes: Optional[float] = None
     """Save and stop after this many minutes. None: no limit."""
+    slow_rank: Optional[str] = None
+    """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
 
     def learning_rate(self, agents: int) -> float:
         """The learning rate at the start: `lr`, or the paper's square-root rule over all agents' simulators."""
         return self.lr if self.lr is not None else 7e-4 * math.sqrt(self.num_envs * agents / 16)
+
+    def slowness(self) -> tuple[int, float]:
+        """Whom `slow_rank` slows down, and by how many seconds an update; (-1, 0.0): nobody."""
+        if self.slow_rank is None:
+            return -1, 0.0
+        rank, number, unit = SLOW_RANK.fullmatch(self.slow_rank).groups()
+        return int(rank), float(number) * {"ms": 1e-3, "s": 1.0}[unit]
 
     def updates(self, agents: int) -> int:
         """How many updates each of `agents` agents does."""
@@ -223,19 +236,77 @@ class TrainBench:
     """Print one JSON object instead of tables."""
 
 
+@dataclass(frozen=True)
+class ExchangeBench:
+    """What an exchange costs: against copying the same bytes, against Allreduce, and as a share of an update."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained."""
+    updates: int = 200
+    """Updates that each rank does."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+@dataclass(frozen=True)
+class FrozenBench:
+    """Whether anybody waits: one rank is frozen (SIGSTOP) while all train; the longest stall of the others is printed."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained."""
+    frozen: Optional[int] = None
+    """The rank to freeze. None: the last one."""
+    seconds: float = 5.0
+    """How long it stays frozen."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+@dataclass(frozen=True)
+class StragglerBench:
+    """What one slow rank costs the others: gossip against all-reduce, each with and without a straggler."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained. Without --slow-rank the last rank is slowed tenfold."""
+    seconds: float = 15.0
+    """How long each of the four turns lasts."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench
+
+
 def parse_bench(arguments: list[str]) -> TrainBench:
     """The command line of `gala_mpi.bench`. Raises SystemExit as `parse` does."""
     import tyro
 
     return tyro.extras.subcommand_cli_from_dict(
-        {"train": TrainBench},
+        {"train": TrainBench, "exchange": ExchangeBench, "frozen": FrozenBench, "straggler": StragglerBench},
         prog="python -m gala_mpi.bench",
         description="Benchmarks. Machines are noisy: ratios within one call mean more than figures across calls.\n\n"
         "  mpirun -n 2 python -m gala_mpi.bench train\n"
-        "  mpirun -n 4 python -m gala_mpi.bench train --topology exponential --network nature --json",
+        "  mpirun -n 4 python -m gala_mpi.bench train --topology exponential --network nature --json\n"
+        "  mpirun -n 4 python -m gala_mpi.bench exchange\n"
+        "  mpirun -n 4 python -m gala_mpi.bench frozen --seconds 5\n"
+        "  mpirun -n 4 python -m gala_mpi.bench straggler --slow-rank 3:200ms",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def check_bench(bench: Bench, ranks: int) -> None:
+    """Refuse what cannot work on so many ranks. Raises SettingError."""
+    check(bench.settings)
+    for name in ("rounds", "updates"):
+        if getattr(bench, name, 1) < 1:
+            raise SettingError(f"--{name} {getattr(bench, name)}: a whole number, 1 or more, is expected")
+    if not 0 < getattr(bench, "seconds", 1.0) < math.inf:
+        raise SettingError(f"--seconds {bench.seconds}: a positive number is expected")
+    if not isinstance(bench, TrainBench) and ranks < 2:
+        raise SettingError("1 rank: 2 or more are expected (mpirun -n 2 ...)")
+    if isinstance(bench, FrozenBench) and not 0 <= (bench.frozen or 0) < ranks:
+        raise SettingError(f"--frozen {bench.frozen}: a rank from 0 to {ranks - 1} is expected")
 
 
 def check(config: Config) -> None:
@@ -267,13 +338,23 @@ def check(config: Config) -> None:
     a2c = config.a2c
     require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")
     require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")
-    require(a2c.entropy_coefficient >= 0, "--a2c.entropy-coefficient", a2c.entropy_coefficient, "a number, 0 or more,")
-    require(a2c.value_coefficient >= 0, "--a2c.value-coefficient", a2c.value_coefficient, "a number, 0 or more,")
+    require(
+        0 <= a2c.entropy_coefficient < math.inf, "--a2c.entropy-coefficient", a2c.entropy_coefficient, "a number, 0 or more,"
+    )
+    require(0 <= a2c.value_coefficient < math.inf, "--a2c.value-coefficient", a2c.value_coefficient, "a number, 0 or more,")
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
     require(0 <= a2c.rms_alpha < 1, "--a2c.rms-alpha", a2c.rms_alpha, "a number from 0 to below 1")
-    require(a2c.rms_eps > 0, "--a2c.rms-eps", a2c.rms_eps, "a positive number")
+    require(0 < a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, "a positive number")
     require(
-        config.exchange == "gossip" or config.staleness is None,
+        unset_or(SLOW_RANK.fullmatch, config.slow_rank),
+        "--slow-rank",
+        config.slow_rank,
+        "RANK:TIME, for example 3:200ms or 0:1.5s,",
+    )
+    gossip = config.exchange == "gossip"
+    require(gossip or not config.checksum, "--checksum --exchange", config.exchange, "--exchange gossip")
+    require(
+        gossip or config.staleness is None,
         f"--exchange {config.exchange} --staleness",
         config.staleness,
         "a staleness bound only with --exchange gossip",

@@ -28,6 +28,7 @@ UPDATES = np.dtype(
         ("staleness", "<i4"),  # updates since the last mix
         ("age", "<f4"),  # my version minus the version mixed, mean over peers; NaN without a mix
         ("torn", "<i4"),  # messages thrown away since the start because their slot was rewritten while they were read
+        ("corrupt", "<i4"),  # messages thrown away since the start because their checksum was wrong (--checksum)
         ("poke_gap", "<f4"),  # longest time since the last update without a call into MPI, s
         ("rss", "<f4"),  # resident memory, MiB
         *((section, "<f4") for section in SECTIONS),  # seconds spent in each part of the update
@@ -88,7 +89,7 @@ class Metrics:
         ages = [update - version for _, version in counters.mixes]
         age = sum(ages) / len(ages) if ages else np.nan
         row = [update, steps, hours, losses.policy, losses.value, losses.entropy, grad_norm, counters.staleness, age]
-        row += [counters.torn, counters.poke_gap, resident_mib(), *(seconds[section] for section in SECTIONS)]
+        row += [counters.torn, counters.corrupt, counters.poke_gap, resident_mib(), *(seconds[section] for section in SECTIONS)]
         self._waiting["updates"].append(tuple(row))
         self._waiting["episodes"] += [(update, steps, hours, e.simulator, e.length, e.score) for e in episodes]
         self._waiting["mixes"] += [(update, peer, version) for peer, version in counters.mixes]

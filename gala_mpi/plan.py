@@ -71,6 +71,9 @@ def resolve(wanted: Config, world: World) -> Config:
             f"--env {wanted.env}: images of {height}×{width} pixels; {model.SMALLEST_IMAGE} or more a side are expected"
         )
     device = _device(wanted.device)
+    slow, _ = wanted.slowness()
+    if slow >= world.size:
+        raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
     _check_shared_memory(wanted, network, spaces, world)
     precision = wanted.precision
     if precision == "auto":

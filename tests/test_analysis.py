@@ -142,7 +142,7 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
 
     def record(tables, update, score):
         learner = SimpleNamespace(updates=update, steps=update * STEPS)
-        counters = SimpleNamespace(mixes=[(1, update - 1)], staleness=0, torn=0, poke_gap=0.0)
+        counters = SimpleNamespace(mixes=[(1, update - 1)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
         episode = SimpleNamespace(simulator=0, length=5, score=score)
         tables.record(learner, losses, 0.1, [episode], counters, dict.fromkeys(metrics.SECTIONS, 0.0))
         tables.flush()

@@ -27,11 +27,11 @@ OUT_OF_BOUNDS = [
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
     ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
     ("--a2c.gae-lambda", "gae_lambda", [-0.1, 1.1, math.nan]),
-    ("--a2c.entropy-coefficient", "entropy_coefficient", [-0.1, math.nan]),
-    ("--a2c.value-coefficient", "value_coefficient", [-0.1, math.nan]),
+    ("--a2c.entropy-coefficient", "entropy_coefficient", [-0.1, math.inf, math.nan]),
+    ("--a2c.value-coefficient", "value_coefficient", [-0.1, math.inf, math.nan]),
     ("--a2c.max-grad-norm", "max_grad_norm", [0.0, -1.0, math.nan]),
     ("--a2c.rms-alpha", "rms_alpha", [-0.1, 1.0, math.nan]),
-    ("--a2c.rms-eps", "rms_eps", [0.0, -1e-5, math.nan]),
+    ("--a2c.rms-eps", "rms_eps", [0.0, -1e-5, math.inf, math.nan]),
 ]
 IN_BOUNDS = {
     "num_envs": [1, 512],
@@ -238,3 +238,21 @@ def test_resume_of_a_damaged_run_says_so(tmp_path):
     store.run_file(tmp_path / "run").write_bytes(b"nothing")
     with pytest.raises(SettingError, match="cannot be read"):
         parse(["--resume", "--run-dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("value", ["", "3", "3:", "200ms", "-1:200ms", "3:-5ms", "3:200", "3:200m", "a:1s", "3:nans"])
+def test_a_slow_rank_that_is_none_is_refused(value):
+    with pytest.raises(SettingError, match=r"^--slow-rank .*: RANK:TIME.*expected$"):
+        check(Config(slow_rank=value))
+
+
+@pytest.mark.parametrize("value, slowness", [(None, (-1, 0.0)), ("3:200ms", (3, 0.2)), ("0:1.5s", (0, 1.5))])
+def test_slow_rank(value, slowness):
+    config = Config(slow_rank=value)
+    check(config)
+    assert config.slowness() == pytest.approx(slowness)
+
+
+def test_a_checksum_is_for_gossip():
+    with pytest.raises(SettingError, match="--checksum"):
+        check(Config(exchange="allreduce", checksum=True))

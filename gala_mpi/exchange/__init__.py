@@ -33,6 +33,7 @@ class Counters:
     mixes: list[Mix] = field(default_factory=list)  # the messages averaged into the parameters
     staleness: int = 0  # updates since the last mix
     torn: int = 0  # messages thrown away so far because their slot was rewritten while they were read
+    corrupt: int = 0  # messages thrown away so far because their checksum was wrong (checksum mode)
     poke_gap: float = 0.0  # longest time since the last update without a call into MPI, s
 
 
@@ -73,4 +74,4 @@ def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
         return AllReduce(comm, length)
     if config.exchange == "server":
         return Server(comm, length)
-    return Gossip(comm, length, topology.build(config.topology, comm.size), config.staleness)
+    return Gossip(comm, length, topology.build(config.topology, comm.size), config.staleness, config.checksum)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Mix, Order
@@ -31,12 +32,14 @@ class Gossip:
         length: P, the number of parameters.
         topology: who reads whom.
         staleness: τ; None: never wait.
+        checksum: whether messages carry a checksum that their readers verify.
     """
 
-    def __init__(self, comm: MPI.Intracomm, length: int, topology: Topology, staleness: int | None):
+    def __init__(self, comm: MPI.Intracomm, length: int, topology: Topology, staleness: int | None, checksum: bool = False):
         self._comm, self._topology, self._bound = comm, topology, staleness
         self._lockstep = staleness == 0
-        self._mailbox = Mailbox(comm, length)
+        self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
+        self._mailbox = Mailbox(comm, length, checksum)
         self._pulls = {peer: Pull(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
         self._readers: dict[int, Glance] = {}  # lock-step: the headers of those who read me
         self._mixed = dict.fromkeys(self._pulls, 0)  # the version of each peer that was last mixed
@@ -44,7 +47,7 @@ class Gossip:
         # takes longer (a network) is asked for ahead, so that it comes while the simulators run.
         self._slow = dict.fromkeys(self._pulls, False)
         self._version = self._started = 0
-        self._staleness = 0
+        self._staleness = self._corrupt = 0
         self._mixes: list[Mix] = []
 
     def start(self, version: int, parameters: np.ndarray) -> None:
@@ -90,13 +93,13 @@ class Gossip:
 
     def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
         """x ← (x + Σ messages) / (1 + number of messages), in place, always in the same order."""
-        mixes = []
-        for peer in peers:
-            message, version = self._pulls[peer].take()
-            parameters += message
-            self._mixed[peer] = version
-            mixes.append((peer, version))
-        parameters *= np.float32(1 / (1 + len(peers)))
+        taken = [self._pulls[peer].take() for peer in peers]
+        mixed = torch.from_numpy(parameters)
+        for others, (message, _) in enumerate(taken, start=1):
+            # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
+            mixed.lerp_(torch.from_numpy(message), 1 / (1 + others))
+        mixes = [(peer, version) for peer, (_, version) in zip(peers, taken)]
+        self._mixed.update(mixes)
         return mixes
 
     def _exhausted(self, peers: list[int]) -> bool:
@@ -133,17 +136,19 @@ class Gossip:
             pause = min(pause + 1e-5, 1e-3)
             if time.monotonic() - warned > SECONDS_BETWEEN_WARNINGS:
                 warned = time.monotonic()
-                seen = ", ".join(f"rank {peer} at update {int(self._header(peer)[LATEST])}" for peer in peers)
-                print(
-                    f"gala_mpi: rank {self._comm.rank} on {MPI.Get_processor_name()} at update {self._version} has waited "
-                    f"{warned - began:.0f} s for {seen} (staleness bound {self._bound})",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                self._say(f"has waited {warned - began:.0f} s for {self._seen(peers)} (staleness bound {self._bound})")
         return True
 
-    def _header(self, peer: int) -> np.ndarray:
-        return (self._readers.get(peer) or self._pulls[peer]).header
+    def _seen(self, peers: list[int]) -> str:
+        """Whom, where and at which update, as far as I know."""
+        headers = [(self._readers.get(peer) or self._pulls[peer]).header for peer in peers]
+        return ", ".join(
+            f"rank {peer} on {self._hosts[peer]}, seen at update {header[LATEST]}" for peer, header in zip(peers, headers)
+        )
+
+    def _say(self, what: str) -> None:
+        me = self._comm.rank
+        print(f"gala_mpi: rank {me} on {self._hosts[me]} at update {self._version} {what}", file=sys.stderr, flush=True)
 
     def agree(self, wish: Order) -> Order:
         """Wishes travel in the headers, one hop an update, as appointments.
@@ -181,7 +186,12 @@ class Gossip:
 
     def counters(self) -> Counters:
         gap, self._mailbox.poke_gap = self._mailbox.poke_gap, 0.0
-        return Counters(self._mixes, self._staleness, sum(pull.torn for pull in self._pulls.values()), gap)
+        pulls = self._pulls.values()
+        torn, corrupt = sum(pull.torn for pull in pulls), sum(pull.corrupt for pull in pulls)
+        if corrupt > self._corrupt:
+            self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
+        self._corrupt = corrupt
+        return Counters(self._mixes, self._staleness, torn, corrupt, gap)
 
     def close(self) -> None:
         if self._mailbox.closed:

@@ -13,12 +13,16 @@ If BEGUN[slot] is then still v, the writer had not begun to rewrite the slot whe
 said that it was finished before: the message is whole. Otherwise it is thrown away and counted as torn.
 
 The header's words are aligned and 8 bytes wide; like every sequence lock this one takes for granted that such a word is
-read and written in one piece.
+read and written in one piece. docs/transport.md has the argument, docs/transport.pml its model.
+
+For those who doubt their MPI, network or memory there is a checksum mode: the writer puts a CRC-32 of the payload beside its
+version, the reader throws away and counts (`corrupt`) what does not match. The protocol does not need it.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -31,9 +35,10 @@ FINISHED = 2  # once this rank publishes nothing more: 1 + its last version (one
 STOP_AT = 3  # the update at which all stop; 0: none
 SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word a slot: the version whose writing has begun there
-HEADER_BYTES = 64
-
 SLOTS = 2
+CHECK = BEGUN + SLOTS  # one word a slot: the CRC-32 of its payload, in checksum mode
+HEADER_BYTES = 128
+
 ALIGNMENT = 64
 # A network moves a get in pieces, a few a test: 10 tests in a row move most of a 7 MB message over TCP, one moves 3%.
 TESTS_PER_POKE = 10
@@ -54,11 +59,12 @@ class Mailbox:
     Args:
         comm: the ranks that read each other.
         length: how many float32 a message holds.
+        checksum: whether payloads carry a CRC-32, which their readers verify. The same on all ranks.
     """
 
-    def __init__(self, comm: MPI.Intracomm, length: int):
-        assert BEGUN + SLOTS <= HEADER_BYTES // 8
-        self.comm, self.length = comm, length
+    def __init__(self, comm: MPI.Intracomm, length: int, checksum: bool = False):
+        assert CHECK + SLOTS <= HEADER_BYTES // 8
+        self.comm, self.length, self.checksum = comm, length, checksum
         self.stride = _stride(length)
         # Allocate, not Create: MPI then places the window where it can be read fastest (shared memory inside a node).
         self._window = MPI.Win.Allocate(window_bytes(length), 1, comm=comm)
@@ -85,6 +91,8 @@ class Mailbox:
         self.header[BEGUN + slot] = version
         self._window.Sync()
         self.slots[slot][:] = vector
+        if self.checksum:
+            self.header[CHECK + slot] = zlib.crc32(self.slots[slot])
         self._window.Sync()
         self.header[LATEST] = version
         self._window.Sync()
@@ -95,7 +103,7 @@ class Mailbox:
         self._window.Sync()
 
     def get_header(self, rank: int, into: np.ndarray) -> MPI.Request:
-        """Begin to read a header (int64 [8])."""
+        """Begin to read a header (int64 [16])."""
         words = len(into)
         return self._window.Rget([into, words, MPI.INT64_T], rank, target=[0, words, MPI.INT64_T])
 
@@ -137,7 +145,7 @@ class Mailbox:
 
 
 class Glance:
-    """A peer's header, read again and again without waiting. `header` (int64 [8]) is as last seen whole."""
+    """A peer's header, read again and again without waiting. `header` (int64 [16]) is as last seen whole."""
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
@@ -182,7 +190,8 @@ class Pull:
     Attributes:
         payload: float32 [P]; whole once `ready`.
         version: of `payload`.
-        torn: how many payloads were thrown away.
+        torn: how many payloads were thrown away because their slot was rewritten meanwhile.
+        corrupt: how many were thrown away because their checksum was wrong.
     """
 
     def __init__(self, mailbox: Mailbox, peer: int):
@@ -190,7 +199,7 @@ class Pull:
         self.payload = np.zeros(mailbox.length, np.float32)
         self.version = 0
         self.ready = False
-        self.torn = 0
+        self.torn = self.corrupt = 0
         self._glance = Glance(mailbox, peer)
         self._payload_request: MPI.Request | None = None
         self._judging = False  # the header on its way is the one after the payload
@@ -200,7 +209,7 @@ class Pull:
 
     @property
     def header(self) -> np.ndarray:
-        """The peer's header as last seen, int64 [8]."""
+        """The peer's header as last seen, int64 [16]."""
         return self._glance.header
 
     @property
@@ -233,8 +242,16 @@ class Pull:
                 self._judging = False
                 self.ready = self.header[BEGUN + self.version % SLOTS] == self.version
                 self.torn += not self.ready
+                if self.ready and not self._matches():
+                    self.ready = False
+                    self.corrupt += 1
+                    return False  # asked for anew by the next start(), not here and now again and again
             if not self.ready:
                 self._read_payload()
+
+    def _matches(self) -> bool:
+        """Whether the payload has the checksum that came with it."""
+        return not self.mailbox.checksum or zlib.crc32(self.payload) == self.header[CHECK + self.version % SLOTS]
 
     def _read_payload(self) -> None:
         """The header is here: begin to read the version wanted, if the peer has it."""

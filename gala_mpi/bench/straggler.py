@@ -1,0 +1,70 @@
+"""What one slow rank costs the others: gossip and all-reduce, each without and with the straggler, in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+from rich.table import Table
+
+from gala_mpi import agent, display
+from gala_mpi.config import Config, StragglerBench
+from gala_mpi.exchange import Order
+from gala_mpi.world import World
+
+EXCHANGES = ("gossip", "allreduce")
+SLOWED = 10  # by what factor, unless --slow-rank says otherwise
+WARM_UP_UPDATES = 10
+
+
+def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, Any]:
+    """Figures on rank 0: the steps/s of every rank, by exchange, alone and beside the straggler."""
+    slow_rank, figures = settings.slow_rank, {}
+    for exchange in EXCHANGES:
+        even = turn(world, dataclasses.replace(settings, exchange=exchange, slow_rank=None), bench.seconds)
+        if slow_rank is None:
+            update = settings.num_envs * settings.rollout_length / statistics.median(even)
+            slow_rank = f"{world.size - 1}:{1e3 * (SLOWED - 1) * update:.0f}ms"
+        uneven = turn(world, dataclasses.replace(settings, exchange=exchange, slow_rank=slow_rank), bench.seconds)
+        figures[exchange] = {"even": even, "uneven": uneven}
+    straggler = int(slow_rank.partition(":")[0])
+    for figure in figures.values():
+        kept = [uneven / even for even, uneven in zip(figure["even"], figure["uneven"])]
+        figure["straggler"] = kept.pop(straggler)
+        figure |= {"kept": statistics.mean(kept), "worst": min(kept)}
+    return figures | {"slow_rank": slow_rank}
+
+
+def turn(world: World, settings: Config, seconds: float) -> list[float]:
+    """Train for so long: the steps/s of every rank, on every rank."""
+    me = agent.build(settings, world.comm, world.node.rank, world.threads)
+    me.start()
+    for _ in range(WARM_UP_UPDATES):
+        me.update()
+        me.exchange.agree(Order())
+    began, updates, order = time.perf_counter(), 0, Order()
+    while not order.stop:
+        me.update()
+        updates += 1
+        elapsed = time.perf_counter() - began
+        order = me.exchange.agree(Order(stop=elapsed >= seconds))
+    me.close()
+    return world.comm.allgather(updates * settings.num_envs * settings.rollout_length / elapsed)
+
+
+def show(figures: dict[str, Any], bench: StragglerBench, settings: Config) -> None:
+    display.say(
+        f"{settings.env}, network {settings.network} in {settings.precision}, {figures['ranks']} ranks, {figures['mpi']}; "
+        f"rank:delay {figures['slow_rank']}; each turn {bench.seconds:g} s"
+    )
+    table = Table("steps/s", "alike", "with a straggler", "the others keep", "the worst of them", "the straggler keeps")
+    for exchange in EXCHANGES:
+        figure = figures[exchange]
+        table.add_row(
+            exchange,
+            *(" ".join(f"{rate:,.0f}" for rate in figure[turn]) for turn in ("even", "uneven")),
+            *(f"{figure[part]:.1%}" for part in ("kept", "worst", "straggler")),
+        )
+    display.console().print(table)
