@@ -4,7 +4,7 @@
    other, and what holds for one holds for any number.
    -DLOCKSTEP: RANKS ranks on a directed ring, each publishes and reads exactly version k at update k.
 
-   spin -a [-DV=5 -DLOCKSTEP -D<FAULT> ...] docs/transport.pml && gcc -O2 -DSAFETY -o pan pan.c && ./pan
+   spin -a [-DLOCKSTEP] [-D<FAULT>] [-DV=6 ...] docs/transport.pml && gcc -DSAFETY -o pan pan.c && ./pan
 
    Every payload word of version v is v, and so are LATEST and BEGUN. */
 
@@ -25,7 +25,7 @@
 #ifdef LOCKSTEP
 #define V 4
 #else
-#define V 5
+#define V 6		/* every slot is rewritten twice */
 #endif
 #endif
 
@@ -38,7 +38,7 @@
 #define MIXED (1 + SLOTS + SLOTS * WORDS)
 #define FINISHED (MIXED + 1)
 #define LATEST_HIGH (MIXED + 2)			/* SPLIT_WORDS alone */
-#define CHECK(version) (MIXED + 3 + (version) % SLOTS)	/* CHECKSUM alone */
+#define CHECK(version) (MIXED + 3 + (version) % SLOTS)	/* CHECKSUM_IN_HEADER alone */
 #define LOCATIONS (MIXED + 3 + SLOTS)
 
 typedef Window {
@@ -96,7 +96,7 @@ inline store_payload(version) {
 #if WORDS > 2
 		store(PAYLOAD(version, 2), version);
 #endif
-#ifdef CHECKSUM
+#ifdef CHECKSUM_IN_HEADER
 		store(CHECK(version), version);
 #endif
 	}
@@ -111,15 +111,15 @@ inline store_latest(version) {
 }
 
 inline publish(version) {
-#ifdef LATEST_EARLY
-	store_latest(version);
-	sync();
-#endif
 #ifndef BEGUN_LATE
 	store_begun(version);
 #ifndef NO_SYNC_AFTER_BEGUN
 	sync();
 #endif
+#endif
+#ifdef LATEST_EARLY
+	store_latest(version);
+	sync();
 #endif
 	store_payload(version);
 #ifndef NO_SYNC_AFTER_PAYLOAD
@@ -169,7 +169,7 @@ inline forget() {
 #define PAYLOAD_READ (word[0] != NONE && word[1] != NONE && word[2] != NONE)
 #define WHOLE (word[0] == version && word[1] == version && word[2] == version)
 #endif
-#ifdef CHECKSUM
+#ifdef CHECKSUM_IN_HEADER
 #define CHECK_READ (check != NONE)
 #else
 #define CHECK_READ true
@@ -192,19 +192,17 @@ inline forget() {
 
 #ifdef LOCKSTEP
 
+byte last[RANKS];	/* each rank's last update */
+
 proctype Rank(byte me) {
-	byte version = 1, last, source, reader, slot, begun, next, check, word[WORDS];
+	byte version = 1, source, reader, slot, begun, next, check, word[WORDS];
 
 	d_step {
 		source = (me + RANKS - 1) % RANKS;
-		reader = (me + 1) % RANKS;
-		last = V;
-#ifdef UNEVEN	/* one rank ends an update before the others */
-		last = V - (me == 0);
-#endif
+		reader = (me + 1) % RANKS
 	}
 	do
-	:: version > last -> break
+	:: version > last[me] -> break
 	:: else ->
 		/* _wait_for_readers. A header that says nothing new changes nothing: waiting for one that does is the same. */
 #ifdef RECEIPT_TOO_NEW
@@ -219,7 +217,7 @@ proctype Rank(byte me) {
 #ifdef RECEIPT_EARLY
 		post(MIXED, version);
 #endif
-		if
+ask:		if
 		:: SEEN(LATEST) >= version ->
 			forget();
 			slot = version;
@@ -236,14 +234,24 @@ proctype Rank(byte me) {
 			od;
 			assert(begun == version);	/* nothing is ever thrown away */
 			assert(WHOLE)
-		:: SEEN(FINISHED) != 0 && SEEN(FINISHED) <= version -> skip	/* _exhausted */
+		/* _exhausted */
+#ifdef FINISHED_IS_A_FLAG	/* it would say "LATEST is my last version"; but the words of a header are read one by one */
+		:: SEEN(LATEST) < version ->
+			if
+			:: SEEN(FINISHED) != 0 -> assert(version > last[source])
+			:: else -> goto ask
+			fi
+#else
+		:: SEEN(FINISHED) != 0 && SEEN(FINISHED) <= version ->
+			assert(version > last[source])	/* what there is does not remain unread */
+#endif
 		fi;
 #ifndef RECEIPT_EARLY
 		post(MIXED, version);
 #endif
 		version++
 	od;
-	post(FINISHED, last + 1)
+	post(FINISHED, last[me] + 1)
 }
 
 #else
@@ -318,7 +326,7 @@ proctype Reader(byte source) {
 		/* The second header: BEGUN judges this message, LATEST may be that of the next one. */
 		:: d_step { SECOND_HEADER_MAY_BE_READ && version != NONE && begun == NONE -> begun = SEEN(BEGUN(version)) }
 		:: d_step { SECOND_HEADER_MAY_BE_READ && version != NONE && next == NONE -> next = SEEN(LATEST) }
-#ifdef CHECKSUM
+#ifdef CHECKSUM_IN_HEADER
 		:: d_step { SECOND_HEADER_MAY_BE_READ && version != NONE && check == NONE -> check = SEEN(CHECK(version)) }
 #endif
 		:: version != NONE && PAYLOAD_READ && SECOND_HEADER_READ -> break
@@ -333,12 +341,12 @@ proctype Reader(byte source) {
 		:: ACCEPTED ->
 			assert(WHOLE);
 			assert(version > mixed);
-#ifdef CHECKSUM
+#ifdef CHECKSUM_IN_HEADER
 			assert(check == version);	/* the checksum is that of this message */
 #endif
 			d_step { mixed = version; version = NONE }
 		:: else ->
-#if !defined(LATEST_JUDGES) && !defined(LATEST_JUDGES_LATE)
+#if !defined(LATEST_JUDGES) && !defined(LATEST_JUDGES_LATE) && !defined(SPLIT_WORDS)
 			assert(begun > version);	/* only what has been rewritten is thrown away: a writer at rest harms nobody */
 #endif
 #ifdef SPLIT_WORDS
@@ -361,18 +369,35 @@ end:	skip
 init {
 	byte i, l;
 
-	atomic {
+	d_step {
 		for (i : 0 .. RANKS - 1) {
 			for (l : 0 .. LOCATIONS - 1) {
 				window[i].stored[l] = NONE
 			}
-			run Memory(i);
 #ifdef LOCKSTEP
-			run Rank(i)
-#else
-			run Writer(i);
-			run Reader(i)
+			last[i] = V
 #endif
 		}
+		i = 0
+	}
+#ifdef LOCKSTEP
+	if
+	:: last[0] = V - 1	/* one may end an update before the others */
+	:: true
+	fi;
+#endif
+	atomic {
+		do
+		:: i == RANKS -> break
+		:: else ->
+			run Memory(i);
+#ifdef LOCKSTEP
+			run Rank(i);
+#else
+			run Writer(i);
+			run Reader(i);
+#endif
+			i++
+		od
 	}
 }

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from launch import LAUNCHER, OPEN_MPI, environment
 
+TUN = "/dev/net/tun"
 LOGIN = 254  # hosts are 10.77.0.1, 10.77.0.2, ...; mpirun is at 10.77.0.254
 TRANSPORTS = {
     # libfabric takes its old `sockets` provider unless it is told.
@@ -53,6 +54,8 @@ while [ "${{1#-}}" != "$1" ]; do shift; done
 case $1 in
 {cases}
 esac
+export TMPDIR={files}/$1
+mkdir -p $TMPDIR
 shift
 exec nsenter -t $host -n -u -i -m --pid=/proc/$host/ns/pid_for_children taskset -c $cores sh -c 'eval "$*"' sh "$@"
 """
@@ -73,8 +76,8 @@ def missing() -> str | None:
     """What this machine or user lacks; None if nothing."""
     if os.geteuid():
         return "virtual hosts need root"
-    if not os.path.exists("/dev/net/tun"):
-        return "virtual hosts need /dev/net/tun (Linux with CONFIG_TUN; in a container: --device /dev/net/tun)"
+    if not os.path.exists(TUN):
+        return f"virtual hosts need {TUN} (Linux with CONFIG_TUN; in a container: --device /dev/net/tun)"
     programs = [program for program in ("ip", "nsenter", "unshare", "setpriv", "taskset") if not shutil.which(program)]
     return f"virtual hosts need {', '.join(programs)} (packages iproute2 and util-linux)" if programs else None
 
@@ -161,7 +164,7 @@ class Network:
         addresses = [f"10.77.0.{number}" for number in range(1, len(self._hosts))]
         cores = [",".join(map(str, cores_of(i, len(addresses)))) for i in range(len(addresses))]
         cases = [f"{ip}) host={host.pid} cores={mine};;" for ip, host, mine in zip(addresses, self._hosts, cores)]
-        agent = self._script("agent", AGENT.format(cases="\n".join(cases)))
+        agent = self._script("agent", AGENT.format(files=self._files, cases="\n".join(cases)))
         if OPEN_MPI:
             flags = ["--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", agent, "--prtemca", "prte_if_include", "eth0"]
             flags += ["--host", ",".join(f"{address}:{ranks_per_host}" for address in addresses)]
@@ -169,7 +172,7 @@ class Network:
         else:
             flags = ["-launcher", "ssh", "-launcher-exec", agent, "-iface", "eth0"]
             flags += ["-hosts", ",".join(addresses), "-ppn", ranks_per_host]
-        # Session directories of Open MPI that is killed go with this network's own files.
+        # What Open MPI leaves when it is killed goes with this network's own files. Its names are unique on one host only.
         variables = [f"{name}={value}" for name, value in {**TRANSPORTS[transport], "TMPDIR": self._files}.items()]
         # mpirun does not notice that its hosts are gone; it shall end with the process that has started it.
         place = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/{self._login.pid}/ns/net"]
@@ -186,7 +189,8 @@ class Network:
 def cores_of(host: int, hosts: int) -> list[int]:
     """The cores that a host's ranks see as theirs: hosts do not share cores, as far as there are enough."""
     cores = sorted(os.sched_getaffinity(0))
-    return cores[host::hosts] or [cores[host % len(cores)]]
+    share = max(1, len(cores) // hosts)
+    return [cores[(host * share + i) % len(cores)] for i in range(share)]
 
 
 def _alive(command: list[str], **options) -> subprocess.Popen:
@@ -215,7 +219,7 @@ def _tap(pid: int, whole_streams: bool) -> int:
     here, there = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY) for who in ("thread-self", pid))
     try:
         assert libc.setns(there, CLONE_NEWNET) == 0
-        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        tap = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
     finally:
         assert libc.setns(here, CLONE_NEWNET) == 0
         os.close(here)

@@ -80,6 +80,8 @@ class Gossip:
             pull.advance()
             if asked_now:
                 self._slow[peer] = not pull.idle
+        if all(self._pulls[peer].ready for peer in peers):
+            return True
         self._mailbox.poke()
         return all([self._pulls[peer].advance() for peer in peers])
 

@@ -240,7 +240,7 @@ class Pull:
                 return self.ready
             if self._judging:
                 self._judging = False
-                self.ready = self.header[BEGUN + self.version % SLOTS] == self.version
+                self.ready = self._whole()
                 self.torn += not self.ready
                 if self.ready and not self._matches():
                     self.ready = False
@@ -248,6 +248,10 @@ class Pull:
                     return False  # asked for anew by the next start(), not here and now again and again
             if not self.ready:
                 self._read_payload()
+
+    def _whole(self) -> bool:
+        """The second look: whether the slot still was the version's when all of it had been read."""
+        return bool(self.header[BEGUN + self.version % SLOTS] == self.version)
 
     def _matches(self) -> bool:
         """Whether the payload has the checksum that came with it."""

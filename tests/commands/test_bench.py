@@ -1,4 +1,4 @@
-"""`python -m gala_mpi.bench`, as a user starts it. What it measures is no matter for tests; that it adds up is."""
+"""`python -m gala_mpi.bench`, as a user starts it. How fast things are is no matter for tests; that figures add up is."""
 
 import json
 
@@ -8,33 +8,91 @@ from commandline import complaints
 from gala_mpi.clock import SECTIONS
 from launch import mpirun
 
-BENCH = ("-m", "gala_mpi.bench", "train", "--env", "CartPole-v1", "--precision", "fp32")
+BENCH = ("-m", "gala_mpi.bench")
+SMALL = ("--env", "CartPole-v1", "--precision", "fp32")
+ATARI = ("--env", "pong", "--num-envs", 4, "--precision", "fp32")
+
+
+def figures(n: int, *arguments: object) -> dict:
+    result = mpirun(n, *BENCH, *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["ranks"] == n and found["hosts"] == 1
+    return found
 
 
 @pytest.mark.parametrize("exchange", ["gossip", "allreduce"])
 def test_train(exchange):
-    result = mpirun(2, *BENCH, "--exchange", exchange, "--rounds", 1, "--updates", 30, "--json")
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout)
-    one, both = figures["one_rank"], figures["all_ranks"]
-    assert figures["ranks"] == 2
-    assert figures["ratio"] == pytest.approx(both["steps_per_second"] / one["steps_per_second"])
+    found = figures(2, "train", *SMALL, "--exchange", exchange, "--rounds", 1, "--updates", 30)
+    one, both = found["one_rank"], found["all_ranks"]
+    assert found["ratio"] == pytest.approx(both["steps_per_second"] / one["steps_per_second"])
     for turn, ranks in ((one, 1), (both, 2)):
         assert 0 < sum(turn[section] for section in SECTIONS) <= 1.01 * turn["update"]
-        steps = figures["settings"]["num_envs"] * figures["settings"]["rollout_length"]
+        steps = found["settings"]["num_envs"] * found["settings"]["rollout_length"]
         assert turn["steps_per_second"] * turn["update"] == pytest.approx(ranks * steps, rel=0.5)
-    assert figures["simulators_alone"] > 0
+    assert found["simulators_alone"] > 0
 
 
-def test_tables():
-    result = mpirun(2, *BENCH, "--rounds", 1, "--updates", 20)
+def test_exchange():
+    found = figures(2, "exchange", *ATARI, "--updates", 20)
+    assert found["bytes"] == 4 * 866_439  # 32-64-32 convolutions, 512 units, 6 actions and a value
+    assert 0 < found["copy"] < found["mixing_exchange"] < found["update"]
+    assert found["share"] == pytest.approx(found["exchange"] / found["update"])
+    assert found["copies"] == pytest.approx(found["mixing_exchange"] / found["copy"])
+    assert found["allreduce"] > 0 and 0 < found["messages"] <= 1 and found["age"] >= 0
+
+
+@pytest.mark.long
+def test_frozen():
+    """Three ranks on a ring: 0 reads the frozen one."""
+    found = figures(3, "frozen", *ATARI, "--seconds", 3)
+    assert found["frozen"] == 2
+    assert 0 < found["stalls"]["frozen"]["wall"] < 1.5
+    assert found["stalls"]["frozen"]["rank"] in (0, 1)
+    assert all(rate > 0 for rate in found["steps_per_second"]["frozen"].values())
+
+
+@pytest.mark.long
+def test_straggler():
+    """A2C goes at the straggler's pace; under gossip the others leave it behind."""
+    found = figures(2, "straggler", *ATARI, "--seconds", 3, "--slow-rank", "1:500ms")
+    gossip, allreduce = found["gossip"], found["allreduce"]
+    for rates in (gossip["uneven"], allreduce["uneven"]):
+        assert rates[1] < found["settings"]["num_envs"] * 5 / 0.5
+    assert gossip["uneven"][0] > 2 * gossip["uneven"][1]
+    assert allreduce["uneven"][0] == pytest.approx(allreduce["uneven"][1], rel=0.2)
+    assert gossip["kept"] == pytest.approx(gossip["uneven"][0] / gossip["even"][0])
+
+
+@pytest.mark.parametrize(
+    "n, arguments, words",
+    [
+        (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank training", "2 ranks training", *SECTIONS)),
+        (2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")),
+        (3, ("frozen", *SMALL, "--seconds", 0.5, "--frozen", 1), ("rank 1 frozen", "before", "after", "blocked")),
+        (2, ("straggler", *SMALL, "--seconds", 0.5), ("gossip", "allreduce", "straggler")),
+    ],
+)
+def test_tables(n, arguments, words):
+    result = mpirun(n, *BENCH, *arguments)
     assert result.returncode == 0, result.stderr
-    for words in ("one rank training", "2 ranks training", *SECTIONS):
-        assert words in result.stdout
+    for word in words:
+        assert word in result.stdout
 
 
-def test_bad_input_is_one_line():
-    result = mpirun(2, *BENCH, "--rounds", 0)
+@pytest.mark.parametrize(
+    "n, arguments, words",
+    [
+        (2, ("train", "--rounds", 0), "--rounds 0"),
+        (2, ("exchange", "--updates", 0), "--updates 0"),
+        (1, ("exchange",), "1 rank: 2 or more are expected"),
+        (2, ("frozen", "--frozen", 2), "--frozen 2: a rank from 0 to 1"),
+        (2, ("frozen", "--seconds", -1), "--seconds -1"),
+        (2, ("straggler", "--slow-rank", "2:1s"), "--slow-rank 2:1s: a rank from 0 to 1"),
+    ],
+)
+def test_bad_input_is_one_line(n, arguments, words):
+    result = mpirun(n, *BENCH, *arguments, *SMALL)
     assert result.returncode == 2
     (line,) = complaints(result)
-    assert "--rounds 0" in line
+    assert words in line
