@@ -18,7 +18,7 @@ from gala_mpi import agent, checkpoint, config, envs, model, provenance, store, 
 from gala_mpi.config import Config
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
-from gala_mpi.exchange.mailbox import window_bytes
+from gala_mpi.exchange.mailbox import DIRECT, REMOTE, window_bytes
 from gala_mpi.world import World
 
 
@@ -113,7 +113,8 @@ def _check_shared_memory(wanted: Config, network: model.Name, spaces: Spaces, wo
     if wanted.exchange != "gossip" or world.node.size == 1:
         return
     length = sum(parameter.numel() for parameter in model.Network(network, spaces).parameters())
-    needed, free = world.node.size * window_bytes(length), shutil.disk_usage("/dev/shm").free
+    reach = DIRECT if world.node.size == world.size else REMOTE
+    needed, free = world.node.size * window_bytes(length, reach), shutil.disk_usage("/dev/shm").free
     if needed > free:
         raise SettingError(
             f"/dev/shm on {world.host} has {free / 2**20:.0f} MiB free; the windows of {world.node.size} ranks need "

@@ -18,7 +18,7 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Mix, Order
-from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, SLOTS, STOP_AT, Glance, Mailbox, Pull
+from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Glance, Mailbox, Pull
 from gala_mpi.topology import Topology
 
 SECONDS_BETWEEN_WARNINGS = 30.0
@@ -54,6 +54,8 @@ class Gossip:
         self._version = self._started = version
         self._mailbox.post(MIXED, version)
         versions = self._comm.allgather(version)  # agents that were resumed need not stand at the same update
+        if self._lockstep and len(set(versions)) > 1:
+            raise ValueError(f"lock-step agents begin at the same update; these begin at {versions}")
         self._mixed = {peer: versions[peer] for peer in self._pulls}
 
     def gradient(self, gradient: np.ndarray) -> None: ...
@@ -111,7 +113,7 @@ class Gossip:
 
     def _wait_for_readers(self) -> None:
         """Lock-step: the slot about to be rewritten must have been read by all that read it."""
-        old = self._version - SLOTS
+        old = self._version - self._mailbox.reach.slots
         if old <= self._started:
             return
         peers = self._topology.out_peers(self._comm.rank, old)

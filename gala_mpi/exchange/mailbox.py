@@ -15,8 +15,8 @@ said that it was finished before: the message is whole. Otherwise it is thrown a
 The header's words are aligned and 8 bytes wide; like every sequence lock this one takes for granted that such a word is
 read and written in one piece. docs/transport.md has the argument, docs/transport.pml its model.
 
-For those who doubt their MPI, network or memory there is a checksum mode: the writer puts a CRC-32 of the payload beside its
-version, the reader throws away and counts (`corrupt`) what does not match. The protocol does not need it.
+For those who doubt their MPI, network or memory there is a checksum mode: the last word of a slot is then a CRC-32 of the
+others, and the reader throws away and counts (`corrupt`) what does not match. The protocol does not need it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from mpi4py import MPI
@@ -35,22 +36,81 @@ FINISHED = 2  # once this rank publishes nothing more: 1 + its last version (one
 STOP_AT = 3  # the update at which all stop; 0: none
 SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word a slot: the version whose writing has begun there
-SLOTS = 2
-CHECK = BEGUN + SLOTS  # one word a slot: the CRC-32 of its payload, in checksum mode
 HEADER_BYTES = 128
-
 ALIGNMENT = 64
-# A network moves a get in pieces, a few a test: 10 tests in a row move most of a 7 MB message over TCP, one moves 3%.
-TESTS_PER_POKE = 10
 
 
-def window_bytes(length: int) -> int:
+@dataclass(frozen=True)
+class Reach:
+    """How ranks reach each other's memory, and what follows from it.
+
+    Attributes:
+        slots: S. With one publication every U seconds, a message that takes less than (S - 1) U to read is never torn.
+        tests_per_poke: a network moves a get in pieces, a few a test: 7 MB over TCP take 2 bursts of 10 tests with
+            libfabric, 21 with UCX, but 3 of 100.
+    """
+
+    name: str
+    slots: int
+    tests_per_poke: int
+
+
+DIRECT = Reach("direct", slots=2, tests_per_poke=1)  # shared memory: a get is a copy, made at once
+REMOTE = Reach("remote", slots=4, tests_per_poke=100)  # a network: a get takes time, and over TCP the help of its target
+
+
+def window_bytes(length: int, reach: Reach) -> int:
     """How large a rank's window is, for messages of `length` float32."""
-    return HEADER_BYTES + SLOTS * _stride(length)
+    return HEADER_BYTES + reach.slots * _stride(length)
 
 
 def _stride(length: int) -> int:
     return -(-4 * length // ALIGNMENT) * ALIGNMENT
+
+
+class Progress:
+    """Progress is everybody's duty: over TCP, MPI moves data for others only while a rank is inside MPI.
+
+    A receive from myself that is never answered: testing it makes progress on every MPI, where Iprobe does not (Open MPI
+    with osc/ucx), nor does testing a complete request (MPICH).
+    """
+
+    def __init__(self):
+        self._self = MPI.COMM_SELF.Dup()
+        self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
+
+    def test(self, times: int) -> None:
+        for _ in range(times):
+            self._never.Test()
+
+    def wait(self, request: MPI.Request, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Until `request` is complete, with progress for others and without keeping a core from them."""
+        while not request.Test():
+            meanwhile()
+            self.test(REMOTE.tests_per_poke)
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self._self.Send([bytearray(1), MPI.BYTE], dest=0)
+        self._never.Wait()
+        self._self.Free()
+
+
+def probe(comm: MPI.Intracomm, progress: Progress) -> Reach:
+    """DIRECT if every rank's get from the next rank is complete at once, else REMOTE. Collective.
+
+    Where there is more than one host, some rank has the next one on another.
+    """
+    window = MPI.Win.Allocate(ALIGNMENT, 1, comm=comm)
+    window.Lock_all(MPI.MODE_NOCHECK)
+    comm.Barrier()
+    request = window.Rget([bytearray(ALIGNMENT), MPI.BYTE], (comm.rank + 1) % comm.size)
+    direct = np.array([request.Test()])
+    progress.wait(request)
+    progress.wait(comm.Iallreduce(MPI.IN_PLACE, [direct, MPI.C_BOOL], MPI.LAND))
+    window.Unlock_all()
+    window.Free()
+    return DIRECT if direct else REMOTE
 
 
 class Mailbox:
@@ -59,26 +119,23 @@ class Mailbox:
     Args:
         comm: the ranks that read each other.
         length: how many float32 a message holds.
-        checksum: whether payloads carry a CRC-32, which their readers verify. The same on all ranks.
+        checksum: whether messages carry a CRC-32, which their readers verify. The same on all ranks.
     """
 
     def __init__(self, comm: MPI.Intracomm, length: int, checksum: bool = False):
-        assert CHECK + SLOTS <= HEADER_BYTES // 8
         self.comm, self.length, self.checksum = comm, length, checksum
-        self.stride = _stride(length)
+        self._progress = Progress()
+        self.reach = probe(comm, self._progress)
+        self.words = length + checksum  # of a slot: the payload and its checksum
+        self.stride = _stride(self.words)
         # Allocate, not Create: MPI then places the window where it can be read fastest (shared memory inside a node).
-        self._window = MPI.Win.Allocate(window_bytes(length), 1, comm=comm)
+        self._window = MPI.Win.Allocate(window_bytes(self.words, self.reach), 1, comm=comm)
         self._window.Lock_all(MPI.MODE_NOCHECK)
         memory = np.frombuffer(self._window.tomemory(), np.uint8)
         memory[:] = 0
         self._window.Sync()
         self.header = memory[:HEADER_BYTES].view(np.int64)
-        payload = memory[HEADER_BYTES:].reshape(SLOTS, self.stride)[:, : 4 * length]
-        self.slots = [row.view(np.float32) for row in payload]
-        # A pending receive from myself: testing it makes progress for others on every MPI, where Iprobe does not
-        # (Open MPI with osc/ucx) and testing a complete request does not either (MPICH).
-        self._self = MPI.COMM_SELF.Dup()
-        self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
+        self.slots = list(memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32))
         self._last_poke = time.perf_counter()
         self.poke_gap = 0.0
         self.closed = False
@@ -87,12 +144,12 @@ class Mailbox:
 
     def publish(self, vector: np.ndarray, version: int) -> None:
         """Make `vector` readable as `version`. Local memory traffic alone."""
-        slot = version % SLOTS
+        slot = version % self.reach.slots
         self.header[BEGUN + slot] = version
         self._window.Sync()
-        self.slots[slot][:] = vector
+        self.slots[slot][: self.length] = vector
         if self.checksum:
-            self.header[CHECK + slot] = zlib.crc32(self.slots[slot])
+            self.slots[slot].view(np.uint32)[-1] = zlib.crc32(self.slots[slot][:-1])
         self._window.Sync()
         self.header[LATEST] = version
         self._window.Sync()
@@ -108,9 +165,9 @@ class Mailbox:
         return self._window.Rget([into, words, MPI.INT64_T], rank, target=[0, words, MPI.INT64_T])
 
     def get_payload(self, rank: int, version: int, into: np.ndarray) -> MPI.Request:
-        """Begin to read the slot of `version` (float32 [length])."""
-        offset = HEADER_BYTES + version % SLOTS * self.stride
-        return self._window.Rget([into, self.length, MPI.FLOAT], rank, target=[offset, self.length, MPI.FLOAT])
+        """Begin to read the slot of `version` (float32 [words])."""
+        offset = HEADER_BYTES + version % self.reach.slots * self.stride
+        return self._window.Rget([into, self.words, MPI.FLOAT], rank, target=[offset, self.words, MPI.FLOAT])
 
     def sync(self) -> None:
         """Order my reads of finished gets before what follows."""
@@ -120,8 +177,7 @@ class Mailbox:
         """Let MPI serve others and move what is on its way."""
         now = time.perf_counter()
         self.poke_gap = max(self.poke_gap, now - self._last_poke)
-        for _ in range(TESTS_PER_POKE):
-            self._never.Test()
+        self._progress.test(self.reach.tests_per_poke)
         self._last_poke = time.perf_counter()
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -129,23 +185,17 @@ class Mailbox:
         if self.closed:
             return
         self.closed = True
-        everybody = self.comm.Ibarrier()
-        while not everybody.Test():
-            meanwhile()
-            self.poke()
-            time.sleep(0.001)
+        self._progress.wait(self.comm.Ibarrier(), meanwhile)
         while self.readers:
             self.readers.pop().drain()
         self._window.Unlock_all()
         self.header, self.slots = None, None  # views of memory that is about to go
         self._window.Free()
-        self._self.Send([bytearray(1), MPI.BYTE], dest=0)
-        self._never.Wait()
-        self._self.Free()
+        self._progress.close()
 
 
 class Glance:
-    """A peer's header, read again and again without waiting. `header` (int64 [16]) is as last seen whole."""
+    """A peer's header, read again and again without waiting: `header` (int64 [16]) as it last arrived, each word by itself."""
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
@@ -188,7 +238,7 @@ class Pull:
         peer: whose messages.
 
     Attributes:
-        payload: float32 [P]; whole once `ready`.
+        payload: float32 [length]; whole once `ready`.
         version: of `payload`.
         torn: how many payloads were thrown away because their slot was rewritten meanwhile.
         corrupt: how many were thrown away because their checksum was wrong.
@@ -196,7 +246,8 @@ class Pull:
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
-        self.payload = np.zeros(mailbox.length, np.float32)
+        self._slot = np.zeros(mailbox.words, np.float32)
+        self.payload = self._slot[: mailbox.length]
         self.version = 0
         self.ready = False
         self.torn = self.corrupt = 0
@@ -251,11 +302,11 @@ class Pull:
 
     def _whole(self) -> bool:
         """The second look: whether the slot still was the version's when all of it had been read."""
-        return bool(self.header[BEGUN + self.version % SLOTS] == self.version)
+        return bool(self.header[BEGUN + self.version % self.mailbox.reach.slots] == self.version)
 
     def _matches(self) -> bool:
         """Whether the payload has the checksum that came with it."""
-        return not self.mailbox.checksum or zlib.crc32(self.payload) == self.header[CHECK + self.version % SLOTS]
+        return not self.mailbox.checksum or zlib.crc32(self.payload) == self._slot.view(np.uint32)[-1]
 
     def _read_payload(self) -> None:
         """The header is here: begin to read the version wanted, if the peer has it."""
@@ -263,7 +314,7 @@ class Pull:
         wanted = latest if self._exactly is None else self._exactly
         if self._newer_than < wanted <= latest:
             self.version = wanted
-            self._payload_request = self.mailbox.get_payload(self.peer, wanted, self.payload)
+            self._payload_request = self.mailbox.get_payload(self.peer, wanted, self._slot)
 
     def take(self) -> tuple[np.ndarray, int]:
         """The message that is ready, and its version; then the next may be asked for."""

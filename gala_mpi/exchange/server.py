@@ -9,13 +9,13 @@ reading are one get-accumulate, atomic for each element: agents may interleave w
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Order
+from gala_mpi.exchange.mailbox import Progress
 
+TESTS_PER_POKE = 10
 VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
 
 
@@ -34,6 +34,7 @@ class Server:
         self._step = np.zeros(length, np.float32)
         self._stop = np.zeros(1, np.int64)
         self._heard = np.zeros(1, np.int64)
+        self._progress = Progress()
         self._open = True
 
     def start(self, version: int, parameters: np.ndarray) -> None:
@@ -72,7 +73,7 @@ class Server:
         parameters[:] = self._base
 
     def poke(self) -> None:
-        self._comm.Iprobe()
+        self._progress.test(TESTS_PER_POKE)
 
     def agree(self, wish: Order) -> Order:
         """Each rank saves by its own clock. A wish to stop goes to rank 0's window with the next step; all read it there."""
@@ -87,9 +88,7 @@ class Server:
         if not self._open:
             return
         self._open = False
-        everybody = self._comm.Ibarrier()
-        while not everybody.Test():
-            self.poke()
-            time.sleep(0.001)
+        self._progress.wait(self._comm.Ibarrier())
         self._window.Unlock_all()
         self._window.Free()
+        self._progress.close()

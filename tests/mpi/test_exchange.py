@@ -20,6 +20,7 @@ from gala_mpi import topology
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Spaces
 from gala_mpi.exchange import Mix, Order, build
+from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Progress, Reach, probe
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch
@@ -274,7 +275,9 @@ def test_a_message_is_mixed_once(comm, graph, staleness):
 
 @pytest.mark.parametrize("config", named([FREE[0], FREE[3], SERVER]))
 def test_a_sleeping_agent_delays_nobody(comm, config):
-    """Rank 0 sleeps for 2 s outside MPI. (On one node; whoever waited for it would wait for most of that.)"""
+    """Rank 0 sleeps for 2 s outside MPI; whoever waited for it would wait for most of that."""
+    if comm.size > 1 and config.exchange == "server" and reach(comm) is REMOTE:
+        pytest.skip("a step goes to rank 0's memory, which nobody serves while it sleeps")
     comm.Barrier()
     trace = run(comm, config, 10, pause=lambda k: 2.0 if comm.rank == 0 and k == 5 else 0.01)
     assert max(trace.seconds) < 1.0
@@ -284,13 +287,18 @@ def test_a_sleeping_agent_delays_nobody(comm, config):
 def test_agents_that_resume_at_different_updates_mix_at_once(comm, config):
     """Rank r goes on from update 100 − 10 r: its peers' messages are new although their versions may be lower.
 
-    Abreast, everybody's first message has been published before anybody's third update.
+    Abreast, everybody's first message has been published before anybody's third update. A network needs some more.
     """
     trace = run(comm, config, 12, pause=abreast(comm), version=100 - 10 * comm.rank)
     for mixes in trace.mixes:
         assert all(100 - 10 * peer < version <= 112 - 10 * peer for peer, version in mixes)
     if comm.size > 1:
-        assert any(trace.mixes[:3])
+        assert any(trace.mixes[:3] if reach(comm) is DIRECT else trace.mixes)
+
+
+def reach(comm: MPI.Intracomm) -> Reach:
+    with closing(Progress()) as progress:
+        return probe(comm, progress)
 
 
 # Stopping and saving together.

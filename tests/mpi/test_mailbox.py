@@ -12,7 +12,7 @@ import pytest
 from mpi4py import MPI
 
 from gala_mpi.exchange.board import COLUMNS, Board
-from gala_mpi.exchange.mailbox import BEGUN, LATEST, MIXED, SLOTS, Glance, Mailbox, Pull
+from gala_mpi.exchange.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Glance, Mailbox, Pull
 
 MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 100_000))  # received and checked in the stress test, over all ranks
 LENGTH = 1 << 16  # float32: 256 KiB a message, large enough to be caught half written
@@ -54,9 +54,9 @@ class TooEarly(Disturbed):
     """A planted fault: says that a version is complete before its payload is there."""
 
     def publish(self, vector: np.ndarray, version: int) -> None:
-        self.header[BEGUN + version % SLOTS] = version
+        self.header[BEGUN + version % self.reach.slots] = version
         self.post(LATEST, version)
-        self.slots[version % SLOTS][:] = vector
+        self.slots[version % self.reach.slots][:] = vector
         self.sync()
 
 
@@ -64,9 +64,9 @@ class TooLate(Disturbed):
     """A planted fault: says that a slot is being rewritten only when it has been."""
 
     def publish(self, vector: np.ndarray, version: int) -> None:
-        self.slots[version % SLOTS][:] = vector
+        self.slots[version % self.reach.slots][:] = vector
         self.sync()
-        self.header[BEGUN + version % SLOTS] = version
+        self.header[BEGUN + version % self.reach.slots] = version
         self.post(LATEST, version)
 
 
@@ -181,6 +181,18 @@ def test_no_sound_message_has_a_wrong_checksum(comm):
     assert received >= 1000 and broken == 0
 
 
+def test_reach(comm, monkeypatch):
+    """What a get from the next rank shows is agreed upon by all; and both kinds deliver."""
+    with closing(Mailbox(comm, 3)) as mailbox:
+        assert comm.allgather(mailbox.reach) == [mailbox.reach] * comm.size
+        if os.environ.get("MPIR_CVAR_NOLOCAL"):
+            assert mailbox.reach == REMOTE
+    for reach in (DIRECT, REMOTE):
+        monkeypatch.setattr("gala_mpi.exchange.mailbox.probe", lambda comm, progress: reach)
+        received, broken, _ = stress(comm, 200, 30)
+        assert received >= 200 and broken == 0
+
+
 def test_newest_message_wins(comm):
     with closing(Mailbox(comm, 3)) as mailbox:
         peer = (comm.rank - 1) % comm.size
@@ -222,10 +234,11 @@ def test_exactly_the_version_asked_for(comm):
         assert not pull.ready, "version 3 has not been published"
 
 
-@pytest.mark.parametrize("rewrites, whole", [(SLOTS - 1, True), (SLOTS, False)])
-def test_a_slot_rewritten_while_it_was_read_is_thrown_away(comm, rewrites, whole):
-    """Rank 1 publishes on while rank 0 reads version 1: with `SLOTS` more versions its slot is rewritten."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_slot_rewritten_while_it_was_read_is_thrown_away(comm, whole):
+    """Rank 1 publishes on while rank 0 reads version 1: after as many versions as there are slots, its slot is rewritten."""
     with closing(Mailbox(comm, 3)) as mailbox:
+        rewrites = mailbox.reach.slots - whole
         if comm.rank == 1:
             mailbox.publish(np.full(3, 1, np.float32), 1)
         comm.Barrier()
