@@ -7,6 +7,8 @@ T · N rows instead of T passes over N, and nothing large is allocated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,11 +24,20 @@ class Kept:
         steps: T.
         inputs: what one pass takes, [N, ...]; only its shape and device are used.
         dtype: of the computation; gradients are handed to the parameters in their own.
+        between: called between the layers of a backward pass, which is the longest time without anything else.
     """
 
-    def __init__(self, torso: nn.Sequential, steps: int, inputs: torch.Tensor, dtype: torch.dtype):
+    def __init__(
+        self,
+        torso: nn.Sequential,
+        steps: int,
+        inputs: torch.Tensor,
+        dtype: torch.dtype,
+        between: Callable[[], None] = lambda: None,
+    ):
         self._pairs = pairs(torso)
         self._batch, self._rows, self.dtype = len(inputs), steps * len(inputs), dtype
+        self._between = between
         self._activations = [_buffer(inputs, steps + 1, dtype)]
         with torch.no_grad():
             x = torch.zeros_like(inputs, dtype=torch.float32)
@@ -71,6 +82,7 @@ class Kept:
             gradient = derive(gradient.reshape(y.shape), y)
             gradient, *own = _layer_backward(layer, gradient, x, self._weights[depth][0], further=depth > 0)
             gradients[:0] = own
+            self._between()
         return gradients
 
 

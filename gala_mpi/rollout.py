@@ -38,7 +38,8 @@ class Collector:
         length: T.
         discount: γ.
         clip_rewards: show the learner only the sign of a reward. Scores stay real.
-        poke: called after every simulator step, so that MPI can move messages (progress is everybody's duty).
+        poke: called after every simulator step and between the layers of the backward pass, so that MPI can move messages
+            (progress is everybody's duty).
         clock: where the time goes.
     """
 
@@ -57,7 +58,9 @@ class Collector:
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.device = next(network.parameters()).device
         self.observations = self._to_device(simulators.reset(seeds))
-        self.kept = Kept(network.torso, length, self.observations, network.dtype)
+        # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
+        between = {"between": lambda: self.poke()} if self.device.type == "cpu" else {}
+        self.kept = Kept(network.torso, length, self.observations, network.dtype, **between)
 
     def collect(self) -> tuple[Batch, list[Episode]]:
         """T steps, and the episodes that ended in them."""

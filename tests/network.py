@@ -37,6 +37,7 @@ from pathlib import Path
 
 from launch import LAUNCHER, OPEN_MPI, environment
 
+FILES = "gala-network-"  # then the process that made them
 TUN = "/dev/net/tun"
 LOGIN = 254  # hosts are 10.77.0.1, 10.77.0.2, ...; mpirun is at 10.77.0.254
 TRANSPORTS = {
@@ -110,7 +111,8 @@ class Network:
     ):
         if lack := missing():
             raise RuntimeError(lack)
-        self._files = Path(tempfile.mkdtemp(prefix="gala-network-"))
+        _sweep()
+        self._files = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-"))
         self.traffic: dict[str, float] = {}
         self._hosts: list[subprocess.Popen] = []
         try:
@@ -184,6 +186,13 @@ class Network:
         path.write_text(text)
         path.chmod(0o755)
         return path
+
+
+def _sweep() -> None:
+    """Remove the files, scripts all, of processes that were killed."""
+    for files in Path(tempfile.gettempdir()).glob(f"{FILES}*"):
+        if not Path("/proc", files.name.split("-")[2]).exists():
+            shutil.rmtree(files, ignore_errors=True)
 
 
 def cores_of(host: int, hosts: int) -> list[int]:

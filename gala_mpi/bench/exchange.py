@@ -69,7 +69,9 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
         messages.append(len(mixes))
         ages += [me.learner.updates - version for _, version in mixes]
     me.close()
+    steps = settings.num_envs * settings.rollout_length
     mine = {
+        "steps_per_second": steps * len(updates) / sum(updates),
         "update": statistics.median(updates),
         "exchange": statistics.median(timed.exchanges),
         "mixing_exchange": statistics.median(timed.mixing or timed.exchanges),
@@ -81,8 +83,10 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
     ranks = world.comm.gather(mine)
     if not world.root:
         return {}
-    figures = {name: statistics.median(rank[name] for rank in ranks) for name in mine} | {"bytes": 4 * size}
+    figures = {name: statistics.median(rank[name] for rank in ranks) for name in mine}
     return figures | {
+        "bytes": 4 * size,
+        "steps_per_second": sum(rank["steps_per_second"] for rank in ranks),
         "copies": figures["mixing_exchange"] / figures["copy"],
         "share": figures["exchange"] / figures["update"],
     }
@@ -114,4 +118,7 @@ def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> Non
         spent = figures[key]
         table.add_row(name, f"{1e6 * spent:,.0f}", f"{spent / figures['copy']:,.1f}", f"{spent / figures['update']:.2%}")
     display.console().print(table)
-    display.say(f"{figures['messages']:.2f} messages mixed an update; median age of a message: {figures['age']:g} updates")
+    display.say(
+        f"{figures['steps_per_second']:,.0f} steps/s; {figures['messages']:.2f} messages mixed an update, "
+        f"median age {figures['age']:g} updates"
+    )

@@ -35,6 +35,10 @@ class Board:
             self._window.Sync()
             comm.Barrier()
         self._incoming = np.zeros(len(COLUMNS))
+        if comm.rank == 0:
+            for rank in range(1, comm.size):  # while all are here: the first access may wait (see Mailbox.meet)
+                self._read(rank).Wait()
+        comm.Barrier()
         self._asked: MPI.Request | None = None
         self._next = 1  # whom rank 0 reads next
         self._round_began = -SECONDS_BETWEEN_ROUNDS
@@ -59,8 +63,11 @@ class Board:
                 if time.monotonic() - self._round_began < SECONDS_BETWEEN_ROUNDS:
                     return
                 self._round_began = time.monotonic()
-            words = [self._incoming, len(COLUMNS), MPI.DOUBLE]
-            self._asked = self._window.Rget(words, self._next, target=[0, len(COLUMNS), MPI.DOUBLE])
+            self._asked = self._read(self._next)
+
+    def _read(self, rank: int) -> MPI.Request:
+        words = [self._incoming, len(COLUMNS), MPI.DOUBLE]
+        return self._window.Rget(words, rank, target=[0, len(COLUMNS), MPI.DOUBLE])
 
     def close(self) -> None:
         """Collective, after everybody has left the loop."""

@@ -57,6 +57,7 @@ class Gossip:
         if self._lockstep and len(set(versions)) > 1:
             raise ValueError(f"lock-step agents begin at the same update; these begin at {versions}")
         self._mixed = {peer: versions[peer] for peer in self._pulls}
+        self._mailbox.meet(self._pulls)
 
     def gradient(self, gradient: np.ndarray) -> None: ...
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +141,16 @@ class Mailbox:
         self.closed = False
         self.readers: list[Glance | Pull] = []  # what may still be on its way when all are done
         comm.Barrier()  # nobody reads before everybody has zeroed
+
+    def meet(self, peers: Iterable[int]) -> None:
+        """Read a header of each of `peers`, whom I shall read later, while all are here. Collective.
+
+        Open MPI's first access to a rank waits, inside Rget, until it has read where that rank's window lies. That must not
+        happen later, when the rank may be computing, or stopped.
+        """
+        for peer in peers:
+            self._progress.wait(self.get_header(peer, np.zeros(HEADER_BYTES // 8, np.int64)))
+        self._progress.wait(self.comm.Ibarrier())
 
     def publish(self, vector: np.ndarray, version: int) -> None:
         """Make `vector` readable as `version`. Local memory traffic alone."""

@@ -80,6 +80,7 @@ def test_every_host_is_one_of_its_own():
     assert "network: packets" in result.stderr
 
 
+@pytest.mark.long
 def test_training_over_hosts(run, hosts, record_property):
     updates = 500
     train(3, run, *SMALL, *GOSSIP, "--total-steps", updates * 3 * STEPS_PER_UPDATE)
