@@ -1,6 +1,7 @@
 # make train     Pong on 2 ranks for 3 minutes, then a film, a curve and a table of scores
 # make test      every test, on MPICH and on Open MPI, each in its own environment
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
+# make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
 # make bench     how fast training is here
 # make lint      style
 # make venv      only the environment, .venv (Python, MPICH and all)
@@ -11,7 +12,7 @@ N ?= 2
 MINUTES ?= 3
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train test test-serial test-mpich test-openmpi lint bench
+.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi lint stress bench
 
 venv: .venv/ready
 
@@ -37,7 +38,14 @@ train: .venv/ready
 	@echo "HDF5 files: $(RUN)/run.h5, $(RUN)/metrics, $(RUN)/checkpoints"
 	@echo "train on:   . .venv/bin/activate && mpirun -n $(N) python -m gala_mpi.train --resume --run-dir $(RUN) --wall-minutes 60"
 
-test: lint test-serial test-mpich test-openmpi
+test: packages lint test-serial test-mpich test-tcp test-openmpi
+
+# Programs that some tests start, from Debian's packages. Without them and without root those tests are skipped, with a word.
+packages:
+	@missing=$$(for p in spin ip:iproute2; do command -v $${p%:*} >/dev/null || echo $${p#*:}; done); \
+	if [ -n "$$missing" ] && [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get install -qq -y $$missing >/dev/null || { apt-get update -qq && apt-get install -qq -y $$missing >/dev/null; }; \
+	fi
 
 test-serial: .venv/ready
 	$(MPICH) python -m pytest -q --ignore tests/mpi
@@ -45,12 +53,25 @@ test-serial: .venv/ready
 test-mpich: .venv/ready
 	for n in 1 2 3 4; do $(MPICH) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
 
+# Every rank is told that the others are far away.
+TCP := $(MPICH) MPIR_CVAR_NOLOCAL=1 MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp
+
+test-tcp: .venv/ready
+	$(TCP) MAILBOX_MESSAGES=20000 mpirun -n 4 python -m pytest -q tests/mpi
+
 test-openmpi: .venv-openmpi/ready
 	for n in 3 4; do $(OPENMPI) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
 	$(OPENMPI) python -m pytest -q tests/commands -m "not long"
 
 test-%: .venv/ready
 	$(MPICH) mpirun -n $* python -m pytest -q tests/mpi
+
+STRESS := MAILBOX_MESSAGES=1000000 mpirun -n 4 python -m pytest -q -rP -o faulthandler_timeout=3600 tests/mpi -k "torn or order"
+
+stress: .venv/ready .venv-openmpi/ready
+	$(MPICH) $(STRESS)
+	$(TCP) $(STRESS)
+	$(OPENMPI) $(STRESS)
 
 lint: .venv/ready
 	.venv/bin/ruff check .

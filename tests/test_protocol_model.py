@@ -20,11 +20,13 @@ STUCK = "invalid end state"
 
 RIGHT = [
     "",
+    "SLOTS=4 V=8",
     "SLOTS=3 WORDS=3",
     "LAZY",
     "NO_SYNC_AFTER_LATEST",
     "LATEST_JUDGES",
     "LOCKSTEP V=6",
+    "LOCKSTEP V=6 SLOTS=4",
     "LOCKSTEP SLOTS=1",
     "LOCKSTEP RANKS=2 NO_RECEIPT",
 ]
