@@ -1,15 +1,14 @@
 """Whether anybody waits: all ranks train, one is frozen by SIGSTOP for seconds, and the others' calls are timed.
 
-A stall is the longest time that a rank other than the frozen one spent in one call of `exchange.parameters` or
-`exchange.poke` while it was frozen. Beside it stands what that time was: spent computing (`cpu`), or off the processor,
-because the kernel gave it to somebody else (`preempted`, how often) or because the call itself waited for something
-(`blocked`, how often). A transport that waits for its peer shows as seconds; more ranks than cores show as preemptions.
+Timed are all calls of `exchange.parameters` and `exchange.poke` by ranks other than the frozen one. Where a call's time went
+is asked of the kernel: it was computing, or it was ready but had to wait for a core (more ranks than cores), or it was
+stalled: neither, waiting for something. A transport that waits for its peer shows as seconds of stall, or of computing if it
+spins.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -31,21 +30,28 @@ PHASES = ("before", "frozen", "after")
 
 @dataclass
 class Call:
-    """One call into the exchange."""
+    """One call into the exchange. Seconds."""
 
     name: str = ""
-    wall: float = 0.0  # s
-    cpu: float = 0.0  # s of this thread
-    preempted: int = 0  # involuntary context switches
-    blocked: int = 0  # voluntary context switches
+    wall: float = 0.0
+    computing: float = 0.0
+    for_a_core: float = 0.0  # ready, in the run queue
+
+    @property
+    def stalled(self) -> float:
+        return max(0.0, self.wall - self.computing - self.for_a_core)
 
 
 class Timed:
-    """An exchange whose calls on the learner's path are timed; `longest` holds the longest of each kind."""
+    """An exchange whose calls on the learner's path are timed: the one that took longest, the longest stall of any."""
 
     def __init__(self, inner: Exchange):
         self._inner = inner
-        self.longest = {"parameters": Call(), "poke": Call()}
+        self._scheduler = open("/proc/thread-self/schedstat")  # noqa: SIM115: ns computing, ns in the run queue, ...
+        self.forget()
+
+    def forget(self) -> None:
+        self.longest, self.stall = Call(), 0.0
 
     def __getattr__(self, name: str):
         return getattr(self._inner, name)
@@ -57,18 +63,21 @@ class Timed:
         self._time("poke")
 
     def _time(self, name: str, *arguments) -> None:
-        before, cpu, began = resource.getrusage(resource.RUSAGE_THREAD), time.thread_time(), time.perf_counter()
+        computing, for_a_core = self._scheduled()
+        began = time.perf_counter()
         getattr(self._inner, name)(*arguments)
         wall = time.perf_counter() - began
-        if wall > self.longest[name].wall:
-            after = resource.getrusage(resource.RUSAGE_THREAD)
-            self.longest[name] = Call(
-                name,
-                wall,
-                time.thread_time() - cpu,
-                after.ru_nivcsw - before.ru_nivcsw,
-                after.ru_nvcsw - before.ru_nvcsw,
-            )
+        computed, waited = self._scheduled()
+        call = Call(name, wall, computed - computing, waited - for_a_core)
+        self.stall = max(self.stall, call.stalled)
+        if call.wall > self.longest.wall:
+            self.longest = call
+
+    def _scheduled(self) -> tuple[float, float]:
+        """Seconds that this thread has computed so far, and has waited for a core."""
+        self._scheduler.seek(0)
+        _, for_a_core, _ = self._scheduler.read().split()  # the first is brought up to date at ticks alone
+        return time.thread_time(), 1e-9 * int(for_a_core)
 
 
 def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any]:
@@ -91,22 +100,18 @@ def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any
     if not world.root:
         return {}
     others = {rank: phases for rank, phases in enumerate(ranks) if rank != frozen}
-    stalls = {}
-    for phase in PHASES:
-        calls = [call | {"rank": rank} for rank, phases in others.items() for call in phases[phase]["longest"]]
-        stalls[phase] = max(calls, key=lambda call: call["wall"])
-    rates = {phase: {rank: phases[phase]["steps_per_second"] for rank, phases in others.items()} for phase in PHASES}
-    return {"frozen": frozen, "seconds": bench.seconds, "stalls": stalls, "steps_per_second": rates}
+    calls = {phase: {rank: phases[phase] for rank, phases in others.items()} for phase in PHASES}
+    return {"frozen": frozen, "seconds": bench.seconds, "others": calls}
 
 
 def train(me: Agent, timed: Timed, until: float) -> dict[str, Any]:
     """Train until then: steps/s and the longest calls."""
-    timed.longest = {"parameters": Call(), "poke": Call()}
+    timed.forget()
     began, steps = time.perf_counter(), me.learner.steps
     while (now := time.perf_counter()) < until:
         me.update()
     rate = (me.learner.steps - steps) / (now - began)
-    return {"steps_per_second": rate, "longest": [asdict(call) for call in timed.longest.values()]}
+    return {"steps_per_second": rate, "stall": timed.stall, "longest": asdict(timed.longest)}
 
 
 def freeze(after: float, seconds: float) -> None:
@@ -121,17 +126,15 @@ def show(figures: dict[str, Any], bench: FrozenBench, settings: Config) -> None:
         f"{settings.env}, {settings.exchange} over {settings.topology}, {figures['ranks']} ranks on {figures['hosts']} hosts, "
         f"{figures['mpi']}; rank {figures['frozen']} frozen for {figures['seconds']:g} s"
     )
-    table = Table("the others", "longest call", "rank", "ms", "of it cpu, ms", "preempted", "blocked", "steps/s")
-    for phase, stall in figures["stalls"].items():
-        rates = " ".join(f"{rate:,.0f}" for rate in figures["steps_per_second"][phase].values())
+    table = Table("the others", "longest stall, ms", "longest call, ms", "computing", "for a core", "steps/s of each")
+    for phase, others in figures["others"].items():
+        longest = max((other["longest"] for other in others.values()), key=lambda call: call["wall"])
         table.add_row(
             phase,
-            stall["name"],
-            str(stall["rank"]),
-            f"{1e3 * stall['wall']:.2f}",
-            f"{1e3 * stall['cpu']:.2f}",
-            str(stall["preempted"]),
-            str(stall["blocked"]),
-            rates,
+            f"{1e3 * max(other['stall'] for other in others.values()):.2f}",
+            f"{1e3 * longest['wall']:.2f} ({longest['name']})",
+            f"{1e3 * longest['computing']:.2f}",
+            f"{1e3 * longest['for_a_core']:.2f}",
+            " ".join(f"{other['steps_per_second']:,.0f}" for other in others.values()),
         )
     display.console().print(table)

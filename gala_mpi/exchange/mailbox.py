@@ -38,6 +38,7 @@ SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word a slot: the version whose writing has begun there
 HEADER_BYTES = 128
 ALIGNMENT = 64
+SECONDS_OF_A_BURST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ class Progress:
         self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
 
     def test(self, times: int) -> None:
+        """Test so many times, but no longer than a burst may last: moving a message takes some milliseconds of computing."""
+        end = time.perf_counter() + SECONDS_OF_A_BURST
         for _ in range(times):
             self._never.Test()
+            if time.perf_counter() > end:
+                return
 
     def wait(self, request: MPI.Request, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until `request` is complete, with progress for others and without keeping a core from them."""
