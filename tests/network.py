@@ -66,6 +66,7 @@ TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4 = 1, 2
 CLONE_NEWNET = 0x40000000
+FRAME = 9000  # bytes of an Ethernet frame
 VNET_HEADER = 10  # bytes before the Ethernet frame: how the kernel shall cut it up, handed on as it comes
 LARGEST_PACKET = VNET_HEADER + 14 + 65536
 QUEUE_SECONDS, QUEUE_BYTES = 0.05, 1 << 18  # what may wait behind a sender's rate, the larger of the two; more is dropped
@@ -90,14 +91,15 @@ class Network:
         hosts: how many, beside the login node.
         delay_ms: one way.
         rate_mbit: that a host can send; 0: no limit.
-        loss: the share of packets that the switch drops, 0 to 1.
+        loss: the share of Ethernet frames that get lost, 0 to 1. What the kernel hands over in one piece is dropped as one
+            if any of its frames is lost: so many losses, and larger ones.
         transport: a key of TRANSPORTS.
         ranks_per_host: how many ranks `launcher` places on a host before it goes on to the next.
 
     Attributes:
         launcher: the path of a program to be used like mpirun.
         traffic: once closed: packets, bytes, dropped (packets), cpu_seconds (of the switch), seconds (that it ran). A
-            packet is up to 64 KB of a TCP stream, or an Ethernet frame if there is loss.
+            packet is up to 64 KB of a TCP stream.
     """
 
     def __init__(
@@ -152,13 +154,13 @@ class Network:
 
     def _plug_in(self, delay: float, rate: float, loss: float) -> subprocess.Popen:
         """Give every host its interface, and start the switch at their other ends."""
-        taps = [_tap(host.pid, whole_streams=not loss) for host in self._hosts]
+        taps = [_tap(host.pid) for host in self._hosts]
         switch = _alive([sys.executable, __file__, "--switch", json.dumps([taps, delay, rate, loss])], pass_fds=taps)
         for tap in taps:
             os.close(tap)
         for number, host in enumerate(self._hosts, 1):
             address = LOGIN if host is self._login else number
-            eth0 = f"link set eth0 address 02:00:00:00:00:{number:02x} mtu 9000 txqueuelen 10000 addrgenmode none"
+            eth0 = f"link set eth0 address 02:00:00:00:00:{number:02x} mtu {FRAME} txqueuelen 10000 addrgenmode none"
             _in_network_of(host, "link set lo up", eth0, f"addr add 10.77.0.{address}/24 dev eth0", "link set eth0 up")
         return switch
 
@@ -219,10 +221,10 @@ def _in_network_of(host: subprocess.Popen, *commands: str) -> None:
     subprocess.run([*there, "ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
 
 
-def _tap(pid: int, whole_streams: bool) -> int:
+def _tap(pid: int) -> int:
     """A new interface eth0 in the network of process `pid`; packets are read from and written to the file returned.
 
-    With `whole_streams` the kernel hands over TCP in up to 64 KB, as to a network card that cuts it up itself.
+    The kernel hands over TCP in up to 64 KB, as to a network card that cuts it up itself.
     """
     libc = ctypes.CDLL(None)  # os.setns came with Python 3.12
     here, there = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY) for who in ("thread-self", pid))
@@ -234,7 +236,7 @@ def _tap(pid: int, whole_streams: bool) -> int:
         os.close(here)
         os.close(there)
     fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"eth0", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-    fcntl.ioctl(tap, TUNSETOFFLOAD, TUN_F_CSUM | (TUN_F_TSO4 if whole_streams else 0))
+    fcntl.ioctl(tap, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)
     return tap
 
 
@@ -278,7 +280,8 @@ def switch(taps: list[int], delay: float, rate: float, loss: float) -> dict[str,
             sender = taps.index(tap)
             for packet in _waiting(tap):
                 late = free[sender] - now
-                if (rate and late > patience) or (loss and random.random() < loss):
+                kept = (1 - loss) ** -(-len(packet) // FRAME)
+                if (rate and late > patience) or random.random() > kept:
                     dropped += 1
                     continue
                 sent = free[sender] = max(free[sender], now) + len(packet) / rate if rate else now
@@ -320,7 +323,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--delay-ms", type=float, default=1.0, help="one way")
     parser.add_argument("--rate-mbit", type=float, default=1000.0, help="that a host can send; 0: no limit")
-    parser.add_argument("--loss", type=float, default=0.0, help="share of packets that are dropped, 0 to 1")
+    parser.add_argument("--loss", type=float, default=0.0, help="share of frames that get lost, 0 to 1")
     known = ["openmpi"] if OPEN_MPI else ["ofi", "ucx"]
     parser.add_argument("--transport", choices=known, default=known[0], help="with the MPI of this Python's environment")
     parser.add_argument("--ranks-per-host", type=int, default=1)

@@ -15,7 +15,7 @@ from gala_mpi.exchange.board import COLUMNS, Board
 from gala_mpi.exchange.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Glance, Mailbox, Pull
 
 MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 100_000))  # received and checked in the stress test, over all ranks
-LENGTH = 1 << 16  # float32: 256 KiB a message, large enough to be caught half written
+LENGTH = 1 << 14  # float32: 64 KiB a message; it is written in pieces, so that it can be caught half written
 SECONDS_TO_BE_CAUGHT = 60.0
 
 
