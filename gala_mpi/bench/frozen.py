@@ -47,7 +47,7 @@ class Timed:
 
     def __init__(self, inner: Exchange):
         self._inner = inner
-        self._scheduler = open("/proc/thread-self/schedstat")  # noqa: SIM115: ns computing, ns in the run queue, ...
+        self._scheduler = open("/proc/thread-self/schedstat")  # ns computing, ns in the run queue, ...
         self.forget()
 
     def forget(self) -> None:

@@ -1,6 +1,11 @@
-"""How fast training is: rank 0 trains alone (the others sleep), then all ranks train, in turn, with the same settings.
+"""How fast training is, beside what the machine allows.
 
-Printed: steps/s of one rank, of all, their ratio, and where an update's time goes. Simulators alone are timed too.
+Rank 0 trains alone (the others sleep), then all ranks train, in turn, with the same settings. The limit is composite: a
+step's share of the simulators' own time plus its arithmetic at the rate of a large matrix product,
+
+    1 / (1 / simulators + FLOPs per step / rate),
+
+both measured here, on one rank or on all at once, as the training is. FLOPs are counted by torch as an update runs.
 """
 
 from __future__ import annotations
@@ -10,7 +15,9 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from gala_mpi import agent, display, envs
 from gala_mpi.clock import SECTIONS
@@ -18,24 +25,56 @@ from gala_mpi.config import Config, TrainBench
 from gala_mpi.world import World
 
 WARM_UP_UPDATES = 10
+MATRIX = 1024  # rows and columns of the matrices whose product is timed
+PRODUCTS = 30
 
 
 def measure(world: World, bench: TrainBench, settings: Config) -> dict[str, Any]:
-    """Figures on rank 0: steps/s of one rank and of all, their ratio, seconds per update and section."""
-    simulators = simulators_alone(settings, bench.updates) if world.root else 0.0
-    world.wait()
-    alone, together = [], []
-    for _ in range(bench.rounds):
-        alone.append(turn(world, settings, True, bench.updates))
-        together.append(turn(world, settings, False, bench.updates))
-    one, every = median(alone), median(together)
+    """Figures on rank 0, for rank 0 alone and for all ranks together; their ratio; the share of the limit reached."""
+    rounds = [{alone: turn(world, settings, alone, bench.updates) for alone in (True, False)} for _ in range(bench.rounds)]
+    one, every = (median([round[alone] for round in rounds]) for alone in (True, False))
     ratio = every["steps_per_second"] / one["steps_per_second"]
-    return {"simulators_alone": simulators, "one_rank": one, "all_ranks": every, "ratio": ratio}
+    return {"one_rank": one, "all_ranks": every, "ratio": ratio}
 
 
-def simulators_alone(settings: Config, updates: int) -> float:
-    """Steps/s of one rank's simulators under random actions, with one thread."""
-    simulators = envs.make(settings.env, settings.num_envs, sticky=settings.sticky)
+def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str, float]:
+    """One round on rank 0 alone or on all ranks: rates are sums over the ranks, seconds per update their means."""
+    comm = world.part(alone)
+    mine = None
+    if comm is not None:
+        me = agent.build(settings, comm, world.node.rank, world.threads)
+        device, dtype = me.collector.device, me.collector.kept.dtype
+        comm.Barrier()
+        simulators = simulators_alone(settings, world.threads, updates)
+        comm.Barrier()
+        products = matrix_products(device, dtype)
+        me.start()
+        with FlopCounterMode(display=False) as counter:
+            me.update()
+        for _ in range(WARM_UP_UPDATES):
+            me.update()
+        me.clock.lap()
+        began = time.perf_counter()
+        for _ in range(updates):
+            me.update()
+        elapsed = time.perf_counter() - began
+        sections = {section: spent / updates for section, spent in me.clock.lap().items()}
+        steps = settings.num_envs * settings.rollout_length
+        rates = {"steps_per_second": updates * steps / elapsed, "simulators": simulators, "flops_per_second": products}
+        mine = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
+        me.close()
+        comm.Free()
+    world.wait()
+    every = [one for one in world.comm.allgather(mine) if one]
+    together = {name: statistics.mean(one[name] for one in every) for name in every[0]}
+    together |= {name: sum(one[name] for one in every) for name in ("steps_per_second", "simulators", "flops_per_second")}
+    limit = 1 / (1 / together["simulators"] + together["flops_per_step"] / together["flops_per_second"])
+    return together | {"limit": limit, "reached": together["steps_per_second"] / limit}
+
+
+def simulators_alone(settings: Config, threads: int, updates: int) -> float:
+    """Steps/s of one rank's simulators under random actions."""
+    simulators = envs.make(settings.env, settings.num_envs, threads=threads, sticky=settings.sticky)
     simulators.reset(np.arange(settings.num_envs))
     rng, spaces = np.random.default_rng(0), simulators.spaces
     shape = (settings.num_envs, *spaces.action_shape)
@@ -46,29 +85,17 @@ def simulators_alone(settings: Config, updates: int) -> float:
     return steps * settings.num_envs / (time.perf_counter() - began)
 
 
-def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str, float]:
-    """Train rank 0 alone or all ranks: the ranks' steps/s together, and seconds per update and section, their mean."""
-    comm = world.part(alone)
-    mine = None
-    if comm is not None:
-        me = agent.build(settings, comm, world.node.rank, world.threads)
-        me.start()
-        for _ in range(WARM_UP_UPDATES):
-            me.update()
-        me.clock.lap()
+def matrix_products(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the median of some."""
+    a, b = (torch.ones(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    spent = []
+    for _ in range(PRODUCTS):
         began = time.perf_counter()
-        for _ in range(updates):
-            me.update()
-        elapsed = time.perf_counter() - began
-        sections = {section: spent / updates for section, spent in me.clock.lap().items()}
-        steps = updates * settings.num_envs * settings.rollout_length
-        mine = {"steps_per_second": steps / elapsed, "update": elapsed / updates, **sections}
-        me.close()
-        comm.Free()
-    world.wait()
-    every = [one for one in world.comm.allgather(mine) if one]
-    mean = {name: statistics.mean(one[name] for one in every) for name in every[0]}
-    return mean | {"steps_per_second": sum(one["steps_per_second"] for one in every)}
+        torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - began)
+    return 2 * MATRIX**3 / statistics.median(spent)
 
 
 def median(turns: list[dict[str, float]]) -> dict[str, float]:
@@ -77,17 +104,25 @@ def median(turns: list[dict[str, float]]) -> dict[str, float]:
 
 def show(figures: dict[str, Any], bench: TrainBench, settings: Config) -> None:
     console, ranks = display.console(), figures["ranks"]
-    alone, together = figures["one_rank"], figures["all_ranks"]
+    turns = {"one rank": figures["one_rank"], f"{ranks} ranks": figures["all_ranks"]}
     display.say(
         f"{settings.env}, {settings.exchange}, network {settings.network} in {settings.precision}, "
         f"{settings.num_envs} simulators a rank; medians of {bench.rounds} turns of {bench.updates} updates"
     )
-    speeds = Table("", "steps/s", "ratio")
-    speeds.add_row("one rank's simulators alone", f"{figures['simulators_alone']:,.0f}", "")
-    speeds.add_row("one rank training", f"{alone['steps_per_second']:,.0f}", "1")
-    speeds.add_row(f"{ranks} ranks training", f"{together['steps_per_second']:,.0f}", f"{figures['ratio']:.2f}")
+    speeds = Table("", *turns)
+    for name, text in (
+        ("simulators alone, steps/s", lambda turn: f"{turn['simulators']:,.0f}"),
+        (f"matrix products in {settings.precision}, GFLOP/s", lambda turn: f"{1e-9 * turn['flops_per_second']:,.0f}"),
+        ("MFLOP a step", lambda turn: f"{1e-6 * turn['flops_per_step']:.1f}"),
+        ("limit from these, steps/s", lambda turn: f"{turn['limit']:,.0f}"),
+        ("training, steps/s", lambda turn: f"{turn['steps_per_second']:,.0f}"),
+        ("share of the limit", lambda turn: f"{turn['reached']:.0%}"),
+        ("times one rank", lambda turn: f"{turn['steps_per_second'] / figures['one_rank']['steps_per_second']:.2f}"),
+    ):
+        speeds.add_row(name, *map(text, turns.values()))
     console.print(speeds)
     parts = Table("part of an update", f"ms, {ranks} ranks", "share")
+    together = figures["all_ranks"]
     for section in (*SECTIONS, "update"):
         spent = together[section]
         parts.add_row(section, f"{1e3 * spent:.2f}", f"{spent / together['update']:.1%}")

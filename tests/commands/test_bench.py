@@ -30,7 +30,13 @@ def test_train(exchange):
         assert 0 < sum(turn[section] for section in SECTIONS) <= 1.01 * turn["update"]
         steps = found["settings"]["num_envs"] * found["settings"]["rollout_length"]
         assert turn["steps_per_second"] * turn["update"] == pytest.approx(ranks * steps, rel=0.5)
-    assert found["simulators_alone"] > 0
+        limit = 1 / (1 / turn["simulators"] + turn["flops_per_step"] / turn["flops_per_second"])
+        assert turn["limit"] == pytest.approx(limit)
+        assert turn["reached"] == pytest.approx(turn["steps_per_second"] / limit)
+    # 4 → 64 → 64 → 2 actions and a value. Forward: once a step, once more a rollout, the heads again with a gradient.
+    # Backward: the gradients of all weights, and of all inputs but the first.
+    forward = [2 * 4 * 64, 2 * 64 * 64, heads := 2 * 64 * 3]
+    assert one["flops_per_step"] == sum(forward) * 6 / 5 + heads + sum(forward) + sum(forward[1:])
 
 
 def test_exchange():
@@ -69,7 +75,7 @@ def test_straggler():
 @pytest.mark.parametrize(
     "n, arguments, words",
     [
-        (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank training", "2 ranks training", *SECTIONS)),
+        (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank", "2 ranks", "limit", *SECTIONS)),
         (2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")),
         (3, ("frozen", *SMALL, "--seconds", 0.5, "--frozen", 1), ("rank 1 frozen", "before", "after", "stall")),
         (2, ("straggler", *SMALL, "--seconds", 0.5), ("gossip", "allreduce", "straggler")),
