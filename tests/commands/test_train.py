@@ -99,6 +99,23 @@ def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
             assert all((one[column] == other[column]).all() for column in one.dtype.names if column != "hours")
 
 
+def test_a_checksum_changes_nothing_but_what_it_finds(tmp_path):
+    flags = (*SMALL, *LOCKSTEP, "--total-steps", 20 * 3 * STEPS_PER_UPDATE)
+    without, checked = tmp_path / "without", tmp_path / "checked"
+    train(3, without, *flags)
+    train(3, checked, *flags, "--checksum")
+    for one, other in zip(parameters(without, 3), parameters(checked, 3), strict=True):
+        assert np.array_equal(one, other)
+    assert all((table(checked, rank, "updates")["corrupt"] == 0).all() for rank in range(3))
+
+
+def test_a_slow_rank_is_slow_alone(run):
+    train(3, run, *SMALL, "--total-steps", 20 * 3 * STEPS_PER_UPDATE, "--slow-rank", "1:60ms")
+    seconds = [table(run, rank, "updates")["simulate"] for rank in range(3)]
+    assert seconds[1].min() >= 0.06
+    assert max(np.median(seconds[0]), np.median(seconds[2])) < 0.06
+
+
 # Ending early and going on.
 
 LONG = ("--total-steps", 100_000_000)

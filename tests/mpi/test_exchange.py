@@ -6,6 +6,7 @@ the machine schedules the ranks.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -281,6 +282,17 @@ def test_a_sleeping_agent_delays_nobody(comm, config):
     comm.Barrier()
     trace = run(comm, config, 10, pause=lambda k: 2.0 if comm.rank == 0 and k == 5 else 0.01)
     assert max(trace.seconds) < 1.0
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_who_waits_for_long_says_for_whom(comm, staleness, monkeypatch, capsys):
+    monkeypatch.setattr("gala_mpi.exchange.gossip.SECONDS_BETWEEN_WARNINGS", 0.3)
+    run(comm, gossip("ring", staleness), 12, pause=lambda k: 1.5 if comm.rank == 0 and k == 6 else 0.0)
+    said = capsys.readouterr().err
+    if comm.size > 1 and comm.rank == 1:  # who reads rank 0
+        host = MPI.Get_processor_name()
+        waits = rf"rank 1 on {host} at update \d+ has waited \d+ s for rank 0 on {host}, seen at update [456] \(staleness bound"
+        assert re.search(waits, said), said
 
 
 @pytest.mark.parametrize("config", named([*FREE, *BOUNDED]))
