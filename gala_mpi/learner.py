@@ -39,8 +39,8 @@ class A2C:
     def __init__(self, network: Network, settings: A2CSettings, lr: float):
         self.network, self.settings, self.lr = network, settings, lr
         self.flat = Flat(network)
-        self.flat.data.grad = self.flat.grad
-        self.optimizer = torch.optim.RMSprop([self.flat.data], lr, settings.rms_alpha, settings.rms_eps, foreach=False)
+        self.square_average = torch.zeros_like(self.flat.data)
+        self._root = torch.empty_like(self.flat.data)
         self.updates = 0
         self.steps = 0
 
@@ -61,23 +61,26 @@ class A2C:
     def step(self, progress: float) -> float:
         """Clip `flat.grad`, one RMSprop step on `flat.data`; the gradient's norm before clipping.
 
+        The arithmetic is torch.optim.RMSprop's, whose first use imports torch's compiler: a second of every rank's start.
+
         Args:
             progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.
         """
+        settings = self.settings
         norm = float(torch.linalg.vector_norm(self.flat.grad))
-        if norm > self.settings.max_grad_norm:
-            self.flat.grad.mul_(self.settings.max_grad_norm / norm)
-        self.optimizer.param_groups[0]["lr"] = self.lr * (1 - progress if self.settings.decay_lr else 1)
-        self.optimizer.step()
+        scale = min(1.0, settings.max_grad_norm / norm) if norm else 1.0
+        rate = self.lr * (1 - progress if settings.decay_lr else 1)
+        gradient = self.flat.grad.mul_(scale)
+        self.square_average.mul_(settings.rms_alpha).addcmul_(gradient, gradient, value=1 - settings.rms_alpha)
+        torch.sqrt(self.square_average, out=self._root).add_(settings.rms_eps)
+        self.flat.data.addcdiv_(gradient, self._root, value=-rate)
         return norm
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that a resume needs of the learner: `parameters`, `square_average` (float32 [P]) and counters."""
-        optimizer = self.optimizer.state[self.flat.data]
-        square_average = optimizer["square_avg"] if optimizer else torch.zeros_like(self.flat.data)
         return {
             "parameters": self.flat.data.cpu().numpy().copy(),
-            "square_average": square_average.cpu().numpy().copy(),
+            "square_average": self.square_average.cpu().numpy().copy(),
             "updates": np.int64(self.updates),
             "steps": np.int64(self.steps),
         }
@@ -86,7 +89,4 @@ class A2C:
         """The inverse of `state`."""
         self.flat.data.copy_(torch.from_numpy(state["parameters"]))
         self.updates, self.steps = int(state["updates"]), int(state["steps"])
-        self.optimizer.state[self.flat.data] = {
-            "step": torch.tensor(float(self.updates)),
-            "square_avg": torch.tensor(state["square_average"], device=self.flat.data.device),
-        }
+        self.square_average.copy_(torch.from_numpy(state["square_average"]))

@@ -152,6 +152,19 @@ def test_steps_are_those_of_rmsprop():
         assert np.allclose(learner.flat.data.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_steps_are_those_of_torch_bit_for_bit():
+    learner = new_learner(max_grad_norm=0.01)
+    vector = learner.flat.data.clone()
+    settings = learner.settings
+    optimizer = torch.optim.RMSprop([vector], learner.lr, settings.rms_alpha, settings.rms_eps, foreach=False)
+    for seed in range(3):
+        learner.gradient(new_batch(learner.network, seed))
+        learner.step(progress=0.0)
+        vector.grad = learner.flat.grad
+        optimizer.step()
+        assert torch.equal(learner.flat.data, vector)
+
+
 @pytest.mark.parametrize("decay_lr, share", [(True, 0.25), (False, 1.0)])
 def test_the_learning_rate_falls_with_progress_if_it_is_to(decay_lr, share):
     """A first RMSprop step is proportional to the learning rate."""
