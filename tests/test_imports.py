@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import networkx as nx
@@ -110,3 +112,26 @@ def test_the_exchanges_know_nothing_of_learning():
     learning = {f"{PACKAGE.name}.{name}" for name in ("model", "learner", "rollout", "envs", "agent", "flat")}
     for path in (PACKAGE / "exchange").glob("*.py"):
         assert not modules_of_ours(path, True) & learning, name_of(path)
+
+
+TRAINING = """
+import sys
+from gala_mpi import agent
+from gala_mpi.config import Config
+from gala_mpi.world import World
+
+with World() as world:
+    me = agent.build(Config(env="CartPole-v1", network="mlp", precision="fp32"), world.comm, 0, 1)
+    me.start()
+    me.update()
+    me.close()
+print(*sys.modules)
+"""
+
+
+def test_training_does_not_import_what_takes_seconds_and_is_not_used():
+    """On 32 ranks and few cores every second of a start is many."""
+    started = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True, timeout=60)
+    modules = set(started.stdout.split())
+    assert {"torch", "gymnasium", "gala_mpi.learner"} < modules
+    assert not modules & {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "imageio", "tyro", "scipy", "pandas"}
