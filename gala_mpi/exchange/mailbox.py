@@ -51,13 +51,12 @@ class Reach:
             libfabric, 21 with UCX, but 3 of 100.
     """
 
-    name: str
     slots: int
     tests_per_poke: int
 
 
-DIRECT = Reach("direct", slots=2, tests_per_poke=1)  # shared memory: a get is a copy, made at once
-REMOTE = Reach("remote", slots=4, tests_per_poke=100)  # a network: a get takes time, and over TCP the help of its target
+DIRECT = Reach(slots=2, tests_per_poke=1)  # shared memory: a get is a copy, made at once
+REMOTE = Reach(slots=4, tests_per_poke=100)  # a network: a get takes time, and over TCP the help of its target
 
 
 def window_bytes(length: int, reach: Reach) -> int:
