@@ -24,6 +24,14 @@ Precision = Literal["fp32", "bf16"]
 SMALLEST_IMAGE = 36  # pixels a side that leave something for the third convolution
 
 
+class Flatten(nn.Module):
+    """Images to rows as they lie in memory, channels last; nn.Flatten would reorder them."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] → [N, H · W · C]."""
+        return images.permute(0, 2, 3, 1).flatten(1)
+
+
 class Network(nn.Module):
     """Observations → a distribution over actions and a value.
 
@@ -31,12 +39,17 @@ class Network(nn.Module):
         name: which torso.
         spaces: what the simulators give and take.
         precision: `bf16` computes the torso in bfloat16; parameters, gradients and both heads are float32.
+
+    Attributes:
+        dtype: of the torso's computation.
+        scale: what observations are multiplied by before they enter the torso: pixels come as 0..255.
     """
 
     def __init__(self, name: Name, spaces: Spaces, precision: Precision = "fp32"):
         super().__init__()
         self.spaces = spaces
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.scale = 1 / 255 if spaces.image else 1.0
         self.torso = _mlp(spaces) if name == "mlp" else _convolutions(CHANNELS[name], spaces)
         features = self.torso[-2].out_features
         outputs = spaces.actions if spaces.discrete else math.prod(spaces.action_shape)
@@ -48,17 +61,8 @@ class Network(nn.Module):
     def forward(self, observations: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
         """Observations [N, ...] (uint8 for images) → a distribution over N actions, values [N]."""
         with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            features = self.torso(self.prepare(observations))
+            features = self.torso(observations.to(self.dtype) * self.scale)
         return self.heads(features.float())
-
-    def prepare(self, observations: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Observations as the torso takes them: pixels / 255 (0..255 are exact in bfloat16), numbers as they are."""
-        if out is None:
-            out = torch.empty_like(observations, dtype=self.dtype)
-        if not self.spaces.image:
-            return out.copy_(observations)
-        # Reordered while they are still bytes: convolutions want the channels last.
-        return out.copy_(observations.contiguous(memory_format=torch.channels_last)).mul_(1 / 255)
 
     def heads(self, features: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
         """Features float32 [N, F] → a distribution over N actions, values [N]."""
@@ -77,7 +81,7 @@ def _convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequenti
     for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1)):
         layers += [_orthogonal(nn.Conv2d(planes, out, kernel, stride)), nn.ReLU()]
         planes, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    return nn.Sequential(*layers, nn.Flatten(), _orthogonal(nn.Linear(planes * height * width, 512)), nn.ReLU())
+    return nn.Sequential(*layers, Flatten(), _orthogonal(nn.Linear(planes * height * width, 512)), nn.ReLU())
 
 
 def _mlp(spaces: Spaces) -> nn.Sequential:

@@ -60,7 +60,7 @@ class Collector:
         self.observations = self._to_device(simulators.reset(seeds))
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
         between = {"between": lambda: self.poke()} if self.device.type == "cpu" else {}
-        self.kept = Kept(network.torso, length, self.observations, network.dtype, **between)
+        self.kept = Kept(network, length, self.observations, **between)
 
     def collect(self) -> tuple[Batch, list[Episode]]:
         """T steps, and the episodes that ended in them."""
@@ -92,8 +92,7 @@ class Collector:
 
     def _forward(self, t: int) -> tuple[Distribution, torch.Tensor]:
         """Pass `t` over the observations at hand, kept."""
-        self.network.prepare(self.observations, out=self.kept.inputs(t))
-        return self.network.heads(self.kept.forward(t).float())
+        return self.network.heads(self.kept.forward(t, self.observations).float())
 
     def _batch(self, actions: list, rewards: list, discounts: list, next_values: list) -> Batch:
         policy, values = self.network.heads(self.kept.features())  # of T · N rows, with gradient

@@ -24,28 +24,29 @@ def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "spaces"), [("gala", PONG), ("nature", PONG), ("mlp", POLE)])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 3e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-2)])
 def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance):
     torch.manual_seed(0)
-    network = Network(name, spaces, precision).to(memory_format=torch.channels_last)
+    ordinary, network = (Network(name, spaces, of).to(memory_format=torch.channels_last) for of in ("fp32", precision))
     flat = Flat(network)
     observations = some_observations(spaces)
-    kept = Kept(network.torso, T, observations[0], network.dtype)
+    kept = Kept(network, T, observations[0])
     for _ in range(2):  # the second rollout meets other parameters
         kept.begin()
+        ordinary.load_state_dict(network.state_dict())
         for t, now in enumerate(observations):
-            network.prepare(now, out=kept.inputs(t))
-            expected = network(now)[1].detach()
-            got = network.heads(kept.forward(t).float())[1].detach()
+            expected = ordinary(now)[1].detach()
+            got = network.heads(kept.forward(t, now).float())[1].detach()
             torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
-        flat.grad.zero_()
-        some_loss(*network(torch.cat(observations[:T]))).backward()
-        expected = flat.grad.clone()
+        ordinary.zero_grad()
+        some_loss(*ordinary(torch.cat(observations[:T]))).backward()
+        expected = torch.cat([parameter.grad.flatten() for parameter in ordinary.parameters()])
         flat.grad.zero_()
         some_loss(*network.heads(kept.features())).backward()
         assert torch.linalg.vector_norm(expected) > 1
-        distance = torch.linalg.vector_norm(flat.grad - expected) / torch.linalg.vector_norm(expected)
+        got = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+        distance = torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected)
         assert distance < tolerance
         with torch.no_grad():
             flat.data.add_(torch.randn(len(flat)), alpha=0.02)
@@ -58,11 +59,10 @@ def test_the_bootstrap_pass_has_no_part_in_the_gradient():
     gradients = []
     for last in (observations[-1], 100 * observations[-1]):
         flat = Flat(network)
-        kept = Kept(network.torso, T, observations[0], network.dtype)
+        kept = Kept(network, T, observations[0])
         kept.begin()
         for t, now in enumerate([*observations[:T], last]):
-            network.prepare(now, out=kept.inputs(t))
-            kept.forward(t)
+            kept.forward(t, now)
         some_loss(*network.heads(kept.features())).backward()
         gradients.append(flat.grad)
     assert torch.equal(*gradients)

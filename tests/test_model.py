@@ -97,7 +97,7 @@ def test_forward_is_the_layers_one_after_another(name, spaces):
         if isinstance(layer, nn.Conv2d):
             x = nn.functional.conv2d(x, layer.weight, layer.bias, layer.stride).relu()
         elif isinstance(layer, nn.Linear) and layer not in (network.policy, network.value):
-            x = nn.functional.linear(x.flatten(1), layer.weight, layer.bias)
+            x = nn.functional.linear(x.permute(0, 2, 3, 1).flatten(1) if x.dim() == 4 else x, layer.weight, layer.bias)
             x = x.relu() if spaces.image else x.tanh()
     policy = nn.functional.linear(x, network.policy.weight, network.policy.bias)
     expected = nn.functional.linear(x, network.value.weight, network.value.bias)[:, 0]

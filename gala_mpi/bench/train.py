@@ -43,7 +43,7 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
     mine = None
     if comm is not None:
         me = agent.build(settings, comm, world.node.rank, world.threads)
-        device, dtype = me.collector.device, me.collector.kept.dtype
+        device, dtype = me.collector.device, me.collector.network.dtype
         comm.Barrier()
         simulators = simulators_alone(settings, world.threads, updates)
         comm.Barrier()
