@@ -1,0 +1,102 @@
+"""gala_mpi beside Stable-Baselines3's A2C: the same game, network, simulators a process and rollout length, in turn.
+
+    python benchmarks/against_sb3.py
+
+gala_mpi has a rank for each core. SB3 trains in one process, whose torch then has a thread for each core; as many separate SB3
+runs as cores, of one thread each, are timed as well, which is the most that it gets out of the machine, though for as many
+policies. SB3 is installed into an environment of its own, .venv-sb3, at the first call. Rates are steps/s (a step is 4
+frames) summed over the processes; ratios are medians over rounds, in each of which every program has its turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = ROOT / ".venv-sb3"
+SB3 = ("stable-baselines3>=2.7,<3", "ale-py>=0.11", "opencv-python-headless")
+ONE_RUN, MANY_RUNS = "SB3", "SB3, a run a core"
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass
+class Options:
+    """Time gala_mpi against Stable-Baselines3's A2C."""
+
+    cores: int = len(os.sched_getaffinity(0))
+    """Ranks of gala_mpi; threads of one SB3 run, or SB3 runs of one thread."""
+    num_envs: int = 16
+    """Simulators a process."""
+    updates: int = 60
+    """Updates (of 5 steps in every simulator) that each process does in a turn, after 10 to warm up."""
+    rounds: int = 3
+    """How often each program has its turn."""
+
+
+def main(options: Options) -> None:
+    python = sb3_python()
+    turns = [turn(options, python) for _ in range(options.rounds)]
+    table = Table("Pong, network nature", "steps/s", f"times {ONE_RUN}", f"times {MANY_RUNS}")
+    for name in turns[0]:
+        ratios = [statistics.median(turn[name] / turn[of] for turn in turns) for of in (ONE_RUN, MANY_RUNS)]
+        rate = statistics.median(turn[name] for turn in turns)
+        table.add_row(name, f"{rate:,.0f}", *(f"{ratio:.2f}" for ratio in ratios))
+    Console(width=100).print(
+        f"{options.cores} cores, {options.num_envs} simulators a process, rollouts of 5 steps; "
+        f"medians of {options.rounds} rounds of {options.updates} updates",
+        table,
+    )
+
+
+def turn(options: Options, python: Path) -> dict[str, float]:
+    """Steps/s of each program, one after another."""
+    sizes = ["--num-envs", str(options.num_envs), "--updates", str(options.updates)]
+    rates = {ONE_RUN: sb3(python, sizes, 1, options.cores), MANY_RUNS: sb3(python, sizes, options.cores, 1)}
+    for precision in PRECISIONS:
+        rates[f"gala_mpi, {precision}"] = gala_mpi(sizes, options.cores, precision)
+    return rates
+
+
+def sb3(python: Path, sizes: list[str], runs: int, threads: int) -> float:
+    command = [python, ROOT / "benchmarks/sb3_a2c.py", *sizes, "--threads", str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(runs)]
+    outputs = [process.communicate()[0] for process in running]
+    for process in running:
+        if process.returncode:
+            raise SystemExit(f"SB3 failed: {' '.join(map(str, command))} ended with {process.returncode}")
+    return sum(float(output.split()[-1]) for output in outputs)
+
+
+def gala_mpi(sizes: list[str], processes: int, precision: str) -> float:
+    setting = ["--network", "nature", "--precision", precision, "--rounds", "1", "--json"]
+    command = ["mpirun", "-n", str(processes), sys.executable, "-m", "gala_mpi.bench", "train", *sizes, *setting]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output)["all_ranks"]["steps_per_second"]
+
+
+def sb3_python() -> Path:
+    """The interpreter of SB3's own environment, which is made at the first call."""
+    python = ENVIRONMENT / "bin/python"
+    if not (ENVIRONMENT / "ready").exists():
+        print(f"installing Stable-Baselines3 into {ENVIRONMENT}", flush=True)
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
+        constraints = ROOT / "constraints.txt"  # the same torch for both
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *SB3], check=True)
+        (ENVIRONMENT / "ready").touch()
+    return python
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
