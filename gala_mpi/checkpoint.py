@@ -58,6 +58,7 @@ class Checkpoints:
     def __init__(self, run: Path, rank: int, minutes: float, keep: int, generation: int):
         self._run, self._rank, self._keep = run, rank, keep
         self.generation = generation
+        self.slowest = 0.0  # the longest that a checkpoint has taken, s
         self._seconds = 60 * minutes
         self._due = time.monotonic() + self._seconds
 
@@ -66,6 +67,7 @@ class Checkpoints:
 
     def save(self, state: State, generation: int | None = None) -> None:
         """Write the next generation (or `generation`); rank 0 also deletes what need not be kept."""
+        began = time.monotonic()
         self.generation = generation if generation is not None else self.generation + 1
         # By the schedule, not by now: generations then fall at about the same time on all ranks.
         self._due += self._seconds
@@ -83,6 +85,7 @@ class Checkpoints:
                 file.create_dataset(name, data=value, fletcher32=True, chunks=True)
         if self._rank == 0:
             self._prune(state.agents)
+        self.slowest = max(self.slowest, time.monotonic() - began)
 
     def _prune(self, agents: int) -> None:
         done = complete(self._run, agents)

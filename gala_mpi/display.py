@@ -169,13 +169,10 @@ def welcome(config: Config, agents: int, library: str, threads: int, generation:
         say(f"run directory: {config.run_dir}")
 
 
-def farewell(config: Config, agents: int, finished: bool, reason: str | None) -> None:
-    """How it ended, and what to do next."""
+def farewell(config: Config, agents: int, reason: str) -> None:
+    """How it ended, and what to do next; `reason` is why it stopped early, or empty."""
     run = config.run_dir
-    if finished:
-        say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")
+    if reason:
+        say(f"stopped early ({reason}): {run}\ncontinue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}")
     else:
-        say(
-            f"stopped early ({reason or 'another rank asked for it'}): {run}\n"
-            f"continue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}"
-        )
+        say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")

@@ -27,11 +27,11 @@ from gala_mpi.world import World  # noqa: E402
 
 def main(arguments: list[str] | None = None) -> None:
     with World() as world:
-        train(world, world.decide(lambda: plan.make(arguments, world)))
+        sys.exit(train(world, world.decide(lambda: plan.make(arguments, world))))
 
 
-def train(world: World, plan: Plan) -> None:
-    """Train until the plan's updates are done, or somebody asks to stop. Collective."""
+def train(world: World, plan: Plan) -> int:
+    """Train until the plan's updates are done, or somebody asks to stop. The exit status (see `stop`). Collective."""
     config, run = plan.config, plan.config.run_dir
     if world.root:
         display.welcome(config, world.size, world.library, world.threads, plan.generation)
@@ -42,7 +42,7 @@ def train(world: World, plan: Plan) -> None:
         hours = checkpoint.restore(run, plan.generation, world.rank, learner)
     metrics = Metrics(run, world.rank, learner.updates, me.updates - learner.updates, plan.mixes_per_update, hours)
     checkpoints = Checkpoints(run, world.rank, config.checkpoint_minutes, config.keep_checkpoints, plan.generation)
-    stop_asked = Stop(config.wall_minutes)
+    stop_asked = Stop(config.wall_minutes, notice=world.size)
 
     def save(generation: int | None = None) -> None:
         metrics.sync()
@@ -57,15 +57,17 @@ def train(world: World, plan: Plan) -> None:
                 counters = exchange.counters()
                 metrics.record(learner, losses, grad_norm, episodes, counters, me.clock.lap())
                 progress.update(learner, episodes, counters)
-                order = exchange.agree(Order(stop=stop_asked.requested(), save=checkpoints.due()))
+                order = exchange.agree(Order(stop=stop_asked.requested(checkpoints.slowest), save=checkpoints.due()))
                 if order.save:
                     save()
         me.close()  # from here on all ranks are out of the loop
         save(world.largest(checkpoints.generation) + 1)
         metrics.close()
     finished = world.all(learner.updates >= me.updates)
+    status, reason = (stop.FINISHED, "") if finished else world.largest(stop_asked.verdict)
     if world.root:
-        display.farewell(config, world.size, finished, stop_asked.reason)
+        display.farewell(config, world.size, reason)
+    return status
 
 
 if __name__ == "__main__":

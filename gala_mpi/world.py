@@ -16,7 +16,7 @@ import mpi4py
 mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI  # noqa: E402
 
-from gala_mpi import memory  # noqa: E402
+from gala_mpi import memory, stop  # noqa: E402
 from gala_mpi.errors import SettingError  # noqa: E402
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class World:
                 chosen = choose()
             except SettingError as error:
                 print(f"gala_mpi: {error}", file=sys.stderr, flush=True)
-                status = 2
+                status = stop.REFUSED
             except SystemExit as end:  # tyro has printed its help or its complaint
                 status = end.code or 0
         chosen, status = self.comm.bcast((chosen, status))
@@ -68,7 +68,7 @@ class World:
             sys.exit(status)
         return chosen
 
-    def largest(self, value: int) -> int:
+    def largest(self, value: T) -> T:
         """The largest `value` of any rank. Collective."""
         return self.comm.allreduce(value, MPI.MAX)
 
@@ -104,8 +104,8 @@ class World:
         report = "".join(traceback.format_exception(kind, error, trace))
         sys.stdout.flush()
         print(f"gala_mpi: rank {self.rank} on {self.host} failed; the job ends.\n{report}", file=sys.stderr, flush=True)
-        self.comm.Abort(1)
-        os._exit(1)  # MPICH returns from its abort, and Python would print the error once more
+        self.comm.Abort(stop.FAILED)
+        os._exit(stop.FAILED)  # MPICH returns from its abort, and Python would print the error once more
 
 
 def _cgroup_cores() -> float:
