@@ -17,7 +17,7 @@ mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI  # noqa: E402
 
 from gala_mpi import memory, stop  # noqa: E402
-from gala_mpi.errors import SettingError  # noqa: E402
+from gala_mpi.errors import DiskError, SettingError  # noqa: E402
 
 T = TypeVar("T")
 
@@ -72,6 +72,10 @@ class World:
         """The largest `value` of any rank. Collective."""
         return self.comm.allreduce(value, MPI.MAX)
 
+    def sum(self, value: int) -> int:
+        """The sum over all ranks. Collective."""
+        return self.comm.allreduce(value)
+
     def all(self, holds: bool) -> bool:
         """Whether it holds on every rank. Collective."""
         return self.comm.allreduce(holds, MPI.LAND)
@@ -101,7 +105,7 @@ class World:
         if kind is None or issubclass(kind, SystemExit):
             self.node.Free()
             return
-        report = "".join(traceback.format_exception(kind, error, trace))
+        report = str(error) if kind is DiskError else "".join(traceback.format_exception(kind, error, trace))
         sys.stdout.flush()
         print(f"gala_mpi: rank {self.rank} on {self.host} failed; the job ends.\n{report}", file=sys.stderr, flush=True)
         self.comm.Abort(stop.FAILED)

@@ -31,8 +31,9 @@ def start(n: int, run: Path, *flags: object) -> Job:
 
 def states(run: Path, n: int) -> list[checkpoint.State]:
     """What the newest complete checkpoint holds of each rank."""
-    generation = checkpoint.newest(run, n)
+    generation = checkpoint.newest(run)
     assert generation is not None, "there is no complete checkpoint"
+    assert checkpoint.agents(run, generation) == n
     return [checkpoint.load(run, generation, rank) for rank in range(n)]
 
 
