@@ -234,6 +234,33 @@ def check_evaluation(wanted: Evaluation) -> None:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """How a run is doing, from its files alone."""
+
+    run: Path
+    """The run directory, of a live or an ended run."""
+    once: bool = False
+    """Print once instead of following the run. So it is where output is no terminal, too."""
+    value: Optional[Literal["state", "steps", "rate", "score", "idle_starts"]] = None
+    """Print one value alone, for scripts. rate: steps/s; idle_starts: how many of the last starts brought no progress."""
+
+
+def parse_watch(arguments: list[str]) -> Watch:
+    """The command line of `gala_mpi.watch`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.cli(
+        Watch,
+        prog="python -m gala_mpi.watch",
+        description="How a run is doing, live or afterwards, from its files alone: on any host that sees them, without MPI.\n\n"
+        "  python -m gala_mpi.watch runs/pong-...\n"
+        "  python -m gala_mpi.watch runs/pong-... --value steps",
+        args=arguments,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
+@dataclass(frozen=True)
 class TrainBench:
     """How fast the real training loop runs: one rank alone against all ranks, and where an update's time goes."""
 

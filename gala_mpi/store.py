@@ -226,6 +226,41 @@ def read_agents(run: Path) -> int:
         return int(file.attrs["agents"])
 
 
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """The facts about every start of the run, oldest first."""
+    with reading(run_file(run)) as file:
+        return [dict(file["starts"][name].attrs) for name in sorted(file["starts"], key=int)]
+
+
+def saved_update(run: Path, generation: int, rank: int) -> int:
+    """The update at which a rank saved a generation."""
+    with reading(checkpoint_file(run, generation, rank)) as file:
+        return int(file["learner"].attrs["updates"])
+
+
+def starting_updates(run: Path, rank: int) -> list[int]:
+    """At which update of the agent each of its metrics files begins, in the order of their writing."""
+    updates = []
+    for path in metrics_files(run, rank):
+        with reading(path) as file:
+            updates.append(int(file.attrs["after_update"]))
+    return updates
+
+
+def newest_rows(run: Path, rank: int, table: str, count: int) -> np.ndarray:
+    """The last `count` rows of a rank's table that no resume has superseded; fewer if there are no more."""
+    parts, last = [], np.inf
+    for path in reversed(metrics_files(run, rank)):
+        with reading(path) as file:
+            written = int(file[f"rows/{table}"][()])
+            rows = file[table][max(0, written - count) if last == np.inf else 0 : written]
+            parts.insert(0, rows[rows["update"] <= last])
+            last = min(last, file.attrs["after_update"])
+        if sum(map(len, parts)) >= count:
+            break
+    return np.concatenate(parts)[-count:]
+
+
 @contextmanager
 def revised(path: Path) -> Iterator[h5py.File]:
     """`path` with changes: a copy of its contents to change, which replaces it atomically when the block ends."""
