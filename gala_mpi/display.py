@@ -137,7 +137,7 @@ def console() -> Console:
 
 
 def _launcher_output() -> str | None:
-    """What an ancestor named mpirun or mpiexec prints on, if there is one on this host."""
+    """What an ancestor named mpirun or mpiexec prints on; None if there is none, neither here nor on another host."""
     process = os.getpid()
     while process > 1:
         try:
@@ -145,6 +145,8 @@ def _launcher_output() -> str | None:
                 name, _, rest = file.read().partition("(")[2].rpartition(")")
             if name.startswith(("mpirun", "mpiexec", "prterun")):
                 return os.readlink(f"/proc/{process}/fd/1")
+            if name == "prted":  # Open MPI's daemon, which hands rank 0 a terminal in a batch job too
+                return "on another host"
             process = int(rest.split()[1])
         except (OSError, ValueError):
             return None

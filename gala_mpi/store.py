@@ -238,13 +238,13 @@ def saved_update(run: Path, generation: int, rank: int) -> int:
         return int(file["learner"].attrs["updates"])
 
 
-def starting_updates(run: Path, rank: int) -> list[int]:
-    """At which update of the agent each of its metrics files begins, in the order of their writing."""
-    updates = []
+def starting_hours(run: Path, rank: int) -> list[float]:
+    """The run's training time at the first row of each metrics file of a rank; NaN in one without rows."""
+    hours = []
     for path in metrics_files(run, rank):
         with reading(path) as file:
-            updates.append(int(file.attrs["after_update"]))
-    return updates
+            hours.append(float(file["updates"][0]["hours"]) if file["rows/updates"][()] else np.nan)
+    return hours
 
 
 def newest_rows(run: Path, rank: int, table: str, count: int) -> np.ndarray:

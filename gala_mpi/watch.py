@@ -34,6 +34,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 RECENT_UPDATES = 200  # of each agent, behind throughput and age
 RECENT_EPISODES = 100  # of all agents, behind the score
 SECONDS_OF_SILENCE, UPDATES_OF_SILENCE = 15.0, 10  # a running run writes nothing for the sum of both at most
+IDLE_SECONDS = 10.0  # of training: a start that brings less is hardly worth its own time
 COLOURS = {"running": "green", "finished": "bold green", "stopped": "yellow", "stale": "bold red"}
 
 
@@ -51,7 +52,7 @@ class Look:
         saved: the update of every agent in it.
         saved_ago: s.
         starts: facts about each start.
-        idle_starts: how many of the last starts have brought no lasting progress.
+        idle_starts: how many of the last starts have brought next to no progress that lasts.
     """
 
     config: Config
@@ -167,14 +168,14 @@ def _newest_checkpoint(run: Path, agents: int) -> tuple[int, list[int], float]:
 
 
 def _idle_starts(run: Path) -> int:
-    """How many of the last starts have brought no update that a later one could build on."""
+    """How many of the last starts have brought next to no training that a later one could build on."""
     try:
-        begun = store.starting_updates(run, 0)
-        newest = store.newest_rows(run, 0, "updates", 1)["update"].tolist() or begun[-1:]
+        begun = [hours for hours in store.starting_hours(run, 0) if not math.isnan(hours)]
+        ended = store.newest_rows(run, 0, "updates", 1)["hours"].tolist()
     except (OSError, KeyError, ValueError):
         return 0
-    gains = [after - before for before, after in pairwise(begun + newest)]
-    return next((i for i, gain in enumerate(reversed(gains)) if gain > 0), len(gains))
+    gains = [3600 * (after - before) for before, after in pairwise(begun + ended)]
+    return next((i for i, gain in enumerate(reversed(gains)) if gain > IDLE_SECONDS), len(gains))
 
 
 def panel(run: Path, seen: Look) -> Panel:
@@ -205,7 +206,7 @@ def panel(run: Path, seen: Look) -> Panel:
             table.add_row("staleness", f"{most:,}  [dim]most updates without a mix")
     kept = f"{seen.checkpoint}, update {min(seen.saved):,}, {_duration(seen.saved_ago)} ago" if seen.checkpoint else "none yet"
     table.add_row("checkpoint", kept)
-    idle = f"  [yellow]the last {seen.idle_starts} without progress" if seen.idle_starts > 1 else ""
+    idle = f"  [yellow]the last {seen.idle_starts} starts brought no progress" if seen.idle_starts > 1 else ""
     table.add_row("restarts", f"{len(seen.starts) - 1}{idle}")
     return Panel(table, title=f"{c.env} · {c.exchange}", subtitle=f"[dim]{run}", width=76)
 

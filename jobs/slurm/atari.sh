@@ -26,6 +26,8 @@ for ((i = 1; i <= $#; i++)); do
     --run-dir=* | --run_dir=*) run=${!i#*=} ;;
     esac
 done
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 resume=()
 if [ -e "$run/run.h5" ]; then
     resume=(--resume)
@@ -34,19 +36,21 @@ echo "$(date '+%F %T') job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLUR
 echo "run directory: $(realpath -m "$run")"
 echo "watch: python -m gala_mpi.watch $run"
 
-# In the background, since bash runs a trap only between two commands or in `wait`. Slurm itself sends TERM to the ranks.
-trap 'signal=USR1; kill -USR1 $! || true' USR1
+srun --mpi=none --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c prepare_node || true
+
+# In the background, since bash runs a trap only between two commands or in `wait`. TERM reaches the ranks by itself.
+launched=
+trap 'signal=USR1; kill -USR1 $launched || true' USR1
 trap 'signal=TERM' TERM
 "${launcher[@]}" -n "$SLURM_NTASKS" python -m gala_mpi.train "$@" --run-dir "$run" "${resume[@]}" &
+launched=$!
 signal=none
 while [ "$signal" ]; do
     signal='' status=0
-    wait $! || status=$?
+    wait "$launched" || status=$?
 done
 
 # Preempted with time to save: Slurm requeues what it has to kill, but not what ends by itself.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
 if [ "$status" = 143 ] && scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; then
     status=75
 fi

@@ -21,5 +21,15 @@ read -ra launcher <<<"${LAUNCHER:-$(if command -v mpirun >/dev/null; then echo m
 # Where runs are kept: a file system that all nodes see, and that is not emptied every night. For example $SCRATCH/gala_mpi
 RUNS=${RUNS:-runs}
 
+# Done on every node before ranks start there. What ranks that were killed have left fills /dev/shm, and MPI can stumble over it
+# when the job comes back with another number of ranks on the node.
+prepare_node() {
+    local mapped
+    mapped=$(cat /proc/[0-9]*/maps 2>/dev/null | grep /dev/shm/)
+    find /dev/shm -maxdepth 1 -user "$(id -un)" -mmin +0 -regex '.*/\(mpich_shm_\|sm_segment\|osc_\).*' |
+        while read -r file; do [[ $mapped == *"$file"* ]] || rm -f "$file"; done
+}
+export -f prepare_node
+
 # A run is not requeued once so many starts in a row have brought it no further.
 PATIENCE=3
