@@ -5,8 +5,8 @@
 #     sbatch --ntasks=64 jobs/slurm/atari.sh --env breakout --seed 3
 #     sbatch jobs/slurm/atari.sh --run-dir runs/pong-31415          # goes on with a run, or begins it
 #
-# Submit from the repository. Five minutes before the time limit the run is asked to save; it then stops with status 75
-# ("resume me"), and the job puts itself back into the queue until the run is finished.
+# Submit from the repository. Five minutes before the time limit the run is asked to save (a limit of less than half an hour
+# wants --signal=B:USR1@60, say); it stops with status 75, "resume me", and the job requeues itself until the run is finished.
 #
 #SBATCH --job-name=gala
 #SBATCH --nodes=1-4
@@ -37,6 +37,10 @@ echo "run directory: $(realpath -m "$run")"
 echo "watch: python -m gala_mpi.watch $run"
 
 srun --mpi=none --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c prepare_node || true
+
+# When this job ends, for the run to stop in time whatever signal comes or does not. Slurm before 23.02 does not say.
+SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$job" -o %e)" +%s 2>/dev/null || true)}
+export SLURM_JOB_END_TIME
 
 # In the background, since bash runs a trap only between two commands or in `wait`. TERM reaches the ranks by itself.
 launched=

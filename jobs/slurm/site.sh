@@ -32,4 +32,4 @@ prepare_node() {
 export -f prepare_node
 
 # A run is not requeued once so many starts in a row have brought it no further.
-PATIENCE=3
+PATIENCE=${PATIENCE:-3}

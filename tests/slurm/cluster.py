@@ -10,6 +10,7 @@ ends; what jobs of a killed cluster have left is removed when the next one start
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -33,10 +34,12 @@ SECONDS_TO_START = 60
 SECONDS_TO_END = 30
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
 
+# FirstJobId: MPI libraries name files in /dev/shm after jobs, so that these shall not bear the numbers of an earlier cluster's.
 # config_overrides: a node has the CPUs that stand here, not those of the machine. linuxproc: the one way, without cgroups, to
 # find the ranks that mpirun's helpers start in sessions of their own. cred_expire: a requeued job waits so long, 120 s else.
 CONF = """
 ClusterName=tests
+FirstJobId={first}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={control}
 SlurmUser={user}
@@ -72,9 +75,9 @@ SlurmdTimeout=300
 SlurmctldTimeout=300
 ReturnToService=2
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=grace Nodes=ALL MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
-PartitionName=high Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -105,8 +108,7 @@ class Cluster:
             munge += [f"--seed-file={self.files}/munge.seed", f"--log-file={self.files}/munge.log"]
             self._start("munged", "--foreground", *munge)
             self._wait_until("munged has made its socket", (self.files / "munge.socket").exists)
-            # Numbers that no earlier cluster has given: MPI libraries name files in /dev/shm after them.
-            self._start("slurmctld", "-D", "-i")
+            self._start("slurmctld", "-D")
             for i in range(1, nodes + 1):
                 self._start("slurmd", "-D", "-N", f"n{i}")
             self._wait_until("all nodes are idle", lambda: self("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {nodes}")
@@ -165,7 +167,8 @@ class Cluster:
             for i, port in enumerate(ports, 1)
         )
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        conf = CONF.format(host=host, control=control, user=user, files=self.files, nodes=lines)
+        first = int(time.time()) % 10_000_000
+        conf = CONF.format(host=host, control=control, user=user, files=self.files, nodes=lines, first=first)
         (self.files / "slurm.conf").write_text(conf)
         # Else slurmd looks for the kind of cgroups that the machine has, and ends where there is none.
         (self.files / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
@@ -184,7 +187,7 @@ class Cluster:
     def _wait_until(self, what: str, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + SECONDS_TO_START
         while not condition():
-            dead = [daemon.args[3] for daemon in self._daemons if daemon.poll() is not None]
+            dead = [Path(daemon.args[3]).name for daemon in self._daemons if daemon.poll() is not None]
             if dead or time.monotonic() > deadline:
                 logs = "\n".join(f"--- {log.name} ---\n{_tail(log, 20)}" for log in sorted(self.files.glob("*.[lo][ou][gt]")))
                 raise RuntimeError(f"{f'{dead} ended' if dead else f'{SECONDS_TO_START} s passed'} before {what}\n{logs}")
@@ -265,7 +268,7 @@ def _remove(files: Path) -> None:
     """End whatever a cluster has started, and remove its files."""
     while living := processes(f"SLURM_CONF={files}/slurm.conf"):
         for pid in living:
-            if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
     shutil.rmtree(files, ignore_errors=True)
