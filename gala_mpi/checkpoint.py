@@ -1,47 +1,83 @@
 """All that a resume needs, one file a rank and generation.
 
-Ranks save without waiting for each other. A generation is a checkpoint's number: the g-th of this run on every rank. A
-reader takes the newest generation of which every rank's file is there and sound; nobody declares it complete.
+Ranks save without waiting for each other. A generation is a checkpoint's number, the same on every rank. A reader takes the
+newest generation of which every rank's file is there and sound; nobody declares it complete.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from gala_mpi import store
+from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
+from gala_mpi.exchange import Order
 from gala_mpi.learner import A2C
 
 
 @dataclass
 class State:
-    """One rank's state after an update."""
+    """One rank's state after an update. Its random streams begin anew at each start, from (seed, rank, update)."""
 
     network: str
     agents: int
     hours: float  # training time of the run
     score: float  # mean of the last 100 scores over all agents, as rank 0 knew it; NaN before the first
-    torch_rng: np.ndarray  # uint8: the generator that draws actions
     learner: dict[str, np.ndarray]  # A2C.state()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a start goes on from.
+
+    Attributes:
+        generation: the checkpoint; 0: from scratch.
+        last: the newest number in use, by damaged and incomplete checkpoints too. Later ones come after it, so that no file of
+            another start ever seems to complete them.
+        agents: whose checkpoint it is.
+        updates: of the agent that had done most.
+        steps: of all agents.
+        shares: float64 [ranks, agents], how much of each saved agent goes into each of this start (see `elastic`).
+    """
+
+    generation: int = 0
+    last: int = 0
+    agents: int = 0
+    updates: int = 0
+    steps: int = 0
+    shares: np.ndarray = field(default_factory=lambda: np.eye(1))
 
 
 def take(learner: A2C, network: str, agents: int, hours: float, score: float) -> State:
     """This rank's state now."""
-    return State(network, agents, hours, score, torch.get_rng_state().numpy(), learner.state())
+    return State(network, agents, hours, score, learner.state())
 
 
-def restore(run: Path, generation: int, rank: int, learner: A2C) -> float:
-    """Put the saved state back; the hours that the run had trained."""
-    state = load(run, generation, rank)
-    learner.load(state.learner)
-    torch.set_rng_state(torch.from_numpy(state.torch_rng))
-    return state.hours
+def restore(run: Path, origin: Origin, rank: int, learner: A2C) -> float:
+    """Put the saved state back; the hours that the run had trained.
+
+    When the number of agents has changed, vectors are averaged by `origin.shares`, all go on from the same update, later than
+    any that was done, and the run's steps are dealt anew, so that they still add up.
+    """
+    parts = [(share, load(run, origin.generation, agent)) for agent, share in enumerate(origin.shares[rank]) if share]
+    saved = parts[0][1].learner
+    for name in [name for name, value in saved.items() if np.ndim(value)]:
+        mean = sum(share * part.learner[name].astype(np.float64) for share, part in parts)
+        saved[name] = mean.astype(saved[name].dtype)
+    ranks = len(origin.shares)
+    if ranks != origin.agents:
+        saved["updates"] = np.int64(origin.updates)
+        saved["steps"] = np.int64(origin.steps // ranks + (rank < origin.steps % ranks))
+    learner.load(saved)
+    return max(part.hours for _, part in parts)
 
 
 class Checkpoints:
@@ -50,46 +86,67 @@ class Checkpoints:
     Args:
         run: the run directory.
         rank: whose files.
-        minutes: between checkpoints.
-        keep: how many of the newest complete generations stay; the one with the best score stays as well.
-        generation: of the last checkpoint.
+        config: how often, and how many of the newest complete generations stay; the one with the best score stays as well.
+        generation: the newest number in use.
+
+    Attributes:
+        slowest: the longest that a checkpoint has taken, s.
     """
 
-    def __init__(self, run: Path, rank: int, minutes: float, keep: int, generation: int):
-        self._run, self._rank, self._keep = run, rank, keep
+    def __init__(self, run: Path, rank: int, config: Config, generation: int):
+        self._run, self._rank, self._config = run, rank, config
         self.generation = generation
-        self._seconds = 60 * minutes
+        self.slowest = 0.0
+        self._seconds = 60 * config.checkpoint_minutes
         self._due = time.monotonic() + self._seconds
 
     def due(self) -> bool:
-        return time.monotonic() >= self._due
+        """Whether it is time by this rank's clock. Exact runs do not go by it."""
+        return not self._config.exact_resume and time.monotonic() >= self._due
+
+    def heed(self, order: Order, update: int) -> Order:
+        """What to do after `update`: what was agreed on. Exact runs save at every N-th update, and stop nowhere else."""
+        if not self._config.exact_resume:
+            return order
+        mark = update % self._config.checkpoint_updates == 0
+        return dataclasses.replace(order, save=mark, stop=order.stop and mark)
 
     def save(self, state: State, generation: int | None = None) -> None:
-        """Write the next generation (or `generation`); rank 0 also deletes what need not be kept."""
-        self.generation = generation if generation is not None else self.generation + 1
-        # By the schedule, not by now: generations then fall at about the same time on all ranks.
-        self._due += self._seconds
+        """Write the next generation (or `generation`); rank 0 also deletes what need not be kept.
+
+        By the schedule, not by now: generations then fall at about the same time on all ranks. A rank that was suspended and
+        has missed some leaves them out. Where all ranks save at the same update, they count together whatever their clocks say.
+        """
+        began = time.monotonic()
+        missed = max(0, int((began - self._due) // self._seconds))
+        self._due += (1 + missed) * self._seconds
+        self.generation = generation or self.generation + 1 + (0 if self._config.in_step else missed)
         path = store.checkpoint_file(self._run, self.generation, self._rank)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with store.naming(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.sync(path.parent.parent)
         with store.atomic(path) as file:
             file.attrs["network"] = np.bytes_(state.network)  # strings of variable length have no checksum
             file.attrs["agents"] = state.agents
             file.attrs["hours"] = state.hours
             file.attrs["score"] = state.score
             learner = file.create_group("learner")
-            learner.attrs.update({name: value for name, value in state.learner.items() if not np.ndim(value)})
-            arrays = {f"learner/{name}": value for name, value in state.learner.items() if np.ndim(value)}
-            for name, value in {"torch_rng": state.torch_rng, **arrays}.items():
-                file.create_dataset(name, data=value, fletcher32=True, chunks=True)
+            for name, value in state.learner.items():
+                if np.ndim(value):
+                    learner.create_dataset(name, data=value, fletcher32=True, chunks=True)
+                else:
+                    learner.attrs[name] = value
         if self._rank == 0:
-            self._prune(state.agents)
+            self._prune()
+        self.slowest = max(self.slowest, time.monotonic() - began)
 
-    def _prune(self, agents: int) -> None:
-        done = complete(self._run, agents)
-        champion = best(self._run, agents)
-        for generation in done[: -self._keep]:
-            if generation != champion:
-                shutil.rmtree(store.checkpoint_file(self._run, generation, 0).parent)
+    def _prune(self) -> None:
+        """Every rank saves in the order of the numbers: what is incomplete when a later one is complete stays so."""
+        done = complete(self._run)
+        kept = {*done[-self._config.keep_checkpoints :], best(self._run)}
+        for generation in generations(self._run):
+            if done and generation < done[-1] and generation not in kept:
+                shutil.rmtree(store.checkpoint_file(self._run, generation, 0).parent, ignore_errors=True)
 
 
 def generations(run: Path) -> list[int]:
@@ -97,27 +154,30 @@ def generations(run: Path) -> list[int]:
     return sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*") if path.name.isdigit())
 
 
-def complete(run: Path, agents: int) -> list[int]:
-    """The generations of which all files are there, oldest first."""
-    ranks = range(agents)
-    return [g for g in generations(run) if all(store.checkpoint_file(run, g, rank).exists() for rank in ranks)]
-
-
-def best(run: Path, agents: int) -> int | None:
-    """The complete generation with the best training score, or None. A later one wins a tie."""
-    return max(complete(run, agents), key=lambda generation: (_score(run, generation), generation), default=None)
-
-
-def newest(run: Path, agents: int) -> int | None:
-    """The newest generation of which every file is there and sound, or None."""
-    for generation in reversed(complete(run, agents)):
+def agents(run: Path, generation: int) -> int:
+    """How many agents a checkpoint is of, by the first of its files that can be read; 0: none can."""
+    for path in store.checkpoint_files(run, generation):
         try:
-            for rank in range(agents):
-                load(run, generation, rank)
-            return generation
-        except Exception:  # damaged (h5py raises many kinds): an older one is still good
+            with store.reading(path) as file:
+                return int(file.attrs["agents"])
+        except Exception:  # damaged (h5py raises many kinds)
             continue
-    return None
+    return 0
+
+
+def complete(run: Path) -> list[int]:
+    """The generations of which all files are there, oldest first."""
+    return [g for g in generations(run) if 0 < agents(run, g) == len(store.checkpoint_files(run, g))]
+
+
+def best(run: Path) -> int | None:
+    """The complete generation with the best training score, or None. A later one wins a tie."""
+    return max(complete(run), key=lambda generation: (_score(run, generation), generation), default=None)
+
+
+def newest(run: Path) -> int | None:
+    """The newest generation of which every file is there and sound, or None."""
+    return next((generation for generation, _ in _sound(run)), None)
 
 
 def load(run: Path, generation: int, rank: int) -> State:
@@ -126,42 +186,61 @@ def load(run: Path, generation: int, rank: int) -> State:
     Raises:
         Exception: the file is missing, damaged or of another kind; h5py raises many kinds.
     """
-    with store.reading(store.checkpoint_file(run, generation, rank)) as file:
+    return _read(store.checkpoint_file(run, generation, rank))
+
+
+def resumable(run: Path, network: str) -> Origin:
+    """What agents with `network` resume from; all but its `shares`. A run that was killed before all its ranks had saved once
+    begins anew.
+
+    Raises:
+        SettingError: there are checkpoints but no sound one, or it is of another network.
+    """
+    last = max(generations(run), default=0)
+    generation, states = next(_sound(run), (0, []))
+    if not states and complete(run):
+        raise SettingError(f"--resume --run-dir {run}: all its checkpoints are damaged; a sound one is expected")
+    if not states:
+        return Origin(last=last)
+    if states[0].network != network:
+        raise SettingError(
+            f"--network {network}: the checkpoints in {run} are of another network; {states[0].network} is expected"
+        )
+    updates, steps = ([int(state.learner[name]) for state in states] for name in ("updates", "steps"))
+    return Origin(generation, last, len(states), max(updates), sum(steps))
+
+
+def _sound(run: Path) -> Iterator[tuple[int, list[State]]]:
+    """The generations of which every file is there and sound, newest first, with what the files say (but for the vectors).
+
+    Damaged files are named on standard error.
+    """
+    for generation in reversed(generations(run)):
+        states: list[State] = []
+        for path in store.checkpoint_files(run, generation):
+            try:
+                state = _read(path)
+            except FileNotFoundError:  # deleted meanwhile, by a run that goes on
+                break
+            except Exception as error:  # h5py raises many kinds
+                print(f"gala_mpi: {path} is damaged and passed over ({error})", file=sys.stderr, flush=True)
+                break
+            counters = {name: value for name, value in state.learner.items() if not np.ndim(value)}
+            states.append(dataclasses.replace(state, learner=counters))
+        else:
+            if states and len(states) == states[0].agents:
+                yield generation, states
+
+
+def _read(path: Path) -> State:
+    with store.reading(path) as file:
         return State(
             network=np.asarray(file.attrs["network"]).astype(str).item(),
             agents=int(file.attrs["agents"]),
             hours=float(file.attrs["hours"]),
             score=float(file.attrs["score"]),
-            torch_rng=file["torch_rng"][()],
             learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
         )
-
-
-def resumable(run: Path, agents: int, network: str) -> int:
-    """The generation that `agents` agents with `network` resume from.
-
-    Raises:
-        SettingError: there is none, or it is of another number of agents or another network.
-    """
-    started_with = store.read_agents(run)
-    if started_with != agents:
-        raise SettingError(
-            f"--resume --run-dir {run}: {agents} ranks; the run's {started_with} ranks are expected (mpirun -n {started_with})"
-        )
-    generation = newest(run, agents)
-    if generation is None:
-        raise SettingError(f"--resume --run-dir {run}: no checkpoint of all {agents} ranks; one is expected")
-    saved = load(run, generation, 0).network
-    if saved != network:
-        raise SettingError(f"--network {network}: the checkpoints in {run} are of another network; {saved} is expected")
-    return generation
-
-
-def discard_after(run: Path, generation: int) -> None:
-    """Forget what was saved after `generation`: the run goes on from there, and its next files must not mix with these."""
-    for later in generations(run):
-        if later > generation:
-            shutil.rmtree(store.checkpoint_file(run, later, 0).parent)
 
 
 def _score(run: Path, generation: int) -> float:

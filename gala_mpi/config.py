@@ -92,10 +92,15 @@ class Config:
     run_dir: Optional[Path] = None
     """Where the run is kept. None: runs/<env>-<exchange>-<time>."""
     resume: bool = False
-    """Continue the run in --run-dir from its newest complete checkpoint.
+    """Continue the run in --run-dir from its newest complete checkpoint, on any number of ranks.
     Its settings apply; those given here replace them."""
+    exact_resume: bool = False
+    """A run that is stopped and resumed equals one that never stopped, bit for bit: at each checkpoint all simulators begin
+    new games. For ranks in step (--staleness 0, --exchange allreduce, one rank); it stops only at a checkpoint."""
+    checkpoint_updates: Optional[int] = None
+    """With --exact-resume: updates between checkpoints. None: 5000, some minutes."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints."""
+    """Minutes between checkpoints, without --exact-resume."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the best one is kept as well."""
     wall_minutes: Optional[float] = None
@@ -115,9 +120,15 @@ class Config:
         rank, number, unit = SLOW_RANK.fullmatch(self.slow_rank).groups()
         return int(rank), float(number) * {"ms": 1e-3, "s": 1.0}[unit]
 
-    def updates(self, agents: int) -> int:
-        """How many updates each of `agents` agents does."""
-        return math.ceil(self.total_steps / (agents * self.num_envs * self.rollout_length))
+    @property
+    def in_step(self) -> bool:
+        """Whether all agents stand at the same update."""
+        return self.exchange == "allreduce" or self.staleness == 0
+
+    def updates(self, agents: int, done: int = 0, steps: int = 0) -> int:
+        """The update at which each of `agents` agents ends, when they have done `done` updates and `steps` steps in all."""
+        per_update = self.num_envs * self.rollout_length
+        return math.ceil((self.total_steps - steps + done * per_update) / (agents * per_update))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), default=str)
@@ -220,6 +231,33 @@ def check_evaluation(wanted: Evaluation) -> None:
             raise SettingError(f"--video {wanted.video}: a name that ends in .mp4 or .gif is expected")
         if not wanted.video.absolute().parent.is_dir():
             raise SettingError(f"--video {wanted.video}: a file in a folder that exists is expected")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a run is doing, from its files alone."""
+
+    run: Path
+    """The run directory, of a live or an ended run."""
+    once: bool = False
+    """Print once instead of following the run. So it is where output is no terminal, too."""
+    value: Optional[Literal["state", "steps", "rate", "score", "idle_starts"]] = None
+    """Print one value alone, for scripts. rate: steps/s; idle_starts: how many of the last starts brought no progress."""
+
+
+def parse_watch(arguments: list[str]) -> Watch:
+    """The command line of `gala_mpi.watch`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.cli(
+        Watch,
+        prog="python -m gala_mpi.watch",
+        description="How a run is doing, live or afterwards, from its files alone: on any host that sees them, without MPI.\n\n"
+        "  python -m gala_mpi.watch runs/pong-...\n"
+        "  python -m gala_mpi.watch runs/pong-... --value steps",
+        args=arguments,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
 
 
 @dataclass(frozen=True)
@@ -331,6 +369,18 @@ def check(config: Config) -> None:
     require(unset_or(lambda x: 0 < x < math.inf, config.lr), "--lr", config.lr, "a positive number")
     require(0 <= config.sticky <= 1, "--sticky", config.sticky, "a probability, 0 to 1,")
     require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "a positive number of minutes")
+    require(
+        unset_or(lambda x: x >= 1, config.checkpoint_updates),
+        "--checkpoint-updates",
+        config.checkpoint_updates,
+        "a whole number of updates, 1 or more,",
+    )
+    require(
+        config.exact_resume or config.checkpoint_updates is None,
+        "--checkpoint-updates",
+        config.checkpoint_updates,
+        "--exact-resume with it",
+    )
     require(config.keep_checkpoints >= 1, "--keep-checkpoints", config.keep_checkpoints, "a whole number, 1 or more,")
     require(
         unset_or(lambda x: x > 0, config.wall_minutes), "--wall-minutes", config.wall_minutes, "a positive number of minutes"

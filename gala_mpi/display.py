@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
 from gala_mpi.envs import FRAMES_PER_STEP
 from gala_mpi.exchange.board import COLUMNS
@@ -136,7 +137,7 @@ def console() -> Console:
 
 
 def _launcher_output() -> str | None:
-    """What an ancestor named mpirun or mpiexec prints on, if there is one on this host."""
+    """What an ancestor named mpirun or mpiexec prints on; None if there is none, neither here nor on another host."""
     process = os.getpid()
     while process > 1:
         try:
@@ -144,6 +145,8 @@ def _launcher_output() -> str | None:
                 name, _, rest = file.read().partition("(")[2].rpartition(")")
             if name.startswith(("mpirun", "mpiexec", "prterun")):
                 return os.readlink(f"/proc/{process}/fd/1")
+            if name == "prted":  # Open MPI's daemon, which hands rank 0 a terminal in a batch job too
+                return "on another host"
             process = int(rest.split()[1])
         except (OSError, ValueError):
             return None
@@ -155,27 +158,40 @@ def say(text: str) -> None:
     console().print(text, highlight=False, soft_wrap=True)
 
 
-def welcome(config: Config, agents: int, library: str, threads: int, generation: int) -> None:
-    """What is about to happen, in two lines."""
+def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin) -> None:
+    """What is about to happen, in two or three lines."""
     graph = f" on a {config.topology} graph" if config.exchange == "gossip" else ""
     say(
         f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} simulators, "
         f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "
         f"threads per rank: {threads}, {library}"
     )
-    if generation:
-        say(f"resumed from checkpoint {generation} in {config.run_dir}; simulators begin new episodes")
-    else:
-        say(f"run directory: {config.run_dir}")
-
-
-def farewell(config: Config, agents: int, finished: bool, reason: str | None) -> None:
-    """How it ended, and what to do next."""
-    run = config.run_dir
-    if finished:
-        say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")
-    else:
+    if not origin.generation:
+        say(f"run directory: {config.run_dir}" + ("; no checkpoint of all ranks yet, it begins anew" if config.resume else ""))
+        return
+    games = "exactly as if it had not stopped" if config.exact_resume else "simulators begin new episodes"
+    say(f"resumed from checkpoint {origin.generation} in {config.run_dir} at {origin.steps:,} steps; {games}")
+    if agents != origin.agents:
         say(
-            f"stopped early ({reason or 'another rank asked for it'}): {run}\n"
-            f"continue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}"
+            f"{origin.agents} agents before, {agents} now: {succession(origin.shares)}; "
+            f"learning rate {config.learning_rate(origin.agents):.3g} before, {config.learning_rate(agents):.3g} now"
         )
+
+
+def succession(shares: np.ndarray) -> str:
+    """Which agents of a resumed run (rows) are made of which saved ones, in words."""
+    words = []
+    for agent, row in enumerate(shares):
+        parts = np.flatnonzero(row)
+        if parts.tolist() != [agent]:
+            words.append(f"agent {agent} is {'a copy of' if len(parts) == 1 else 'the mean of'} {', '.join(map(str, parts))}")
+    return "; ".join(words) or "the others leave"
+
+
+def farewell(config: Config, agents: int, reason: str) -> None:
+    """How it ended, and what to do next; `reason` is why it stopped early, or empty."""
+    run = config.run_dir
+    if reason:
+        say(f"stopped early ({reason}): {run}\ncontinue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}")
+    else:
+        say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")

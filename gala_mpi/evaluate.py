@@ -57,16 +57,16 @@ def make_plan(arguments: list[str]) -> Plan:
     """Parse and check. Raises SettingError."""
     wanted = config.parse_evaluation(arguments)
     config.check_evaluation(wanted)
-    settings, agents = store.read_config(wanted.run), store.read_agents(wanted.run)
+    settings = store.read_config(wanted.run)
     choose = {"newest": checkpoint.newest, "best": checkpoint.best}.get(wanted.checkpoint)
-    generation = choose(wanted.run, agents) if choose else int(wanted.checkpoint)
-    available = checkpoint.complete(wanted.run, agents)
+    generation = choose(wanted.run) if choose else int(wanted.checkpoint)
+    available = checkpoint.complete(wanted.run)
     if generation not in available:
         numbers = ", ".join(map(str, available)) or "none is complete yet"
         raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
     if wanted.video:
         envs.make_filmed(settings.env).close()
-    return Plan(wanted, settings, generation, agents)
+    return Plan(wanted, settings, generation, checkpoint.agents(wanted.run, generation))
 
 
 def play_my_share(plan: Plan, world: World) -> np.ndarray:

@@ -60,10 +60,11 @@ class Metrics:
         updates: how many updates are still to come.
         peers: the most mixes an update can bring.
         hours: training time before this start.
+        facts: about this start, kept as attributes.
     """
 
-    def __init__(self, run: Path, rank: int, update: int, updates: int, peers: int, hours: float):
-        self._run, self._rank, self._peers = run, rank, peers
+    def __init__(self, run: Path, rank: int, update: int, updates: int, peers: int, hours: float, **facts: int | bool):
+        self._run, self._rank, self._peers, self._facts = run, rank, peers, facts
         self._last_update = update + updates
         self._began = time.monotonic() - 3600 * hours
         self._open(update)
@@ -124,7 +125,7 @@ class Metrics:
             "mixes": (MIXES, max(1, room * self._peers)),
         }
         path = store.next_metrics_file(self._run, self._rank)
-        self._tables = store.Tables(path, layouts, {"rank": self._rank, "after_update": update})
+        self._tables = store.Tables(path, layouts, {"rank": self._rank, "after_update": update, **self._facts})
 
 
 def resident_mib() -> float:

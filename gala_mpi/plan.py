@@ -14,12 +14,15 @@ from pathlib import Path
 
 import torch
 
-from gala_mpi import agent, checkpoint, config, envs, model, provenance, store, topology
+from gala_mpi import agent, checkpoint, config, elastic, envs, model, provenance, store, topology
+from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange.mailbox import DIRECT, REMOTE, window_bytes
 from gala_mpi.world import World
+
+UPDATES_BETWEEN_CHECKPOINTS = 5000  # of an exact run; its games are cut off at each, so not too few
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,12 @@ class Plan:
 
     Attributes:
         config: every setting, with nothing left to choose (`network`, `precision` and `run_dir` are resolved).
-        generation: the checkpoint to go on from; 0: from scratch.
+        origin: the checkpoint to go on from.
         mixes_per_update: the most messages that an agent averages in one update.
     """
 
     config: Config
-    generation: int
+    origin: Origin
     mixes_per_update: int
 
 
@@ -47,14 +50,14 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     wanted = config.parse(arguments)
     config.check(wanted)
     settings = resolve(wanted, world)
-    generation = _resume(settings, world) if settings.resume else _begin(settings)
-    facts = provenance.facts(settings, world.library, world.hosts, world.threads_of_ranks, generation)
+    origin = _resume(settings, world) if settings.resume else _begin(settings)
+    facts = provenance.facts(settings, world.library, world.hosts, world.threads_of_ranks, origin.generation)
     try:
         store.write_run(settings.run_dir, settings, world.size, facts)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
     degree = topology.build(settings.topology, world.size).degree
-    return Plan(settings, generation, degree if settings.exchange == "gossip" else 0)
+    return Plan(settings, origin, degree if settings.exchange == "gossip" else 0)
 
 
 def resolve(wanted: Config, world: World) -> Config:
@@ -75,13 +78,21 @@ def resolve(wanted: Config, world: World) -> Config:
     if slow >= world.size:
         raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
     _check_shared_memory(wanted, network, spaces, world)
+    if wanted.exact_resume and world.size > 1 and not wanted.in_step:
+        raise SettingError(
+            f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; --staleness 0, "
+            "--exchange allreduce or one rank is expected"
+        )
+    marks = wanted.checkpoint_updates or (UPDATES_BETWEEN_CHECKPOINTS if wanted.exact_resume else None)
     precision = wanted.precision
     if precision == "auto":
         precision = model.fastest_precision(network, spaces, wanted.num_envs, device)
     _, game = envs.resolve(wanted.env)  # one name for one game, however it was typed
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
-    return dataclasses.replace(wanted, env=game, network=network, precision=precision, run_dir=run_dir)
+    return dataclasses.replace(
+        wanted, env=game, network=network, precision=precision, run_dir=run_dir, checkpoint_updates=marks
+    )
 
 
 def _spaces(wanted: Config) -> Spaces:
@@ -122,19 +133,19 @@ def _check_shared_memory(wanted: Config, network: model.Name, spaces: Spaces, wo
         )
 
 
-def _begin(settings: Config) -> int:
+def _begin(settings: Config) -> Origin:
     run = settings.run_dir
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
         raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
     parent = run
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run}: {parent} cannot be written; a writable directory is expected")
-    return 0
+    return Origin()
 
 
-def _resume(settings: Config, world: World) -> int:
+def _resume(settings: Config, world: World) -> Origin:
     run = settings.run_dir
     if not os.access(run, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
@@ -145,6 +156,9 @@ def _resume(settings: Config, world: World) -> int:
         raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
     if settings.staleness == 0 and before.staleness != 0:
         raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
-    generation = checkpoint.resumable(run, world.size, settings.network)
-    checkpoint.discard_after(run, generation)
-    return generation
+    origin = checkpoint.resumable(run, settings.network)
+    store.remove_leftovers(run)
+    if not origin.generation:
+        return origin
+    graph = topology.build(before.topology, origin.agents) if before.exchange == "gossip" else None
+    return dataclasses.replace(origin, shares=elastic.shares(graph, origin.agents, world.size))

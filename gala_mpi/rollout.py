@@ -57,10 +57,14 @@ class Collector:
         self.network, self.simulators, self.clock, self.poke = network, simulators, clock, poke
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.device = next(network.parameters()).device
-        self.observations = self._to_device(simulators.reset(seeds))
+        self.reset(seeds)
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
         between = {"between": lambda: self.poke()} if self.device.type == "cpu" else {}
         self.kept = Kept(network, length, self.observations, **between)
+
+    def reset(self, seeds: np.ndarray) -> None:
+        """Begin new games in all simulators, from int64 [N]."""
+        self.observations = self._to_device(self.simulators.reset(seeds))
 
     def collect(self) -> tuple[Batch, list[Episode]]:
         """T steps, and the episodes that ended in them."""

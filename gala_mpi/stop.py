@@ -1,39 +1,70 @@
-"""Signals and the wall clock become one flag. A handler only sets it; the training loop asks for it once an update.
+"""Signals and the wall clock become one flag, and the flag becomes the exit status. The table of both is here.
 
-`listen()` runs before torch and MPI are imported: until then a signal's default action would kill the rank.
+A handler only sets the flag; the training loop asks for it once an update. `listen()` runs before torch and MPI are
+imported: until then a signal's default action would kill the rank.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Mapping
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Exit statuses of `gala_mpi.train`, the same on all ranks.
+FINISHED = 0  # all steps are done
+FAILED = 1
+REFUSED = 2  # bad input
+RESUME = 75  # EX_TEMPFAIL: stopped early with a complete checkpoint; start me again with --resume
+# What each signal makes of a run, after its checkpoint. TERM and INT mean that nobody wants it to go on by itself.
+STATUS = {signal.SIGUSR1: RESUME, signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
 
-_received: list[str] = []
+SECONDS_BEFORE_JOB_END = 30.0  # for what comes after the last checkpoint: closing, the batch script's own end
+
+_received: list[signal.Signals] = []
 
 
 def listen() -> None:
-    """From now on SIGINT, SIGTERM and SIGUSR1 ask the run to save and stop."""
-    for number in SIGNALS:
-        signal.signal(number, lambda number, frame: _received.append(signal.Signals(number).name))
+    """From now on SIGUSR1, SIGINT and SIGTERM ask the run to save and stop."""
+    for number in STATUS:
+        signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
 
 
 class Stop:
-    """Whether this rank wants the run to end early, and why."""
+    """Whether this rank wants the run to end early, and why.
 
-    def __init__(self, wall_minutes: float | None = None):
-        self._deadline = None if wall_minutes is None else time.monotonic() + 60 * wall_minutes
-        self._wall_minutes = wall_minutes
+    Args:
+        wall_minutes: from now on; None: no limit.
+        notice: how many updates may pass between the wish and the stop.
+    """
 
-    @property
-    def reason(self) -> str | None:
-        """What asked for the stop (a signal's name or the time limit), or None."""
-        if _received:
-            return _received[0]
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return f"{self._wall_minutes:g} minutes of wall time are over"
-        return None
+    def __init__(self, wall_minutes: float | None, notice: int):
+        self._wall_minutes, self._notice = wall_minutes, notice
+        self._began = time.monotonic()
+        self._job_left = seconds_of_job(os.environ)
+        self._updates = 0
+        self.verdict: tuple[int, str] = (FINISHED, "")  # the exit status asked for, and by what; a higher one counts
 
-    def requested(self) -> bool:
-        return self.reason is not None
+    def requested(self, save_seconds: float) -> bool:
+        """Whether to stop; asked once an update.
+
+        Args:
+            save_seconds: the longest that a checkpoint has taken so far.
+        """
+        self._updates += 1
+        passed = time.monotonic() - self._began
+        reasons = [self.verdict, *((STATUS[number], number.name) for number in _received)]
+        if self._wall_minutes is not None and passed >= 60 * self._wall_minutes:
+            reasons.append((RESUME, f"{self._wall_minutes:g} minutes of wall time are over"))
+        needed = SECONDS_BEFORE_JOB_END + 2 * save_seconds + self._notice * passed / self._updates
+        if passed + needed >= self._job_left:
+            reasons.append((RESUME, f"the job ends in {self._job_left - passed:.0f} s"))
+        self.verdict = max(reasons, key=lambda reason: reason[0])
+        return self.verdict[0] != FINISHED
+
+
+def seconds_of_job(environment: Mapping[str, str]) -> float:
+    """How long the batch job may still run, by Slurm's own variable; infinite without one, or if it is a past job's."""
+    end = environment.get("SLURM_JOB_END_TIME", "")
+    left = float(end) - time.time() if end.isdigit() else 0.0
+    return left if left > 0 else float("inf")

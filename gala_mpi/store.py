@@ -8,7 +8,8 @@ A run directory:
 
 Two ways of writing, and no other:
 
-* `atomic`: a file is built under a temporary name, synced and renamed. A kill leaves the old file or the new one.
+* `atomic`: a file is built in memory, written under a temporary name, synced and renamed. A kill leaves the old file or the
+  new one.
 * `Tables`: a metrics file is created whole, with room for its rows, by `atomic`. Rows then go straight to their place in
   the file (datasets are contiguous, so a row has a fixed offset) and the row counter follows. No HDF5 structure ever
   changes again, so a reader of a live or killed run always sees a sound file with whole rows, and no lock is held.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,45 @@ import h5py
 import numpy as np
 
 from gala_mpi.config import Config
-from gala_mpi.errors import SettingError
+from gala_mpi.errors import DiskError, SettingError
 
 FORMAT = 1
 RANK_FILE = "rank{:05d}"
+BLOCK = 4096
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears."""
+    """A new HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears.
+
+    It is built in memory, for HDF5 itself crashes where a disk is full.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    # The format of HDF5 1.10 has checksums of its own structure, so that damage is an error and not a crash.
+    with h5py.File(temporary, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
     try:
-        # The format of HDF5 1.10 has checksums of its own structure, so that damage is an error and not a crash.
-        with h5py.File(temporary, "w", locking=False, libver=("v110", "v110")) as file:
-            yield file
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with naming(path):
+            _write_image(temporary, image)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block becomes a DiskError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -56,7 +77,22 @@ def reading(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def _sync(path: Path) -> None:
+def _write_image(path: Path, image: bytes) -> None:
+    """Blocks of zeros become holes, which take no space on disk."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        os.truncate(file, len(image))
+        for start in range(0, len(image), BLOCK):
+            block = image[start : start + BLOCK]
+            if block.count(0) < len(block):
+                _write(file, block, start)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync(path: Path) -> None:
+    """See a folder's entries onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,6 +117,7 @@ class Tables:
             for name, (dtype, room) in layouts.items():
                 _contiguous(file, name, (room,), dtype)
                 _contiguous(file, f"rows/{name}", (), np.dtype("<i8"))
+        self._path = path
         with reading(path) as file:
             self._offsets = {name: (file[name].id.get_offset(), file[f"rows/{name}"].id.get_offset()) for name in layouts}
         self._layouts = dict(layouts)
@@ -98,13 +135,15 @@ class Tables:
         dtype, _ = self._layouts[name]
         assert rows.dtype == dtype and len(rows) <= self.room(name)
         data, counter = self._offsets[name]
-        _write(self._file, rows.tobytes(), data + self._rows[name] * dtype.itemsize)
-        self._rows[name] += len(rows)
-        _write(self._file, self._rows[name].to_bytes(8, "little"), counter)
+        with naming(self._path):
+            _write(self._file, rows.tobytes(), data + self._rows[name] * dtype.itemsize)
+            self._rows[name] += len(rows)
+            _write(self._file, self._rows[name].to_bytes(8, "little"), counter)
 
     def sync(self) -> None:
         """Ask the system to put all rows on disk (against a power cut; a kill alone loses nothing)."""
-        os.fsync(self._file)
+        with naming(self._path):
+            os.fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -115,7 +154,6 @@ def _contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dt
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the hole reads as zeros
     link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     link.set_create_intermediate_group(True)
     space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
@@ -137,6 +175,18 @@ def run_file(run: Path) -> Path:
 
 def checkpoint_file(run: Path, generation: int, rank: int) -> Path:
     return run / "checkpoints" / f"{generation:06d}" / f"{RANK_FILE.format(rank)}.h5"
+
+
+def checkpoint_files(run: Path, generation: int) -> list[Path]:
+    """The files of one generation that are there, in the order of the ranks."""
+    return sorted(checkpoint_file(run, generation, 0).parent.glob("rank*.h5"))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete the temporary files of ranks that were killed. Only where no other start of the run lives."""
+    for folder in (run / "metrics", run / "checkpoints"):
+        for path in folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def metrics_files(run: Path, rank: int) -> list[Path]:
@@ -176,6 +226,41 @@ def read_agents(run: Path) -> int:
         return int(file.attrs["agents"])
 
 
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """The facts about every start of the run, oldest first."""
+    with reading(run_file(run)) as file:
+        return [dict(file["starts"][name].attrs) for name in sorted(file["starts"], key=int)]
+
+
+def saved_update(run: Path, generation: int, rank: int) -> int:
+    """The update at which a rank saved a generation."""
+    with reading(checkpoint_file(run, generation, rank)) as file:
+        return int(file["learner"].attrs["updates"])
+
+
+def starting_hours(run: Path, rank: int) -> list[float]:
+    """The run's training time at the first row of each metrics file of a rank; NaN in one without rows."""
+    hours = []
+    for path in metrics_files(run, rank):
+        with reading(path) as file:
+            hours.append(float(file["updates"][0]["hours"]) if file["rows/updates"][()] else np.nan)
+    return hours
+
+
+def newest_rows(run: Path, rank: int, table: str, count: int) -> np.ndarray:
+    """The last `count` rows of a rank's table that no resume has superseded; fewer if there are no more."""
+    parts, last = [], np.inf
+    for path in reversed(metrics_files(run, rank)):
+        with reading(path) as file:
+            written = int(file[f"rows/{table}"][()])
+            rows = file[table][max(0, written - count) if last == np.inf else 0 : written]
+            parts.insert(0, rows[rows["update"] <= last])
+            last = min(last, file.attrs["after_update"])
+        if sum(map(len, parts)) >= count:
+            break
+    return np.concatenate(parts)[-count:]
+
+
 @contextmanager
 def revised(path: Path) -> Iterator[h5py.File]:
     """`path` with changes: a copy of its contents to change, which replaces it atomically when the block ends."""
@@ -194,8 +279,6 @@ def write_run(run: Path, config: Config, agents: int, facts: Mapping[str, Any]) 
     `starts/0`, `starts/1`, ... keep the facts of each start; the attributes `config` and `agents` are the newest ones.
     """
     run.mkdir(parents=True, exist_ok=True)
-    for folder in ("metrics", "checkpoints"):
-        (run / folder).mkdir(exist_ok=True)
     with revised(run_file(run)) as file:
         file.attrs.update({"format": FORMAT, "config": config.to_json(), "agents": agents})
         starts = file.require_group("starts")
@@ -204,6 +287,8 @@ def write_run(run: Path, config: Config, agents: int, facts: Mapping[str, Any]) 
             name = RANK_FILE.format(rank)
             if file.get(f"metrics/{name}", getlink=True) is None:
                 file[f"metrics/{name}"] = h5py.ExternalLink(f"metrics/{name}.h5", "/")
+    for folder in ("metrics", "checkpoints"):  # last: what has no run.h5 is no run yet, and can be begun anew
+        (run / folder).mkdir(exist_ok=True)
 
 
 def write_evaluation(run: Path, games: np.ndarray, facts: Mapping[str, Any]) -> None:

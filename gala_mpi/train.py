@@ -27,22 +27,28 @@ from gala_mpi.world import World  # noqa: E402
 
 def main(arguments: list[str] | None = None) -> None:
     with World() as world:
-        train(world, world.decide(lambda: plan.make(arguments, world)))
+        sys.exit(train(world, world.decide(lambda: plan.make(arguments, world))))
 
 
-def train(world: World, plan: Plan) -> None:
-    """Train until the plan's updates are done, or somebody asks to stop. Collective."""
-    config, run = plan.config, plan.config.run_dir
+def train(world: World, plan: Plan) -> int:
+    """Train until the plan's updates are done, or somebody asks to stop. The exit status (see `stop`). Collective."""
+    config, run, origin = plan.config, plan.config.run_dir, plan.origin
     if world.root:
-        display.welcome(config, world.size, world.library, world.threads, plan.generation)
-    me = agent.build(config, world.comm, world.node.rank, world.threads, plan.generation)
+        display.welcome(config, world.size, world.library, world.threads, origin)
+    me = agent.build(config, world.comm, world.node.rank, world.threads)
     learner, exchange = me.learner, me.exchange
     hours = 0.0
-    if plan.generation:
-        hours = checkpoint.restore(run, plan.generation, world.rank, learner)
-    metrics = Metrics(run, world.rank, learner.updates, me.updates - learner.updates, plan.mixes_per_update, hours)
-    checkpoints = Checkpoints(run, world.rank, config.checkpoint_minutes, config.keep_checkpoints, plan.generation)
-    stop_asked = Stop(config.wall_minutes)
+    if origin.generation:
+        hours = checkpoint.restore(run, origin, world.rank, learner)
+        me.begin()
+    last = config.updates(world.size, world.sum(learner.updates), world.sum(learner.steps))
+    metrics = Metrics(
+        *(run, world.rank, learner.updates, last - learner.updates, plan.mixes_per_update, hours),
+        resumed_from=origin.generation,
+        new_episodes=not (origin.generation and config.exact_resume),
+    )
+    checkpoints = Checkpoints(run, world.rank, config, origin.last)
+    stop_asked = Stop(config.wall_minutes, notice=world.size + (config.checkpoint_updates or 0))
 
     def save(generation: int | None = None) -> None:
         metrics.sync()
@@ -51,21 +57,27 @@ def train(world: World, plan: Plan) -> None:
     me.start()
     with Progress(world, config, learner.steps) as progress:
         order = Order()
-        while learner.updates < me.updates and not order.stop:
+        while learner.updates < last and not order.stop:
             losses, grad_norm, episodes = me.update()
             with me.clock("record"):
                 counters = exchange.counters()
                 metrics.record(learner, losses, grad_norm, episodes, counters, me.clock.lap())
                 progress.update(learner, episodes, counters)
-                order = exchange.agree(Order(stop=stop_asked.requested(), save=checkpoints.due()))
+                wish = Order(stop=stop_asked.requested(checkpoints.slowest), save=checkpoints.due())
+                order = checkpoints.heed(exchange.agree(wish), learner.updates)
                 if order.save:
                     save()
+                    if config.exact_resume:
+                        me.begin()  # as who resumes here
         me.close()  # from here on all ranks are out of the loop
-        save(world.largest(checkpoints.generation) + 1)
+        if not (order.stop and config.exact_resume):  # which has just saved
+            save(world.largest(checkpoints.generation) + 1)
         metrics.close()
-    finished = world.all(learner.updates >= me.updates)
+    finished = world.all(learner.updates >= last)
+    status, reason = (stop.FINISHED, "") if finished else world.largest(stop_asked.verdict)
     if world.root:
-        display.farewell(config, world.size, finished, stop_asked.reason)
+        display.farewell(config, world.size, reason)
+    return status
 
 
 if __name__ == "__main__":

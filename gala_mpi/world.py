@@ -16,8 +16,8 @@ import mpi4py
 mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI  # noqa: E402
 
-from gala_mpi import memory  # noqa: E402
-from gala_mpi.errors import SettingError  # noqa: E402
+from gala_mpi import memory, stop  # noqa: E402
+from gala_mpi.errors import DiskError, SettingError  # noqa: E402
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class World:
                 chosen = choose()
             except SettingError as error:
                 print(f"gala_mpi: {error}", file=sys.stderr, flush=True)
-                status = 2
+                status = stop.REFUSED
             except SystemExit as end:  # tyro has printed its help or its complaint
                 status = end.code or 0
         chosen, status = self.comm.bcast((chosen, status))
@@ -68,9 +68,13 @@ class World:
             sys.exit(status)
         return chosen
 
-    def largest(self, value: int) -> int:
+    def largest(self, value: T) -> T:
         """The largest `value` of any rank. Collective."""
         return self.comm.allreduce(value, MPI.MAX)
+
+    def sum(self, value: int) -> int:
+        """The sum over all ranks. Collective."""
+        return self.comm.allreduce(value)
 
     def all(self, holds: bool) -> bool:
         """Whether it holds on every rank. Collective."""
@@ -101,11 +105,11 @@ class World:
         if kind is None or issubclass(kind, SystemExit):
             self.node.Free()
             return
-        report = "".join(traceback.format_exception(kind, error, trace))
+        report = str(error) if kind is DiskError else "".join(traceback.format_exception(kind, error, trace))
         sys.stdout.flush()
         print(f"gala_mpi: rank {self.rank} on {self.host} failed; the job ends.\n{report}", file=sys.stderr, flush=True)
-        self.comm.Abort(1)
-        os._exit(1)  # MPICH returns from its abort, and Python would print the error once more
+        self.comm.Abort(stop.FAILED)
+        os._exit(stop.FAILED)  # MPICH returns from its abort, and Python would print the error once more
 
 
 def _cgroup_cores() -> float:

@@ -75,8 +75,7 @@ class Job:
 
     def processes(self) -> list[int]:
         """Everything that this job has started and that lives: the launcher, its helpers, the ranks."""
-        mark = f"{MARK}={self._mark}".encode()
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if mark in _read(pid, "environ").split(b"\0")]
+        return processes(f"{MARK}={self._mark}")
 
     def ranks(self) -> list[int]:
         """The ranks' processes, in the order of their rank."""
@@ -133,6 +132,13 @@ def mpirun(n: int, *arguments: object, timeout: float = 60, env: Mapping[str, st
     """Run `mpirun -n n python arguments...` to its end → subprocess.CompletedProcess. See `Job`."""
     with Job(n, *arguments, env=env, cwd=cwd) as job:
         return job.wait(timeout)
+
+
+def processes(*variables: str) -> list[int]:
+    """Everything that lives and was started with these variables (NAME=value) in its environment."""
+    wanted = {variable.encode() for variable in variables}
+    everything = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [pid for pid in everything if wanted <= set(_read(pid, "environ").split(b"\0"))]
 
 
 def environment() -> dict[str, str]:

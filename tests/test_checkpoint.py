@@ -1,10 +1,11 @@
 """Checkpoints: what is saved comes back, what is damaged or incomplete is passed over, what is old goes."""
 
-import copy
 import os
 import random
 import shutil
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from gala_mpi import checkpoint, store
-from gala_mpi.checkpoint import Checkpoints, State
+from gala_mpi import checkpoint, elastic, store, topology
+from gala_mpi.checkpoint import Checkpoints, Origin, State
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Spaces
-from gala_mpi.errors import SettingError
+from gala_mpi.errors import DiskError, SettingError
+from gala_mpi.exchange import Order
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 
@@ -31,12 +33,11 @@ def new_state(score: float = 1.0, agents: int = 1, seed: int = 0) -> State:
         "updates": np.int64(7),
         "steps": np.int64(560),
     }
-    return State("mlp", agents, 1.5, score, rng.integers(0, 256, 5056, np.uint8), learner)
+    return State("mlp", agents, 1.5, score, learner)
 
 
 def assert_same(one: State, other: State) -> None:
     assert (one.network, one.agents, one.hours, one.score) == (other.network, other.agents, other.hours, other.score)
-    assert np.array_equal(one.torch_rng, other.torch_rng) and one.torch_rng.dtype == other.torch_rng.dtype
     assert one.learner.keys() == other.learner.keys()
     for name, value in one.learner.items():
         assert np.array_equal(value, other.learner[name]) and value.dtype == other.learner[name].dtype
@@ -44,7 +45,7 @@ def assert_same(one: State, other: State) -> None:
 
 def save(run: Path, rank: int, generations: range, agents: int = 1, keep: int = 100, score=lambda generation: 1.0) -> None:
     """Rank `rank`'s files of some generations, which are saved one after another."""
-    checkpoints = Checkpoints(run, rank, 5.0, keep, generations[0] - 1)
+    checkpoints = Checkpoints(run, rank, Config(keep_checkpoints=keep), generations[0] - 1)
     for generation in generations:
         checkpoints.save(new_state(score(generation), agents, seed=generation))
 
@@ -59,48 +60,137 @@ def test_what_is_saved_comes_back(tmp_path):
         assert_same(checkpoint.load(tmp_path, generation, 0), new_state(seed=generation))
 
 
-def test_a_learner_and_its_random_stream_go_on_where_they_were_saved(tmp_path):
+def new_learner(seed: int = 0, updates: int = 0, steps: int = 0) -> A2C:
+    torch.manual_seed(seed)
     learner = A2C(Network("mlp", Spaces((4,), False, 2)), A2CSettings(), 1e-3)
     learner.flat.grad.normal_()
     learner.step(0.0)
-    learner.updates, learner.steps = 9, 720
-    Checkpoints(tmp_path, 0, 5.0, 3, 0).save(checkpoint.take(learner, "mlp", 1, 2.5, 3.0))
-    state, drawn = copy.deepcopy(learner.state()), torch.rand(3)
-    other = A2C(Network("mlp", Spaces((4,), False, 2)), A2CSettings(), 1e-3)
-    assert checkpoint.restore(tmp_path, 1, 0, other) == 2.5
-    assert torch.equal(torch.rand(3), drawn)
-    assert all(np.array_equal(value, other.state()[name]) for name, value in state.items())
+    learner.updates, learner.steps = updates, steps
+    return learner
+
+
+def save_agents(run: Path, *agents: A2C) -> Origin:
+    """Generation 1 of some agents, and what a start goes on from."""
+    for rank, learner in enumerate(agents):
+        Checkpoints(run, rank, Config(), 0).save(checkpoint.take(learner, "mlp", len(agents), 2.5, 3.0))
+    return checkpoint.resumable(run, "mlp")
+
+
+def restored(run: Path, origin: Origin, ranks: int, graph: str | None = "ring") -> list[A2C]:
+    """The agents of a start on so many ranks."""
+    graph = graph and topology.build(graph, origin.agents)
+    origin = replace(origin, shares=elastic.shares(graph, origin.agents, ranks))
+    learners = [new_learner(99) for _ in range(ranks)]
+    for rank, learner in enumerate(learners):
+        assert checkpoint.restore(run, origin, rank, learner) == 2.5
+    return learners
+
+
+def vector(learner: A2C) -> np.ndarray:
+    return learner.flat.data.numpy()
+
+
+def test_a_learner_goes_on_where_it_was_saved(tmp_path):
+    saved = [new_learner(seed, updates=9 + seed, steps=720 + seed) for seed in range(2)]
+    for learner, other in zip(saved, restored(tmp_path, save_agents(tmp_path, *saved), 2), strict=True):
+        assert all(np.array_equal(value, other.state()[name]) for name, value in learner.state().items())
+
+
+# Another number of agents
+
+
+def test_fewer_agents_take_in_those_that_leave_and_the_steps_add_up(tmp_path):
+    """On a ring agent 2 is read by agent 3 and that by agent 0."""
+    saved = [new_learner(seed, updates=100 + seed, steps=1000 + seed) for seed in range(4)]
+    first, second = restored(tmp_path, save_agents(tmp_path, *saved), 2)
+    np.testing.assert_allclose(vector(first), np.mean([vector(saved[i]) for i in (0, 2, 3)], axis=0), rtol=1e-6)
+    means = np.mean([saved[i].square_average.numpy() for i in (0, 2, 3)], axis=0)
+    np.testing.assert_allclose(first.square_average.numpy(), means, rtol=1e-6)
+    assert np.array_equal(vector(second), vector(saved[1]))
+    assert (first.updates, second.updates) == (103, 103)
+    assert (first.steps, second.steps) == (2003, 2003)
+
+
+def test_more_agents_are_copies_and_the_steps_add_up(tmp_path):
+    saved = [new_learner(seed, updates=100, steps=1000) for seed in range(2)]
+    learners = restored(tmp_path, save_agents(tmp_path, *saved), 6)
+    for rank, learner in enumerate(learners):
+        assert np.array_equal(vector(learner), vector(saved[rank % 2])) and learner.updates == 100
+    assert [learner.steps for learner in learners] == [334, 334, 333, 333, 333, 333]
+
+
+def test_agents_that_share_nothing_leave_nothing(tmp_path):
+    saved = [new_learner(seed, updates=100, steps=1000) for seed in range(3)]
+    (learner,) = restored(tmp_path, save_agents(tmp_path, *saved), 1, graph=None)
+    assert np.array_equal(vector(learner), vector(saved[0])) and learner.steps == 3000
+
+
+@pytest.mark.parametrize("graph", ["ring", "exponential", "one-peer-exponential", "complete"])
+@pytest.mark.parametrize("agents, ranks", [(2, 1), (4, 2), (6, 4), (8, 3), (32, 5), (3, 3), (3, 7)])
+def test_shares_are_means_in_which_everybody_counts(graph, agents, ranks):
+    shares = elastic.shares(topology.build(graph, agents), agents, ranks)
+    assert shares.shape == (ranks, agents) and (shares >= 0).all()
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert (shares.sum(axis=0) > 0).all()
+    if graph == "complete" and ranks < agents:  # everybody hands on to everybody alike
+        given = (agents - ranks) / ranks
+        expected = np.hstack([np.eye(ranks), np.full((ranks, agents - ranks), 1 / ranks)]) / (1 + given)
+        np.testing.assert_allclose(shares, expected)
+
+
+# When to save
 
 
 def test_checkpoints_fall_due_by_the_clock(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 0, 0.1 / 60, 3, 0)
+    checkpoints = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60), 0)
     assert not checkpoints.due()
-    time.sleep(0.12)
+    time.sleep(0.52)
     assert checkpoints.due()
     checkpoints.save(new_state())
     assert not checkpoints.due() and checkpoints.generation == 1
     checkpoints.save(new_state(), generation=5)
     assert checkpoints.generation == 5 and checkpoint.generations(tmp_path) == [1, 5]
+    assert 0 < checkpoints.slowest < 10
+
+
+@pytest.mark.parametrize("staleness, number", [(None, 4), (0, 1)])
+def test_who_was_suspended_does_not_make_up_for_what_it_missed(tmp_path, staleness, number):
+    """The others have saved 1, 2 and 3 meanwhile, and save 4 now; agents in lock-step have waited."""
+    checkpoints = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60, staleness=staleness), 0)
+    time.sleep(2.05)
+    assert checkpoints.due()
+    checkpoints.save(new_state())
+    assert not checkpoints.due() and checkpoint.generations(tmp_path) == [number]
+
+
+def test_exact_runs_save_and_stop_at_marks_alone(tmp_path):
+    exact = Config(exact_resume=True, checkpoint_updates=10, checkpoint_minutes=1e-9)
+    checkpoints = Checkpoints(tmp_path, 0, exact, 0)
+    assert not checkpoints.due()
+    assert checkpoints.heed(Order(stop=True, save=True), 9) == Order()
+    assert checkpoints.heed(Order(), 10) == Order(save=True)
+    assert checkpoints.heed(Order(stop=True), 20) == Order(stop=True, save=True)
+    assert Checkpoints(tmp_path, 0, Config(), 0).heed(Order(stop=True), 9) == Order(stop=True)
 
 
 def test_generations_are_in_order_of_number(tmp_path):
     save(tmp_path, 0, range(8, 13))
     (tmp_path / "checkpoints" / "notes").mkdir()
-    assert checkpoint.generations(tmp_path) == checkpoint.complete(tmp_path, 1) == [8, 9, 10, 11, 12]
-    assert checkpoint.newest(tmp_path, 1) == 12
+    assert checkpoint.generations(tmp_path) == checkpoint.complete(tmp_path) == [8, 9, 10, 11, 12]
+    assert checkpoint.newest(tmp_path) == 12
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
-    assert checkpoint.newest(tmp_path, 1) is None and checkpoint.best(tmp_path, 1) is None
-    assert checkpoint.complete(tmp_path, 1) == []
+    assert checkpoint.newest(tmp_path) is None and checkpoint.best(tmp_path) is None
+    assert checkpoint.complete(tmp_path) == []
 
 
 def test_the_newest_generation_is_the_newest_that_all_ranks_have(tmp_path):
     save(tmp_path, 0, range(1, 5), agents=3)
     save(tmp_path, 1, range(1, 4), agents=3)
     save(tmp_path, 2, range(1, 3), agents=3)
-    assert checkpoint.complete(tmp_path, 3) == [1, 2]
-    assert checkpoint.newest(tmp_path, 3) == 2
+    assert checkpoint.complete(tmp_path) == [1, 2]
+    assert checkpoint.newest(tmp_path) == 2
 
 
 # Damage
@@ -119,20 +209,21 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     path.write_bytes(contents)
 
 
-@pytest.mark.parametrize("dataset", ["learner/parameters", "learner/square_average", "torch_rng"])
-def test_one_wrong_bit_is_found(tmp_path, dataset):
+@pytest.mark.parametrize("dataset", ["learner/parameters", "learner/square_average"])
+def test_one_wrong_bit_is_found_and_the_file_named(tmp_path, dataset, capsys):
     save(tmp_path, 0, range(1, 4))
     flip(file_of(tmp_path, 3), place_of(file_of(tmp_path, 3), dataset))
     with pytest.raises(OSError):
         checkpoint.load(tmp_path, 3, 0)
-    assert checkpoint.newest(tmp_path, 1) == 2
+    assert checkpoint.newest(tmp_path) == 2
+    assert capsys.readouterr().err.startswith(f"gala_mpi: {file_of(tmp_path, 3)} is damaged and passed over (")
 
 
 def test_a_wrong_bit_of_any_rank_spoils_the_generation(tmp_path):
     save(tmp_path, 0, range(1, 3), agents=2)
     save(tmp_path, 1, range(1, 3), agents=2)
     flip(file_of(tmp_path, 2, 1), place_of(file_of(tmp_path, 2, 1), "learner/parameters"))
-    assert checkpoint.newest(tmp_path, 2) == 1
+    assert checkpoint.newest(tmp_path) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -140,28 +231,28 @@ def test_a_file_that_was_cut_short_is_passed_over(tmp_path, share):
     save(tmp_path, 0, range(1, 3))
     path = file_of(tmp_path, 2)
     os.truncate(path, int(share * path.stat().st_size))
-    assert checkpoint.newest(tmp_path, 1) == 1
+    assert checkpoint.newest(tmp_path) == 1
 
 
 def test_a_file_of_another_kind_is_passed_over(tmp_path):
     save(tmp_path, 0, range(1, 3))
     with h5py.File(file_of(tmp_path, 2), "w") as file:
         file["something"] = 1
-    assert checkpoint.newest(tmp_path, 1) == 1
+    assert checkpoint.newest(tmp_path) == 1
 
 
 def test_when_all_are_damaged_there_is_none(tmp_path):
     save(tmp_path, 0, range(1, 3))
     for generation in (1, 2):
         file_of(tmp_path, generation).write_bytes(b"nothing")
-    assert checkpoint.newest(tmp_path, 1) is None
+    assert checkpoint.newest(tmp_path) is None
 
 
 def places_of_data(path: Path) -> set[int]:
     """The bytes of a checkpoint that hold its arrays; all others are HDF5's own, attributes included."""
     places = set()
     with h5py.File(path, "r") as file:
-        for dataset in ("learner/parameters", "learner/square_average", "torch_rng"):
+        for dataset in ("learner/parameters", "learner/square_average"):
             for i in range(file[dataset].id.get_num_chunks()):
                 chunk = file[dataset].id.get_chunk_info(i)
                 places |= set(range(chunk.byte_offset, chunk.byte_offset + chunk.size))
@@ -178,9 +269,9 @@ def test_a_wrong_bit_in_the_structure_of_a_file_is_found_too(tmp_path):
     for place in rng.sample(structure, 150):
         path.write_bytes(sound)
         flip(path, place, rng.randrange(8))
-        assert checkpoint.newest(tmp_path, 1) == 1, place
+        assert checkpoint.newest(tmp_path) == 1, place
     path.write_bytes(sound)
-    assert checkpoint.newest(tmp_path, 1) == 2
+    assert checkpoint.newest(tmp_path) == 2
 
 
 # What is kept
@@ -194,7 +285,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     scores = {1: 5.0, 2: 21.0, 3: 7.0, 4: 20.0, 5: 6.0, 6: 4.0}
     save(tmp_path, 0, range(1, 7), keep=2, score=scores.get)
     assert kept(tmp_path) == [2, 5, 6]
-    assert checkpoint.best(tmp_path, 1) == 2
+    assert checkpoint.best(tmp_path) == 2
 
 
 def test_a_better_one_takes_the_place_of_the_best(tmp_path):
@@ -218,7 +309,17 @@ def test_only_complete_generations_count_as_kept(tmp_path):
     save(tmp_path, 1, range(1, 4), agents=2)
     save(tmp_path, 0, range(1, 7), agents=2, keep=2)
     assert {2, 3} <= set(kept(tmp_path)) and 1 not in kept(tmp_path)
-    assert checkpoint.newest(tmp_path, 2) == 3
+    assert checkpoint.newest(tmp_path) == 3
+
+
+def test_what_nobody_completes_any_more_is_deleted(tmp_path):
+    """Rank 1 was suspended while rank 0 saved 2 and 3. What may still be completed stays."""
+    save(tmp_path, 0, range(1, 4), agents=2)
+    save(tmp_path, 1, range(1, 2), agents=2)
+    assert kept(tmp_path) == [1, 2, 3]
+    save(tmp_path, 1, range(4, 5), agents=2)
+    save(tmp_path, 0, range(4, 6), agents=2)
+    assert kept(tmp_path) == [1, 4, 5]
 
 
 def test_other_ranks_delete_nothing(tmp_path):
@@ -237,37 +338,68 @@ def begin_run(run: Path, agents: int) -> None:
 
 def test_a_run_resumes_from_its_newest_generation(tmp_path):
     begin_run(tmp_path, 2)
-    assert checkpoint.resumable(tmp_path, 2, "mlp") == 3
-
-
-def test_another_number_of_ranks_is_refused(tmp_path):
-    begin_run(tmp_path, 2)
-    with pytest.raises(SettingError, match=r"3 ranks; .*2 ranks are expected.*mpirun -n 2"):
-        checkpoint.resumable(tmp_path, 3, "mlp")
+    save(tmp_path, 1, range(4, 6), agents=2)
+    origin = checkpoint.resumable(tmp_path, "mlp")
+    assert (origin.generation, origin.last, origin.agents, origin.updates, origin.steps) == (3, 5, 2, 7, 1120)
 
 
 def test_another_network_is_refused(tmp_path):
     begin_run(tmp_path, 1)
     with pytest.raises(SettingError, match=r"--network gala: .*mlp is expected"):
-        checkpoint.resumable(tmp_path, 1, "gala")
+        checkpoint.resumable(tmp_path, "gala")
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
+    """It was killed before all ranks had saved."""
     begin_run(tmp_path, 2)
     for generation in kept(tmp_path):
         file_of(tmp_path, generation, 1).unlink()
-    with pytest.raises(SettingError, match="no checkpoint of all 2 ranks"):
-        checkpoint.resumable(tmp_path, 2, "mlp")
+    origin = checkpoint.resumable(tmp_path, "mlp")
+    assert (origin.generation, origin.last) == (0, 3)
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(SettingError, match="no checkpoint of all 2 ranks"):
-        checkpoint.resumable(tmp_path, 2, "mlp")
+    origin = checkpoint.resumable(tmp_path, "mlp")
+    assert (origin.generation, origin.last) == (0, 0)
 
 
-def test_what_came_after_the_generation_resumed_from_is_discarded(tmp_path):
-    """Otherwise one rank's old file and another's new one would look like a complete generation."""
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path):
     begin_run(tmp_path, 2)
-    save(tmp_path, 1, range(4, 6), agents=2)
-    assert checkpoint.resumable(tmp_path, 2, "mlp") == 3
-    checkpoint.discard_after(tmp_path, 3)
-    save(tmp_path, 0, range(4, 5), agents=2)
-    assert kept(tmp_path) == [1, 2, 3, 4] and checkpoint.newest(tmp_path, 2) == 3
+    for generation in kept(tmp_path):
+        file_of(tmp_path, generation, 1).write_bytes(b"nothing")
+    with pytest.raises(SettingError, match="all its checkpoints are damaged"):
+        checkpoint.resumable(tmp_path, "mlp")
+
+
+# A disk that takes no more
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256K", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(small_disk):
+    checkpoints = Checkpoints(small_disk, 0, Config(), 0)
+    checkpoints.save(new_state(seed=1))
+    big = replace(new_state(), learner={"parameters": np.random.default_rng(0).random(100_000)})
+    for _ in range(3):
+        with pytest.raises(DiskError, match=r"checkpoints/00000\d/rank00000.h5 cannot be written: No space left"):
+            checkpoints.save(big)
+    assert checkpoint.newest(small_disk) == 1 and not list(small_disk.rglob(".*"))
+    checkpoints.save(new_state(seed=2))
+    assert_same(checkpoint.load(small_disk, 5, 0), new_state(seed=2))
+    assert checkpoint.generations(small_disk) == [1, 5]
+
+
+def test_a_disk_that_has_become_read_only_is_an_error(small_disk):
+    checkpoints = Checkpoints(small_disk, 0, Config(), 0)
+    checkpoints.save(new_state(seed=1))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(DiskError, match=r"000002 cannot be written: Read-only"):
+        checkpoints.save(new_state(seed=2))
+    assert_same(checkpoint.load(small_disk, 1, 0), new_state(seed=1))

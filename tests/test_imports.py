@@ -18,7 +18,7 @@ HOMES = {
     "h5py": {"store.py"},
     "mpi4py": {"world.py", "agent.py", "exchange/"},  # agent.py: the type of the communicator
     "tyro": {"config.py"},
-    "rich": {"display.py", "evaluate.py", "bench/", "doctor.py"},
+    "rich": {"display.py", "evaluate.py", "bench/", "doctor.py", "watch.py"},
 }
 
 

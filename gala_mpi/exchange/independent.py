@@ -6,26 +6,52 @@ import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Order
+from gala_mpi.exchange.mailbox import STOP_AT, Glance, Mailbox
 
 
 class Independent:
-    """Nothing is sent. Each rank heeds its own signals; under mpirun and Slurm every rank gets them."""
+    """Nothing of what is learnt is sent. The word that somebody stops goes from header to header along a binary tree, which
+    reaches everybody in 2 log2 n hops; each agent saves by its own clock.
+
+    Args:
+        comm: all agents.
+    """
 
     def __init__(self, comm: MPI.Intracomm):
-        pass
+        self._mailbox = Mailbox(comm, 1) if comm.size > 1 else None
+        relatives = {(comm.rank - 1) // 2, 2 * comm.rank + 1, 2 * comm.rank + 2} & {*range(comm.size)} - {comm.rank}
+        self._relatives = [Glance(self._mailbox, peer) for peer in sorted(relatives)]
+        self._stopping = False
 
-    def start(self, version: int, parameters: np.ndarray) -> None: ...
+    def start(self, version: int, parameters: np.ndarray) -> None:
+        if self._mailbox:
+            self._mailbox.meet(relative.peer for relative in self._relatives)
 
     def gradient(self, gradient: np.ndarray) -> None: ...
 
     def parameters(self, parameters: np.ndarray) -> None: ...
 
-    def poke(self) -> None: ...
+    def poke(self) -> None:
+        if self._mailbox:
+            self._mailbox.poke()
 
     def agree(self, wish: Order) -> Order:
-        return wish
+        self._stopping |= wish.stop
+        self._listen()
+        return Order(stop=self._stopping, save=wish.save)
+
+    def _listen(self) -> None:
+        """Hear whether a relative stops, and pass it on."""
+        for relative in self._relatives:
+            relative.start()
+            relative.advance()
+            self._stopping |= bool(relative.header[STOP_AT])
+        if self._mailbox and self._stopping:
+            self._mailbox.post(STOP_AT, 1)
 
     def counters(self) -> Counters:
         return Counters()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._mailbox:
+            self._mailbox.close(meanwhile=self._listen)

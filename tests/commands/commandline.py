@@ -17,10 +17,10 @@ SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 STEPS_PER_UPDATE = 4 * 5
 
 
-def train(n: int, run: Path, *flags: object, timeout: float = 120) -> CompletedProcess:
-    """Train to the end; the command must succeed."""
+def train(n: int, run: Path, *flags: object, timeout: float = 120, status: int = 0) -> CompletedProcess:
+    """Train to the end; the command must succeed, or end with `status`."""
     result = mpirun(n, *TRAIN, "--run-dir", run, *flags, timeout=timeout)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == status, result.stdout + result.stderr
     return result
 
 
@@ -31,8 +31,9 @@ def start(n: int, run: Path, *flags: object) -> Job:
 
 def states(run: Path, n: int) -> list[checkpoint.State]:
     """What the newest complete checkpoint holds of each rank."""
-    generation = checkpoint.newest(run, n)
+    generation = checkpoint.newest(run)
     assert generation is not None, "there is no complete checkpoint"
+    assert checkpoint.agents(run, generation) == n
     return [checkpoint.load(run, generation, rank) for rank in range(n)]
 
 

@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
     from gala_mpi.flat import Flat
     from gala_mpi.model import Network
 
-    generation = checkpoint.newest(pole, 2)
+    generation = checkpoint.newest(pole)
     vectors = [checkpoint.load(pole, generation, rank).learner["parameters"] for rank in range(2)]
     network = Network("mlp", envs.make("CartPole-v1", 1).spaces)
     Flat(network).data.copy_(torch.from_numpy((vectors[0] + vectors[1]) / 2))

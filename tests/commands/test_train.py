@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import launch
-from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, flushed, parameters, plain, start, states, table, train
-from gala_mpi import checkpoint, store
+from commandline import SMALL, STEPS_PER_UPDATE, TRAIN, assert_complete, flushed, parameters, plain, start, states, table, train
+from gala_mpi import checkpoint, stop, store
+from launch import mpirun
 
 GOSSIP = ("--exchange", "gossip")
 LOCKSTEP = (*GOSSIP, "--staleness", 0, "--topology", "exponential")
@@ -126,7 +127,7 @@ def interrupt(run, n, flags, kill) -> tuple[int, str]:
     with start(n, run, *SMALL, *LONG, *flags) as job:
         job.wait_until(lambda: all(flushed(run, rank) > 0 for rank in range(n)))
         if "--checkpoint-minutes" in flags:
-            job.wait_until(lambda: checkpoint.newest(run, n))
+            job.wait_until(lambda: checkpoint.newest(run))
         kill(job)
         ended = job.wait(30)
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -136,7 +137,7 @@ def interrupt(run, n, flags, kill) -> tuple[int, str]:
 def go_on(run, n, further: int, *flags) -> None:
     """Resume for `further` updates more than the one that is furthest."""
     before = max(int(state.learner["updates"]) for state in states(run, n))
-    generation = checkpoint.newest(run, n)
+    generation = checkpoint.newest(run)
     updates = before + further
     total = updates * n * STEPS_PER_UPDATE
     result = train(n, run, "--resume", "--total-steps", total, *flags)
@@ -152,15 +153,42 @@ def go_on(run, n, further: int, *flags) -> None:
 
 @every_exchange
 def test_usr1_saves_and_stops(run, exchange):
-    """Sent to the launcher, as Slurm does it before the time is over, or to one rank: either way all ranks stop.
-
-    Only agents that share nothing hear of no wish but their own, so all of them are sent it.
-    """
-    to_one = exchange in (EVERY_EXCHANGE["bounded"], LOCKSTEP, EVERY_EXCHANGE["allreduce"])
-    status, said = interrupt(run, 3, exchange, lambda job: os.kill((job.ranks()[1] if to_one else job.launcher.pid), USR1))
-    assert status == 0
-    assert f"stopped early ({'another rank asked for it' if to_one else 'SIGUSR1'}): {run}" in said
+    """Sent to one rank: all of them stop, at a common checkpoint, and ask to be resumed."""
+    status, said = interrupt(run, 3, exchange, lambda job: os.kill(job.ranks()[1], USR1))
+    assert status == stop.RESUME
+    assert f"stopped early (SIGUSR1): {run}" in said
     go_on(run, 3, further=30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_term_and_int_save_and_stop_for_good(run, number):
+    """Sent to all ranks, as scancel does; USR1 besides is not heard."""
+
+    def end(job):
+        os.kill(job.ranks()[0], USR1)
+        for rank in job.ranks():
+            os.kill(rank, number)
+
+    status, said = interrupt(run, 2, GOSSIP, end)
+    assert status == 128 + number
+    assert f"stopped early ({number.name}): {run}" in said
+    go_on(run, 2, further=30)
+
+
+def test_usr1_to_the_launcher_is_passed_on(run):
+    """As a batch script does it before its time is over."""
+    status, _ = interrupt(run, 2, GOSSIP, lambda job: os.kill(job.launcher.pid, USR1))
+    assert status == stop.RESUME
+    go_on(run, 2, further=30)
+
+
+def test_a_job_that_ends_soon_is_stopped_in_time(run):
+    """Its end is known, no signal comes: half a minute is left for all that follows."""
+    ends = int(time.time()) + 60
+    result = mpirun(2, *TRAIN, "--run-dir", run, *SMALL, *LONG, env={"SLURM_JOB_END_TIME": str(ends)})
+    assert result.returncode == stop.RESUME and "stopped early (the job ends in 3" in result.stdout
+    assert time.time() < ends - 20
+    go_on(run, 2, further=30)
 
 
 def test_ctrl_c(run):
@@ -174,7 +202,7 @@ def test_ctrl_c(run):
 
 def test_wall_minutes(run):
     began = time.monotonic()
-    result = train(2, run, *SMALL, *LONG, "--wall-minutes", 0.05)
+    result = train(2, run, *SMALL, *LONG, "--wall-minutes", 0.05, status=stop.RESUME)
     assert time.monotonic() - began > 3
     assert f"stopped early (0.05 minutes of wall time are over): {run}" in result.stdout
     go_on(run, 2, 30, "--wall-minutes", 10)
@@ -187,9 +215,9 @@ def test_killed_runs_go_on(run, exchange):
     dice = random.Random(0)
     flags = (*SMALL, *LONG, *exchange, "--checkpoint-minutes", 0.01)
     for attempt in range(2):
-        generation = (checkpoint.newest(run, 2) or 0) if attempt else 0
+        generation = (checkpoint.newest(run) or 0) if attempt else 0
         with start(2, run, *(("--resume",) if attempt else flags)) as job:
-            job.wait_until(lambda: (checkpoint.newest(run, 2) or 0) > generation)
+            job.wait_until(lambda: (checkpoint.newest(run) or 0) > generation)
             time.sleep(dice.uniform(0, 1.5))
             written = [flushed(run, rank) for rank in range(2)]
             for rank in job.ranks():
@@ -209,12 +237,13 @@ def test_killed_runs_go_on(run, exchange):
 def test_files_of_an_incomplete_checkpoint_do_not_mix_with_later_ones(run):
     """A kill between two ranks' saves leaves such files; under the same number later ones would seem to complete them."""
     train(2, run, *SMALL, "--total-steps", 400)
-    left_over = store.checkpoint_file(run, 2, 0)
+    left_over, temporary = store.checkpoint_file(run, 2, 0), run / "checkpoints" / "000002" / ".rank00001.h5.host.1.tmp"
     left_over.parent.mkdir()
     shutil.copy(store.checkpoint_file(run, 1, 0), left_over)
-    with start(2, run, "--resume", *LONG) as job:
-        job.wait_until(lambda: "resumed from checkpoint 1" in job.stdout)
-        assert not left_over.exists()
+    temporary.touch()
+    result = train(2, run, "--resume", "--total-steps", 800)
+    assert "resumed from checkpoint 1" in result.stdout and not temporary.exists()
+    assert checkpoint.generations(run) == [1, 3]
 
 
 def test_resume_of_a_finished_run_does_nothing_more(run):

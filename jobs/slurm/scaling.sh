@@ -1,0 +1,24 @@
+#!/bin/bash
+# The same run on 1, 2, 4, ... ranks, one after the other in one allocation. Flags of gala_mpi.train pass through:
+#
+#     sbatch jobs/slurm/scaling.sh
+#     sbatch --ntasks=64 jobs/slurm/scaling.sh --env breakout --exchange allreduce --wall-minutes 10
+#
+#SBATCH --job-name=scaling
+#SBATCH --nodes=1-4
+#SBATCH --ntasks=32
+#SBATCH --time=1:00:00
+#SBATCH --output=slurm-%x-%j.out
+set -euo pipefail
+. jobs/slurm/site.sh
+
+runs=$RUNS/$SLURM_JOB_NAME-$SLURM_JOB_ID
+for ((n = 1; n <= SLURM_NTASKS; n *= 2)); do
+    run=$runs/$(printf %05d $n)
+    # 75: the wall time is over
+    "${launcher[@]}" -n $n python -m gala_mpi.train --wall-minutes 3 "$@" --run-dir "$run" || [ $? = 75 ]
+done
+echo "ranks  steps/s"
+for run in "$runs"/*; do
+    printf '%5d  %7.0f\n' "$((10#${run##*/}))" "$(python -m gala_mpi.watch "$run" --value rate)"
+done
