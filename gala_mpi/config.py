@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from gala_mpi import topology
 from gala_mpi.errors import SettingError
 
 Exchange = Literal["gossip", "allreduce", "server", "none"]
@@ -59,10 +58,12 @@ class Config:
     allreduce = A2C: average gradients over all ranks, in step;
     server = A3C: a shared vector in rank 0's window;
     none = independent agents."""
-    topology: topology.Name = "ring"
-    """Who reads whom under gossip.
+    topology: str = "ring"
+    """Who reads whom under gossip: a graph's name, or a file with one.
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
-    one-peer-exponential = 1 peer, another one at every update."""
+    one-peer-exponential = 1 peer, another one at every update;
+    torus = the 4 neighbours on a 2-D grid that wraps around (fewer if a side is 1 or 2).
+    A file holds lines "reader peer [weight]" or a matrix of weights; python -m gala_mpi.topology shows it."""
     staleness: Optional[int] = None
     """After how many updates without mixing an agent waits for its peers. None: never.
     0 = lock-step: peers' parameters of exactly the same update are mixed; reproducible bit for bit."""
@@ -220,6 +221,51 @@ def check_evaluation(wanted: Evaluation) -> None:
             raise SettingError(f"--video {wanted.video}: a name that ends in .mp4 or .gif is expected")
         if not wanted.video.absolute().parent.is_dir():
             raise SettingError(f"--video {wanted.video}: a file in a folder that exists is expected")
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """What a graph is like: who reads whom, how fast it averages, what it costs."""
+
+    topology: str
+    """ring, exponential, one-peer-exponential, complete, torus, or a file as for --topology of a training run."""
+    agents: Optional[int] = None
+    """How many agents; -n for short. A file may say so itself."""
+    parameters: int = 866_439
+    """Length of the vectors that are sent, as float32. The default is that of network gala on Pong."""
+    out: Optional[Path] = None
+    """Also draw the graph into this file: FILE.png, FILE.svg or FILE.pdf."""
+    json: bool = False
+    """Print one JSON object instead of a table and a drawing."""
+
+
+def parse_graph_view(arguments: list[str]) -> GraphView:
+    """The command line of `gala_mpi.topology`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.cli(
+        GraphView,
+        prog="python -m gala_mpi.topology",
+        description="Print and draw who reads whom.\n\n"
+        "  python -m gala_mpi.topology ring -n 32\n"
+        "  python -m gala_mpi.topology exponential -n 1000 --out graph.png\n"
+        "  python -m gala_mpi.topology my_graph.txt",
+        args=[re.sub(r"^-n(\d*)$", lambda n: f"--agents={n[1]}" if n[1] else "--agents", word) for word in arguments],
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
+def check_graph_view(wanted: GraphView) -> None:
+    """Refuse what cannot work. Raises SettingError."""
+    if wanted.agents is not None and wanted.agents < 1:
+        raise SettingError(f"-n {wanted.agents}: a whole number, 1 or more, is expected")
+    if wanted.parameters < 1:
+        raise SettingError(f"--parameters {wanted.parameters}: a whole number, 1 or more, is expected")
+    if wanted.out is not None:
+        if wanted.out.suffix not in (".png", ".svg", ".pdf"):
+            raise SettingError(f"--out {wanted.out}: a name that ends in .png, .svg or .pdf is expected")
+        if not wanted.out.absolute().parent.is_dir():
+            raise SettingError(f"--out {wanted.out}: a file in a folder that exists is expected")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gala_mpi.config import Config
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange.mailbox import DIRECT, REMOTE, window_bytes
+from gala_mpi.topology import Topology
 from gala_mpi.world import World
 
 
@@ -27,7 +28,7 @@ class Plan:
     """What all ranks agree on at the start.
 
     Attributes:
-        config: every setting, with nothing left to choose (`network`, `precision` and `run_dir` are resolved).
+        config: every setting, with nothing left to choose: `topology`, `network`, `precision` and `run_dir` are resolved.
         generation: the checkpoint to go on from; 0: from scratch.
         mixes_per_update: the most messages that an agent averages in one update.
     """
@@ -48,13 +49,13 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     config.check(wanted)
     settings = resolve(wanted, world)
     generation = _resume(settings, world) if settings.resume else _begin(settings)
-    facts = provenance.facts(settings, world.library, world.hosts, world.threads_of_ranks, generation)
+    graph = _graph(settings, world.size)
+    facts = provenance.facts(graph, world.library, world.hosts, world.threads_of_ranks, generation)
     try:
         store.write_run(settings.run_dir, settings, world.size, facts)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
-    degree = topology.build(settings.topology, world.size).degree
-    return Plan(settings, generation, degree if settings.exchange == "gossip" else 0)
+    return Plan(settings, generation, graph.degree if graph else 0)
 
 
 def resolve(wanted: Config, world: World) -> Config:
@@ -70,6 +71,8 @@ def resolve(wanted: Config, world: World) -> Config:
         raise SettingError(
             f"--env {wanted.env}: images of {height}×{width} pixels; {model.SMALLEST_IMAGE} or more a side are expected"
         )
+    wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology))
+    _graph(wanted, world.size)
     device = _device(wanted.device)
     slow, _ = wanted.slowness()
     if slow >= world.size:
@@ -82,6 +85,11 @@ def resolve(wanted: Config, world: World) -> Config:
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
     return dataclasses.replace(wanted, env=game, network=network, precision=precision, run_dir=run_dir)
+
+
+def _graph(settings: Config, agents: int) -> Topology | None:
+    """Who reads whom, where anybody does."""
+    return topology.build(settings.topology, agents) if settings.exchange == "gossip" else None
 
 
 def _spaces(wanted: Config) -> Spaces:

@@ -144,6 +144,7 @@ FLAGS = [
     ("--env", "breakout", {"env": "breakout"}),
     ("--exchange", "allreduce", {"exchange": "allreduce"}),
     ("--topology", "one-peer-exponential", {"topology": "one-peer-exponential"}),
+    ("--topology", "my graph.txt", {"topology": "my graph.txt"}),
     ("--staleness", "4", {"staleness": 4}),
     ("--total-steps", "1000", {"total_steps": 1000}),
     ("--num-envs", "8", {"num_envs": 8}),
@@ -224,6 +225,12 @@ def test_a_resumed_run_can_be_resumed_again(tmp_path):
 def test_without_resume_the_stored_settings_are_left_alone(tmp_path):
     begin_run(tmp_path / "run", env="breakout")
     assert parse(["--run-dir", str(tmp_path / "run")]).env == "pong"
+
+
+def test_a_resumed_run_keeps_the_text_of_its_graph(tmp_path):
+    graph = "my.txt\n# comment\n0 1\n1 0\n"
+    begin_run(tmp_path / "run", topology=graph)
+    assert parse(["--resume", "--run-dir", str(tmp_path / "run")]).topology == graph
 
 
 def test_resume_needs_a_run(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from gala_mpi import agent, display
+from gala_mpi import agent, display, topology
 from gala_mpi.config import Config, ExchangeBench
 from gala_mpi.exchange import Exchange
 from gala_mpi.world import World
@@ -103,7 +103,7 @@ def allreduce(world: World, size: int) -> float:
 
 def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> None:
     display.say(
-        f"{settings.env}, {settings.exchange} over {settings.topology}, network {settings.network}: "
+        f"{settings.env}, {settings.exchange} over {topology.title(settings.topology)}, network {settings.network}: "
         f"{figures['bytes']:,} bytes a message; {figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "
         f"medians of {bench.updates} updates"
     )

@@ -1,6 +1,7 @@
 """GALA: after each update, average parameters with those of the round's in-peers. Nobody waits (Assran et al. 2019).
 
-Once a newer message of every in-peer has arrived, x ← weighted average, weights 1 / (1 + |in-peers|); otherwise carry on.
+Once a newer message of every in-peer has arrived, x ← weighted average, with the graph's weights (1 / (1 + |in-peers|) if it
+names none); otherwise carry on.
 The newest message wins: a writer never skips one because a reader has not read the last (the authors' code does).
 
 With a staleness bound τ ≥ 1 an agent waits after τ updates without a mix. τ = 0 is lock-step: at update k every agent
@@ -38,6 +39,8 @@ class Gossip:
     def __init__(self, comm: MPI.Intracomm, length: int, topology: Topology, staleness: int | None, checksum: bool = False):
         self._comm, self._topology, self._bound = comm, topology, staleness
         self._lockstep = staleness == 0
+        # Of each round: looked up at every poke.
+        self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
         self._mailbox = Mailbox(comm, length, checksum)
         self._pulls = {peer: Pull(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
@@ -66,13 +69,17 @@ class Gossip:
         if self._lockstep:
             self._wait_for_readers()
         self._mailbox.publish(parameters, self._version)
-        peers = self._topology.in_peers(self._comm.rank, self._version)
+        peers = self._in_peers(self._version)
         arrived = self._ask(peers)
         if not arrived and self._bound is not None and self._staleness >= self._bound:
             arrived = self._wait(lambda: self._ask(peers), lambda: self._exhausted(peers), peers)
         self._mixes = self._mix(parameters, peers) if arrived else []
         self._staleness = 0 if arrived else self._staleness + 1
         self._mailbox.post(MIXED, self._version)
+
+    def _in_peers(self, version: int) -> list[int]:
+        """Whom I read at update `version`."""
+        return self._peers[version % len(self._peers)]
 
     def _ask(self, peers: list[int]) -> bool:
         """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
@@ -90,19 +97,20 @@ class Gossip:
 
     def poke(self) -> None:
         self._mailbox.poke()
-        for peer in self._topology.in_peers(self._comm.rank, self._version + 1):
+        for peer in self._in_peers(self._version + 1):
             if self._slow[peer] and not self._lockstep:
                 self._pulls[peer].start(self._mixed[peer])
         for pull in self._pulls.values():
             pull.advance()
 
     def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
-        """x ← (x + Σ messages) / (1 + number of messages), in place, always in the same order."""
+        """x ← w_self x + Σ w_i messages, in place, always in the same order."""
         taken = [self._pulls[peer].take() for peer in peers]
         mixed = torch.from_numpy(parameters)
-        for others, (message, _) in enumerate(taken, start=1):
+        lerps = self._topology.lerps(self._comm.rank, self._version)
+        for (message, _), share in zip(taken, lerps):
             # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
-            mixed.lerp_(torch.from_numpy(message), 1 / (1 + others))
+            mixed.lerp_(torch.from_numpy(message), share)
         mixes = [(peer, version) for peer, (_, version) in zip(peers, taken)]
         self._mixed.update(mixes)
         return mixes

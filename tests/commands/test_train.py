@@ -99,6 +99,18 @@ def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
             assert all((one[column] == other[column]).all() for column in one.dtype.names if column != "hours")
 
 
+def test_a_graph_from_a_file_outlives_it(tmp_path):
+    graph, run = tmp_path / "my.txt", tmp_path / "run"
+    graph.write_text("# 0 reads 2, 1 reads 0, 2 reads 1\n0 2 0.5\n0 0 0.5\n1 0 0.25\n1 1 0.75\n2 1 1\n")
+    train(3, run, *SMALL, "--topology", graph, "--staleness", 0, "--total-steps", 3 * 5 * STEPS_PER_UPDATE)
+    graph.unlink()
+    train(3, run, "--resume", "--total-steps", 3 * 10 * STEPS_PER_UPDATE)
+    assert_complete(run, 3, updates=10)
+    for rank, peer in enumerate((2, 0, 1)):
+        mixes = table(run, rank, "mixes")
+        assert mixes["peer"].tolist() == [peer] * 10 and mixes["version"].tolist() == list(range(1, 11))
+
+
 def test_a_checksum_changes_nothing_but_what_it_finds(tmp_path):
     flags = (*SMALL, *LOCKSTEP, "--total-steps", 20 * 3 * STEPS_PER_UPDATE)
     without, checked = tmp_path / "without", tmp_path / "checked"

@@ -26,7 +26,7 @@ from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch
 
-TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete"]
+TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
 LENGTH = 64
 
 
@@ -225,6 +225,18 @@ def test_lockstep_is_the_recursion_and_repeats_bit_for_bit(comm, config):
     assert np.array_equal(first.parameters, again.parameters)
     expected = simulate(topology.build(config.topology, comm.size), updates)
     np.testing.assert_allclose(first.parameters, expected[comm.rank], rtol=1e-4, atol=1e-5)
+
+
+def test_lockstep_mixes_with_the_weights_of_a_file(comm):
+    """Agent r reads the one before it with weight 1/4 and agent 0, if that is another, with its own weight."""
+    if comm.size == 1:
+        pytest.skip("one agent mixes nothing")
+    lines = ["my.txt", "0 0 0.75", f"0 {comm.size - 1} 0.25", "1 1 0.75", "1 0 0.25"]
+    lines += [f"{rank} {rank - 1} 0.25\n{rank} {rank} 0.125\n{rank} 0 0.625" for rank in range(2, comm.size)]
+    trace = run(comm, gossip("\n".join(lines), 0), 40, gradient=bowl(comm.rank, 0.1), pause=jitter(comm.rank))
+    graph = topology.build("\n".join(lines), comm.size)
+    assert graph.mixing_matrix(0)[-1, 0] == (0.625 if comm.size > 2 else 0.25)
+    np.testing.assert_allclose(trace.parameters, simulate(graph, 40)[comm.rank], rtol=1e-4, atol=1e-5)
 
 
 def simulate(graph: topology.Topology, updates: int) -> np.ndarray:
