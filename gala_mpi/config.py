@@ -99,6 +99,9 @@ class Config:
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the best one is kept as well."""
+    sketch_updates: int = 100
+    """Updates from one sketch of parameters and gradient (32 KiB in the metrics file) to the next; 0: none.
+    From these the analysis tells how far agents are apart."""
     wall_minutes: Optional[float] = None
     """Save and stop after this many minutes. None: no limit."""
     slow_rank: Optional[str] = None
@@ -377,6 +380,7 @@ def check(config: Config) -> None:
     require(unset_or(lambda x: 0 < x < math.inf, config.lr), "--lr", config.lr, "a positive number")
     require(0 <= config.sticky <= 1, "--sticky", config.sticky, "a probability, 0 to 1,")
     require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "a positive number of minutes")
+    require(config.sketch_updates >= 0, "--sketch-updates", config.sketch_updates, "a number of updates, 0 or more,")
     require(config.keep_checkpoints >= 1, "--keep-checkpoints", config.keep_checkpoints, "a whole number, 1 or more,")
     require(
         unset_or(lambda x: x > 0, config.wall_minutes), "--wall-minutes", config.wall_minutes, "a positive number of minutes"

@@ -40,7 +40,8 @@ def train(world: World, plan: Plan) -> None:
     hours = 0.0
     if plan.generation:
         hours = checkpoint.restore(run, plan.generation, world.rank, learner)
-    metrics = Metrics(run, world.rank, learner.updates, me.updates - learner.updates, plan.mixes_per_update, hours)
+    to_come = me.updates - learner.updates
+    metrics = Metrics(run, world.rank, learner.updates, to_come, plan.mixes_per_update, config.sketch_updates, hours)
     checkpoints = Checkpoints(run, world.rank, config.checkpoint_minutes, config.keep_checkpoints, plan.generation)
     stop_asked = Stop(config.wall_minutes)
 
@@ -52,10 +53,10 @@ def train(world: World, plan: Plan) -> None:
     with Progress(world, config, learner.steps) as progress:
         order = Order()
         while learner.updates < me.updates and not order.stop:
-            losses, grad_norm, episodes = me.update()
+            losses, grad_norm, episodes, sketches = me.update()
             with me.clock("record"):
                 counters = exchange.counters()
-                metrics.record(learner, losses, grad_norm, episodes, counters, me.clock.lap())
+                metrics.record(learner, losses, grad_norm, episodes, counters, sketches, me.clock.lap())
                 progress.update(learner, episodes, counters)
                 order = exchange.agree(Order(stop=stop_asked.requested(), save=checkpoints.due()))
                 if order.save:

@@ -24,6 +24,7 @@ OUT_OF_BOUNDS = [
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
+    ("--sketch-updates", "sketch_updates", [-1]),
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
     ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
     ("--a2c.gae-lambda", "gae_lambda", [-0.1, 1.1, math.nan]),
@@ -43,6 +44,7 @@ IN_BOUNDS = {
     "sticky": [0.0, 0.25, 1.0],
     "checkpoint_minutes": [0.01],
     "keep_checkpoints": [1],
+    "sketch_updates": [0, 1],
     "wall_minutes": [None, 0.1],
     "discount": [0.0, 1.0],
     "gae_lambda": [0.0, 0.95, 1.0],
@@ -158,6 +160,7 @@ FLAGS = [
     ("--run-dir", "somewhere", {"run_dir": Path("somewhere")}),
     ("--checkpoint-minutes", "1.5", {"checkpoint_minutes": 1.5}),
     ("--keep-checkpoints", "2", {"keep_checkpoints": 2}),
+    ("--sketch-updates", "20", {"sketch_updates": 20}),
     ("--wall-minutes", "10", {"wall_minutes": 10.0}),
     ("--a2c.gae-lambda", "0.95", {"a2c": A2CSettings(gae_lambda=0.95)}),
 ]

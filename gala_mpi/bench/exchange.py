@@ -67,7 +67,7 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
         updates.append(_seconds(me.update))
         mixes = me.exchange.counters().mixes
         messages.append(len(mixes))
-        ages += [me.learner.updates - version for _, version in mixes]
+        ages += [me.learner.updates - mix.version for mix in mixes]
     me.close()
     steps = settings.num_envs * settings.rollout_length
     mine = {

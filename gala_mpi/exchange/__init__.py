@@ -7,7 +7,7 @@ and nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from mpi4py import MPI
@@ -15,7 +15,13 @@ from mpi4py import MPI
 from gala_mpi import topology
 from gala_mpi.config import Config
 
-Mix = tuple[int, int]  # whose, which version
+
+class Mix(NamedTuple):
+    """A message that was averaged into the parameters: whose, which version, with which weight."""
+
+    peer: int
+    version: int
+    weight: float
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,12 @@ class Gossip:
         taken = [self._pulls[peer].take() for peer in peers]
         mixed = torch.from_numpy(parameters)
         lerps = self._topology.lerps(self._comm.rank, self._version)
+        weights = self._topology.weights(self._comm.rank, self._version)[1:]
         for (message, _), share in zip(taken, lerps):
             # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
             mixed.lerp_(torch.from_numpy(message), share)
-        mixes = [(peer, version) for peer, (_, version) in zip(peers, taken)]
-        self._mixed.update(mixes)
+        mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
+        self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes
 
     def _exhausted(self, peers: list[int]) -> bool:
