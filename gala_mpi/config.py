@@ -95,6 +95,9 @@ class Config:
     resume: bool = False
     """Continue the run in --run-dir from its newest complete checkpoint.
     Its settings apply; those given here replace them."""
+    replay: Optional[Path] = None
+    """Run again what was recorded in this run directory, with exactly its mixes, into a new one: bit for bit the same.
+    Its settings apply; those given here must agree, but for what only concerns how results are kept."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
@@ -130,16 +133,18 @@ class Config:
     def from_json(text: str) -> Config:
         values: dict[str, Any] = json.loads(text)
         values["a2c"] = A2CSettings(**values["a2c"])
-        values["run_dir"] = Path(values["run_dir"]) if values["run_dir"] else None
+        for name in ("run_dir", "replay"):
+            values[name] = Path(values[name]) if values.get(name) else None
         return Config(**values)
 
 
 def parse(arguments: list[str] | None = None) -> Config:
-    """The command line → settings. With --resume the stored settings of --run-dir are the defaults.
+    """The command line → settings. With --resume the stored settings of --run-dir are the defaults, with --replay those of
+    the run to replay.
 
     Raises:
         SystemExit: 0 after --help, 2 after a flag that tyro refuses (it has printed why).
-        SettingError: --resume without a run.
+        SettingError: --resume or --replay without a run.
     """
     import tyro  # only rank 0 parses, so only rank 0 pays for the import
 
@@ -158,20 +163,24 @@ def parse(arguments: list[str] | None = None) -> Config:
 
 
 def _stored(arguments: list[str]) -> Config:
-    """The defaults that the command line is read against: this module's, or those of the run that is resumed."""
+    """The defaults that the command line is read against: this module's, or those of the run that is resumed or replayed."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--resume", action="store_true")
     early.add_argument("--run-dir", "--run_dir", type=Path)
+    early.add_argument("--replay", type=Path)
     try:
         known, _ = early.parse_known_args(arguments)
     except SystemExit:  # a flag without its value: tyro says so better
         return Config()
+    from gala_mpi import store
+
+    if known.replay is not None:
+        stored = store.read_config(known.replay, "--replay")
+        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None)
     if not known.resume:
         return Config()
     if known.run_dir is None:
         raise SettingError("--resume needs --run-dir DIR, the run to continue")
-    from gala_mpi import store
-
     return store.read_config(known.run_dir)
 
 
@@ -401,6 +410,7 @@ def check(config: Config) -> None:
         config.slow_rank,
         "RANK:TIME, for example 3:200ms or 0:1.5s,",
     )
+    require(not (config.replay and config.resume), "--resume --replay", config.replay, "one of the two")
     gossip = config.exchange == "gossip"
     require(gossip or not config.checksum, "--checksum --exchange", config.exchange, "--exchange gossip")
     require(

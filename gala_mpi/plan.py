@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from gala_mpi import agent, checkpoint, config, envs, model, provenance, store, topology
+from gala_mpi import agent, checkpoint, config, envs, model, provenance, replay, store, topology
 from gala_mpi.config import Config
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
@@ -48,6 +48,8 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     wanted = config.parse(arguments)
     config.check(wanted)
     settings = resolve(wanted, world)
+    if settings.replay:
+        replay.check(settings, world.threads_of_ranks)
     generation = _resume(settings, world) if settings.resume else _begin(settings)
     graph = _graph(settings, world.size)
     facts = provenance.facts(graph, world.library, world.hosts, world.threads_of_ranks, generation)

@@ -15,7 +15,7 @@ stop.listen()  # before torch and MPI are imported: until then a signal would ki
 
 import sys  # noqa: E402
 
-from gala_mpi import agent, checkpoint, display, plan  # noqa: E402
+from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
 from gala_mpi.exchange import Order  # noqa: E402
 from gala_mpi.metrics import Metrics  # noqa: E402
@@ -64,6 +64,11 @@ def train(world: World, plan: Plan) -> None:
         me.close()  # from here on all ranks are out of the loop
         save(world.largest(checkpoints.generation) + 1)
         metrics.close()
+    if config.replay:
+        repeated = world.all(replay.repeats(config.replay, run, world.rank))
+        if world.root and repeated:
+            display.say(f"replayed: {run}\nevery loss and norm is that of {config.replay}, bit for bit")
+        sys.exit(not repeated)
     finished = world.all(learner.updates >= me.updates)
     if world.root:
         display.farewell(config, world.size, finished, stop_asked.reason)

@@ -162,26 +162,8 @@ def test_a_torus_reads_its_neighbours_on_the_grid(size):
 # Weights.
 
 
-@every_graph
-def test_uniform_lerps_are_a_half_a_third_and_so_on_exactly(name, size):
-    graph = build(name, size)
-    for round in range(graph.period):
-        expected = [1 / (1 + others) for others in range(1, len(graph.in_peers(0, round)) + 1)]
-        assert graph.lerps(0, round) == expected
-
-
 WEIGHTED = "0 0 0.5\n0 1 0.25\n0 2 0.25\n1 0 1\n2 1 0.9\n2 2 0.1"
 ROWS = np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0, 0.9, 0.1]])
-
-
-def test_a_chain_of_lerps_is_the_weighted_mean():
-    graph = files.parse("my.txt", WEIGHTED)
-    x = np.random.default_rng(1).normal(size=(3, 5))
-    for rank in range(3):
-        mixed = x[rank]
-        for peer, share in zip(graph.in_peers(rank, 4), graph.lerps(rank, 4)):
-            mixed = mixed + share * (x[peer] - mixed)
-        np.testing.assert_allclose(mixed, ROWS[rank] @ x, atol=1e-12)
 
 
 # Figures.
@@ -265,7 +247,7 @@ def test_a_list_of_edges_without_weights_is_uniform():
     expected = [[1 / 3, 1 / 3, 1 / 3], [0, 1 / 2, 1 / 2], [1 / 2, 0, 1 / 2]]
     assert (graph.name, graph.size) == ("my.txt", 3)
     assert np.array_equal(graph.mixing_matrix(0), expected)
-    assert graph.lerps(0, 0) == [1 / 2, 1 / 3] and graph.weights(1, 0) == [0.5, 0.5]
+    assert graph.weights(0, 0) == [1 / 3, 1 / 3, 1 / 3] and graph.weights(1, 0) == [0.5, 0.5]
     assert graph.in_peers(0, 9) == [1, 2] and graph.out_peers(2, 9) == [0, 1] and graph.neighbours(0) == [2, 1]
 
 

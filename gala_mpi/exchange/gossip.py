@@ -10,6 +10,7 @@ mixes exactly version k of its in-peers, and a writer waits until its readers ha
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,16 @@ from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT,
 from gala_mpi.topology import Topology
 
 SECONDS_BETWEEN_WARNINGS = 30.0
+
+
+def average(parameters: np.ndarray, messages: list[np.ndarray], weights: list[float]) -> None:
+    """x ← (1 − Σ w_i) x + Σ w_i m_i, in place."""
+    mixed = torch.from_numpy(parameters)
+    total = 1 - math.fsum(weights)
+    for message, weight in zip(messages, weights, strict=True):
+        total += weight
+        # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
+        mixed.lerp_(torch.from_numpy(message), weight / total)
 
 
 class Gossip:
@@ -104,14 +115,10 @@ class Gossip:
             pull.advance()
 
     def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
-        """x ← w_self x + Σ w_i messages, in place, always in the same order."""
+        """Average the messages that are ready into `parameters`, always in the same order."""
         taken = [self._pulls[peer].take() for peer in peers]
-        mixed = torch.from_numpy(parameters)
-        lerps = self._topology.lerps(self._comm.rank, self._version)
         weights = self._topology.weights(self._comm.rank, self._version)[1:]
-        for (message, _), share in zip(taken, lerps):
-            # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
-            mixed.lerp_(torch.from_numpy(message), share)
+        average(parameters, [message for message, _ in taken], weights)
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes

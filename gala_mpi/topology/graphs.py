@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 
 import numpy as np
 
@@ -128,15 +128,6 @@ class Topology:
         """Of `rank` itself and of its in-peers in their order; their sum is 1."""
         weights = self.rounds[round % self.period].weights(rank)
         return [weight / math.fsum(weights) for weight in weights]
-
-    def lerps(self, rank: int, round: int) -> list[float]:
-        """The mix as a chain: x ← (1 − t_i) x + t_i x_i, one in-peer after another, with t_i = w_i / (w_self + Σ_{j≤i} w_j).
-
-        With uniform weights these are 1/2, 1/3, ... exactly, since weights are kept up to a factor.
-        """
-        weights = self.rounds[round % self.period].weights(rank)
-        # Not for the first: an agent's own weight may be 0.
-        return [weight / total for weight, total in list(zip(weights, accumulate(weights)))[1:]]
 
     def neighbours(self, rank: int) -> list[int]:
         """Everybody whom `rank` reads in any round, nearest before it on the ring of ranks first."""

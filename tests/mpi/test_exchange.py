@@ -21,6 +21,7 @@ from gala_mpi import topology
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Spaces
 from gala_mpi.exchange import Mix, Order, build
+from gala_mpi.exchange.gossip import average
 from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Progress, Reach, probe
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
@@ -237,6 +238,14 @@ def test_lockstep_mixes_with_the_weights_of_a_file(comm):
     graph = topology.build("\n".join(lines), comm.size)
     assert graph.mixing_matrix(0)[-1, 0] == (0.625 if comm.size > 2 else 0.25)
     np.testing.assert_allclose(trace.parameters, simulate(graph, 40)[comm.rank], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [[0.5], [1 / 3, 1 / 3], [0.25, 0.5, 0.125], [1.0], [0.9, 0.1]])
+def test_an_average_has_its_weights(weights):
+    vectors = np.random.default_rng(1).standard_normal((1 + len(weights), LENGTH)).astype(np.float32)
+    mixed = vectors[0].copy()
+    average(mixed, list(vectors[1:]), weights)
+    np.testing.assert_allclose(mixed, np.array([1 - sum(weights), *weights]) @ vectors.astype(float), atol=1e-6)
 
 
 def simulate(graph: topology.Topology, updates: int) -> np.ndarray:
