@@ -45,6 +45,7 @@ TABLES = {
             ("value_loss", "<f4"),
             ("entropy", "<f4"),  # nats
             ("grad_norm", "<f4"),  # before clipping
+            ("step_norm", "<f4"),  # length of the optimiser's step, learning rate included
             ("staleness", "<i4"),  # updates since the last mix
             ("age", "<f4"),  # my version minus the version mixed, mean over peers; NaN without a mix
             ("torn", "<i4"),  # messages thrown away since the start: rewritten while they were read
@@ -69,7 +70,8 @@ TABLES = {
             ("score", "<f4"),  # real, of the whole episode
         ]
     ),
-    "mixes": np.dtype([("update", "<i8"), ("peer", "<i4"), ("version", "<i8")]),  # whose version was mixed when
+    # Whose version was mixed when, and with which weight.
+    "mixes": np.dtype([("update", "<i8"), ("peer", "<i4"), ("version", "<i8"), ("weight", "<f8")]),
 }
 
 # All that h5py raises on files that are damaged, cut short, or something else altogether.

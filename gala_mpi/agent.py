@@ -23,6 +23,7 @@ from gala_mpi.flat import on_host
 from gala_mpi.learner import A2C, Losses
 from gala_mpi.model import Network
 from gala_mpi.rollout import Collector
+from gala_mpi.sketch import Sketcher
 
 
 @dataclass
@@ -40,19 +41,26 @@ class Agent:
     learner: A2C
     exchange: Exchange
     clock: Clock
+    sketch: Sketcher
     config: Config
     agents: int
     streams: Callable[[int], np.ndarray]
     delay: float = 0.0
 
-    def update(self) -> tuple[Losses, float, list[Episode]]:
-        """A rollout, a gradient, a step and an exchange. Returns losses, the gradient's norm and the episodes that ended."""
+    def update(self) -> tuple[Losses, float, list[Episode], list[np.ndarray]]:
+        """A rollout, a gradient, a step and an exchange.
+
+        Returns:
+            losses, the gradient's norm, the episodes that ended, and now and then two sketches: of this agent's own
+            gradient, and of the parameters with which it goes on.
+        """
         clock, learner = self.clock, self.learner
         batch, episodes = self.collector.collect()
         with clock("simulate"):
             keep_busy(self.delay)
         with clock("learn"):
             losses = learner.gradient(batch)
+        sketches = self._sketches(learner.flat.grad)  # before it is averaged (A2C) and clipped
         with clock("exchange"), on_host(learner.flat.grad) as gradient:
             self.exchange.gradient(gradient)  # A2C: all-reduce here
         with clock("optimise"):
@@ -60,7 +68,13 @@ class Agent:
             grad_norm = learner.step(min(1.0, (learner.steps - batch.steps) * self.agents / self.config.total_steps))
         with clock("exchange"), on_host(learner.flat.data) as parameters:
             self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
-        return losses, grad_norm, episodes
+        sketches += self._sketches(learner.flat.data)
+        return losses, grad_norm, episodes, sketches
+
+    def _sketches(self, vector: torch.Tensor) -> list[np.ndarray]:
+        """Of `vector`, if this is an update to sketch it at."""
+        with self.clock("record"):
+            return [self.sketch(vector)] if self.sketch.due(self.learner.updates) else []
 
     def begin(self) -> None:
         """New games and action noise, by (seed, rank, update): the same in a run that goes on and in one resumed here."""
@@ -107,7 +121,8 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
         clock=clock,
     )
     slow, seconds = config.slowness()
-    return Agent(collector, learner, shared, clock, config, comm.size, streams, seconds if comm.rank == slow else 0.0)
+    sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
+    return Agent(collector, learner, shared, clock, sketch, config, comm.size, streams, delay)
 
 
 def keep_busy(seconds: float) -> None:

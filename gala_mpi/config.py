@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from gala_mpi import topology
 from gala_mpi.errors import SettingError
 
 Exchange = Literal["gossip", "allreduce", "server", "none"]
@@ -59,10 +58,12 @@ class Config:
     allreduce = A2C: average gradients over all ranks, in step;
     server = A3C: a shared vector in rank 0's window;
     none = independent agents."""
-    topology: topology.Name = "ring"
-    """Who reads whom under gossip.
+    topology: str = "ring"
+    """Who reads whom under gossip: a graph's name, or a file with one.
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
-    one-peer-exponential = 1 peer, another one at every update."""
+    one-peer-exponential = 1 peer, another one at every update;
+    torus = the 4 neighbours on a 2-D grid that wraps around (fewer if a side is 1 or 2).
+    A file holds lines "reader peer [weight]" or a matrix of weights; python -m gala_mpi.topology shows it."""
     staleness: Optional[int] = None
     """After how many updates without mixing an agent waits for its peers. None: never.
     0 = lock-step: peers' parameters of exactly the same update are mixed; reproducible bit for bit."""
@@ -99,10 +100,16 @@ class Config:
     new games. For ranks in step (--staleness 0, --exchange allreduce, one rank); it stops only at a checkpoint."""
     checkpoint_updates: Optional[int] = None
     """With --exact-resume: updates between checkpoints. None: 5000, some minutes."""
+    replay: Optional[Path] = None
+    """Run again what was recorded in this run directory, with exactly its mixes, into a new one: bit for bit the same.
+    Its settings apply; those given here must agree, but for what only concerns how results are kept."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints, without --exact-resume."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the best one is kept as well."""
+    sketch_updates: int = 100
+    """Updates from one sketch of parameters and gradient (32 KiB in the metrics file) to the next; 0: none.
+    From these the analysis tells how far agents are apart."""
     wall_minutes: Optional[float] = None
     """Save and stop after this many minutes. None: no limit."""
     slow_rank: Optional[str] = None
@@ -137,16 +144,18 @@ class Config:
     def from_json(text: str) -> Config:
         values: dict[str, Any] = json.loads(text)
         values["a2c"] = A2CSettings(**values["a2c"])
-        values["run_dir"] = Path(values["run_dir"]) if values["run_dir"] else None
+        for name in ("run_dir", "replay"):
+            values[name] = Path(values[name]) if values.get(name) else None
         return Config(**values)
 
 
 def parse(arguments: list[str] | None = None) -> Config:
-    """The command line → settings. With --resume the stored settings of --run-dir are the defaults.
+    """The command line → settings. With --resume the stored settings of --run-dir are the defaults, with --replay those of
+    the run to replay.
 
     Raises:
         SystemExit: 0 after --help, 2 after a flag that tyro refuses (it has printed why).
-        SettingError: --resume without a run.
+        SettingError: --resume or --replay without a run.
     """
     import tyro  # only rank 0 parses, so only rank 0 pays for the import
 
@@ -165,20 +174,24 @@ def parse(arguments: list[str] | None = None) -> Config:
 
 
 def _stored(arguments: list[str]) -> Config:
-    """The defaults that the command line is read against: this module's, or those of the run that is resumed."""
+    """The defaults that the command line is read against: this module's, or those of the run that is resumed or replayed."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--resume", action="store_true")
     early.add_argument("--run-dir", "--run_dir", type=Path)
+    early.add_argument("--replay", type=Path)
     try:
         known, _ = early.parse_known_args(arguments)
     except SystemExit:  # a flag without its value: tyro says so better
         return Config()
+    from gala_mpi import store
+
+    if known.replay is not None:
+        stored = store.read_config(known.replay, "--replay")
+        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None)
     if not known.resume:
         return Config()
     if known.run_dir is None:
         raise SettingError("--resume needs --run-dir DIR, the run to continue")
-    from gala_mpi import store
-
     return store.read_config(known.run_dir)
 
 
@@ -258,6 +271,51 @@ def parse_watch(arguments: list[str]) -> Watch:
         args=arguments,
         config=(tyro.conf.PositionalRequiredArgs,),
     )
+
+
+@dataclass(frozen=True)
+class GraphView:
+    """What a graph is like: who reads whom, how fast it averages, what it costs."""
+
+    topology: str
+    """ring, exponential, one-peer-exponential, complete, torus, or a file as for --topology of a training run."""
+    agents: Optional[int] = None
+    """How many agents; -n for short. A file may say so itself."""
+    parameters: int = 866_439
+    """Length of the vectors that are sent, as float32. The default is that of network gala on Pong."""
+    out: Optional[Path] = None
+    """Also draw the graph into this file: FILE.png, FILE.svg or FILE.pdf."""
+    json: bool = False
+    """Print one JSON object instead of a table and a drawing."""
+
+
+def parse_graph_view(arguments: list[str]) -> GraphView:
+    """The command line of `gala_mpi.topology`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.cli(
+        GraphView,
+        prog="python -m gala_mpi.topology",
+        description="Print and draw who reads whom.\n\n"
+        "  python -m gala_mpi.topology ring -n 32\n"
+        "  python -m gala_mpi.topology exponential -n 1000 --out graph.png\n"
+        "  python -m gala_mpi.topology my_graph.txt",
+        args=[re.sub(r"^-n(\d*)$", lambda n: f"--agents={n[1]}" if n[1] else "--agents", word) for word in arguments],
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
+def check_graph_view(wanted: GraphView) -> None:
+    """Refuse what cannot work. Raises SettingError."""
+    if wanted.agents is not None and wanted.agents < 1:
+        raise SettingError(f"-n {wanted.agents}: a whole number, 1 or more, is expected")
+    if wanted.parameters < 1:
+        raise SettingError(f"--parameters {wanted.parameters}: a whole number, 1 or more, is expected")
+    if wanted.out is not None:
+        if wanted.out.suffix not in (".png", ".svg", ".pdf"):
+            raise SettingError(f"--out {wanted.out}: a name that ends in .png, .svg or .pdf is expected")
+        if not wanted.out.absolute().parent.is_dir():
+            raise SettingError(f"--out {wanted.out}: a file in a folder that exists is expected")
 
 
 @dataclass(frozen=True)
@@ -381,6 +439,7 @@ def check(config: Config) -> None:
         config.checkpoint_updates,
         "--exact-resume with it",
     )
+    require(config.sketch_updates >= 0, "--sketch-updates", config.sketch_updates, "a number of updates, 0 or more,")
     require(config.keep_checkpoints >= 1, "--keep-checkpoints", config.keep_checkpoints, "a whole number, 1 or more,")
     require(
         unset_or(lambda x: x > 0, config.wall_minutes), "--wall-minutes", config.wall_minutes, "a positive number of minutes"
@@ -401,6 +460,7 @@ def check(config: Config) -> None:
         config.slow_rank,
         "RANK:TIME, for example 3:200ms or 0:1.5s,",
     )
+    require(not (config.replay and config.resume), "--resume --replay", config.replay, "one of the two")
     gossip = config.exchange == "gossip"
     require(gossip or not config.checksum, "--checksum --exchange", config.exchange, "--exchange gossip")
     require(

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gala_mpi.checkpoint import Origin
+from gala_mpi import topology
 from gala_mpi.config import Config
 from gala_mpi.envs import FRAMES_PER_STEP
 from gala_mpi.exchange.board import COLUMNS
@@ -160,7 +161,7 @@ def say(text: str) -> None:
 
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin) -> None:
     """What is about to happen, in two or three lines."""
-    graph = f" on a {config.topology} graph" if config.exchange == "gossip" else ""
+    graph = f" on a {topology.title(config.topology)} graph" if config.exchange == "gossip" else ""
     say(
         f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} simulators, "
         f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "

@@ -1,7 +1,7 @@
 """A2C: loss → gradient; clip; RMSprop. Its state is two flat vectors and two counters.
 
-A learner has `flat`, `updates`, `steps`, `gradient(batch)`, `step(progress)`, `state()` and `load(state)`: another
-algorithm that has them (PPO, V-trace) stands beside this one.
+A learner has `flat`, `updates`, `steps`, `gradient(batch)`, `step(progress)`, `step_norm`, `state()` and `load(state)`:
+another algorithm that has them (PPO, V-trace) stands beside this one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class A2C:
         network: its parameters become views of `flat.data`.
         settings: discount, coefficients, optimiser constants.
         lr: the learning rate at the start.
+
+    Attributes:
+        step_norm: the length of the last step, learning rate included.
     """
 
     def __init__(self, network: Network, settings: A2CSettings, lr: float):
@@ -42,8 +45,10 @@ class A2C:
         self.square_average = torch.zeros_like(self.flat.data)
         self._momentum = torch.zeros_like(self.flat.data)  # always the last gradient
         self._far = torch.tensor(1e9, device=self.flat.data.device)  # steps from Adam's start
+        self._before = torch.empty_like(self.flat.data)
         self.updates = 0
         self.steps = 0
+        self.step_norm = 0.0
 
     def gradient(self, batch: Batch) -> Losses:
         """The gradient of the loss into `flat.grad`."""
@@ -71,6 +76,7 @@ class A2C:
         """
         settings = self.settings
         norm = float(torch.linalg.vector_norm(self.flat.grad))
+        self._before.copy_(self.flat.data)
         too_long = norm > settings.max_grad_norm
         torch._fused_adam_(
             [self.flat.data],
@@ -88,6 +94,7 @@ class A2C:
             maximize=False,
             grad_scale=torch.tensor(norm / settings.max_grad_norm, device=self._far.device) if too_long else None,
         )
+        self.step_norm = float(torch.linalg.vector_norm(torch.sub(self.flat.data, self._before, out=self._before)))
         return norm
 
     def state(self) -> dict[str, np.ndarray]:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from gala_mpi import agent, checkpoint, config, elastic, envs, model, provenance, store, topology
+from gala_mpi import agent, checkpoint, config, elastic, envs, model, provenance, replay, store, topology
 from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange.mailbox import DIRECT, REMOTE, window_bytes
+from gala_mpi.topology import Topology
 from gala_mpi.world import World
 
 UPDATES_BETWEEN_CHECKPOINTS = 5000  # of an exact run; its games are cut off at each, so not too few
@@ -30,7 +31,7 @@ class Plan:
     """What all ranks agree on at the start.
 
     Attributes:
-        config: every setting, with nothing left to choose (`network`, `precision` and `run_dir` are resolved).
+        config: every setting, with nothing left to choose: `topology`, `network`, `precision` and `run_dir` are resolved.
         origin: the checkpoint to go on from.
         mixes_per_update: the most messages that an agent averages in one update.
     """
@@ -50,14 +51,16 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     wanted = config.parse(arguments)
     config.check(wanted)
     settings = resolve(wanted, world)
+    if settings.replay:
+        replay.check(settings, world.threads_of_ranks)
     origin = _resume(settings, world) if settings.resume else _begin(settings)
-    facts = provenance.facts(settings, world.library, world.hosts, world.threads_of_ranks, origin.generation)
+    graph = _graph(settings, world.size)
+    facts = provenance.facts(graph, world.library, world.hosts, world.threads_of_ranks, origin.generation)
     try:
         store.write_run(settings.run_dir, settings, world.size, facts)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
-    degree = topology.build(settings.topology, world.size).degree
-    return Plan(settings, origin, degree if settings.exchange == "gossip" else 0)
+    return Plan(settings, origin, graph.degree if graph else 0)
 
 
 def resolve(wanted: Config, world: World) -> Config:
@@ -73,6 +76,8 @@ def resolve(wanted: Config, world: World) -> Config:
         raise SettingError(
             f"--env {wanted.env}: images of {height}×{width} pixels; {model.SMALLEST_IMAGE} or more a side are expected"
         )
+    wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology))
+    _graph(wanted, world.size)
     device = _device(wanted.device)
     slow, _ = wanted.slowness()
     if slow >= world.size:
@@ -93,6 +98,11 @@ def resolve(wanted: Config, world: World) -> Config:
     return dataclasses.replace(
         wanted, env=game, network=network, precision=precision, run_dir=run_dir, checkpoint_updates=marks
     )
+
+
+def _graph(settings: Config, agents: int) -> Topology | None:
+    """Who reads whom, where anybody does."""
+    return topology.build(settings.topology, agents) if settings.exchange == "gossip" else None
 
 
 def _spaces(wanted: Config) -> Spaces:

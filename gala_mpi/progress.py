@@ -58,7 +58,7 @@ class Progress:
         self._episodes += len(episodes)
         self._recent.extend(episode.score for episode in episodes)
         if counters.mixes:
-            self._age = learner.updates - sum(version for _, version in counters.mixes) / len(counters.mixes)
+            self._age = learner.updates - sum(mix.version for mix in counters.mixes) / len(counters.mixes)
         self._board.post(
             updates=learner.updates,
             steps=learner.steps,

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import gala_mpi
 from gala_mpi import topology
-from gala_mpi.config import Config
+from gala_mpi.topology import Topology
 
 PACKAGES = ("mpi4py", "torch", "gymnasium", "ale-py", "numpy", "h5py")
 
 
-def facts(config: Config, library: str, hosts: list[str], threads: list[int], generation: int) -> dict[str, object]:
+def facts(graph: Topology | None, library: str, hosts: list[str], threads: list[int], generation: int) -> dict[str, object]:
     """What is known before the first step.
 
     Args:
+        graph: who reads whom; None: nobody.
         library: the MPI library and its version.
         hosts: of every rank.
         threads: of every rank.
         generation: the checkpoint that this start goes on from; 0: from scratch.
     """
-    graph = topology.build(config.topology, len(hosts))
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
@@ -39,8 +39,7 @@ def facts(config: Config, library: str, hosts: list[str], threads: list[int], ge
         "threads": threads,
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "resumed_from": generation,
-        "offsets": [",".join(map(str, offsets)) for offsets in graph.rounds],
-        "beta": topology.mixing_rate(graph),
+        **({"degree": graph.degree, "beta": topology.mixing_rate(graph)} if graph else {}),
     }
 
 

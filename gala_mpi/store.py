@@ -205,19 +205,29 @@ def next_metrics_file(run: Path, rank: int) -> Path:
     return run / "metrics" / f"{RANK_FILE.format(rank)}-{part}.h5"
 
 
-def read_config(run: Path) -> Config:
-    """The settings that a run was started (or last resumed) with.
+def read_rows(run: Path, rank: int, name: str) -> np.ndarray:
+    """All rows of a rank's table that count: those of a later file replace what came after its beginning."""
+    rows: list[np.ndarray] = []
+    for path in metrics_files(run, rank):
+        with reading(path) as file:
+            rows = [part[part["update"] <= file.attrs["after_update"]] for part in rows]
+            rows.append(file[name][: file[f"rows/{name}"][()]])
+    return np.concatenate(rows)
+
+
+def read_config(run: Path, flag: str = "--run-dir") -> Config:
+    """The settings that a run was started (or last resumed) with. `flag` is the one that named the run.
 
     Raises:
         SettingError: `run` holds no run, or its run.h5 cannot be read.
     """
     if not run_file(run).is_file():
-        raise SettingError(f"--run-dir {run}: a run is expected there, but it has no run.h5")
+        raise SettingError(f"{flag} {run}: a run is expected there, but it has no run.h5")
     try:
         with reading(run_file(run)) as file:
             return Config.from_json(file.attrs["config"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"--run-dir {run}: {run_file(run)} cannot be read ({error})") from None
+        raise SettingError(f"{flag} {run}: {run_file(run)} cannot be read ({error})") from None
 
 
 def read_agents(run: Path) -> int:

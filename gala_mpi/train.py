@@ -15,8 +15,9 @@ stop.listen()  # before torch and MPI are imported: until then a signal would ki
 
 import sys  # noqa: E402
 
-from gala_mpi import agent, checkpoint, display, plan  # noqa: E402
+from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
+from gala_mpi.config import Config  # noqa: E402
 from gala_mpi.exchange import Order  # noqa: E402
 from gala_mpi.metrics import Metrics  # noqa: E402
 from gala_mpi.plan import Plan  # noqa: E402
@@ -43,7 +44,7 @@ def train(world: World, plan: Plan) -> int:
         me.begin()
     last = config.updates(world.size, world.sum(learner.updates), world.sum(learner.steps))
     metrics = Metrics(
-        *(run, world.rank, learner.updates, last - learner.updates, plan.mixes_per_update, hours),
+        *(run, world.rank, learner.updates, last - learner.updates, plan.mixes_per_update, config.sketch_updates, hours),
         resumed_from=origin.generation,
         new_episodes=not (origin.generation and config.exact_resume),
     )
@@ -58,10 +59,10 @@ def train(world: World, plan: Plan) -> int:
     with Progress(world, config, learner.steps) as progress:
         order = Order()
         while learner.updates < last and not order.stop:
-            losses, grad_norm, episodes = me.update()
+            losses, grad_norm, episodes, sketches = me.update()
             with me.clock("record"):
                 counters = exchange.counters()
-                metrics.record(learner, losses, grad_norm, episodes, counters, me.clock.lap())
+                metrics.record(learner, losses, grad_norm, episodes, counters, sketches, me.clock.lap())
                 progress.update(learner, episodes, counters)
                 wish = Order(stop=stop_asked.requested(checkpoints.slowest), save=checkpoints.due())
                 order = checkpoints.heed(exchange.agree(wish), learner.updates)
@@ -73,11 +74,21 @@ def train(world: World, plan: Plan) -> int:
         if not (order.stop and config.exact_resume):  # which has just saved
             save(world.largest(checkpoints.generation) + 1)
         metrics.close()
+    if config.replay:
+        return _compared(world, config)
     finished = world.all(learner.updates >= last)
     status, reason = (stop.FINISHED, "") if finished else world.largest(stop_asked.verdict)
     if world.root:
         display.farewell(config, world.size, reason)
     return status
+
+
+def _compared(world: World, config: Config) -> int:
+    """The exit status of a replay: whether every rank's losses and norms are those that were recorded. Collective."""
+    repeated = world.all(replay.repeats(config.replay, config.run_dir, world.rank))
+    if world.root and repeated:
+        display.say(f"replayed: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
+    return stop.FINISHED if repeated else stop.FAILED
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def episode_rows(random: np.random.Generator, number: int, last: int = 100, firs
 
 
 def mix_rows(first: int, last: int) -> np.ndarray:
-    return np.array([(update, 1, update - 1) for update in range(first, last + 1)], runs.TABLES["mixes"])
+    return np.array([(update, 1, update - 1, 0.5) for update in range(first, last + 1)], runs.TABLES["mixes"])
 
 
 def make(path: Path, seed: int, agents: int = 2, number: int = 350, last: int = 100, **settings) -> Path:
@@ -136,22 +136,23 @@ def test_later_files_supersede_rows_beyond_their_start(tmp_path):
 def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
     """`Metrics` itself: a file that gets full, a kill, and a resume at an earlier update."""
     from gala_mpi import metrics
+    from gala_mpi.exchange import Mix
 
     monkeypatch.setattr(metrics, "ROOM", 8)
     losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0)
 
     def record(tables, update, score):
         learner = SimpleNamespace(updates=update, steps=update * STEPS)
-        counters = SimpleNamespace(mixes=[(1, update - 1)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
+        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
         episode = SimpleNamespace(simulator=0, length=5, score=score)
-        tables.record(learner, losses, 0.1, [episode], counters, dict.fromkeys(metrics.SECTIONS, 0.0))
+        tables.record(learner, losses, 0.1, [episode], counters, [], dict.fromkeys(metrics.SECTIONS, 0.0))
         tables.flush()
 
     run_dir = begin(tmp_path / "r", agents=1)
-    first = metrics.Metrics(run_dir, 0, update=0, updates=100, peers=1, hours=0.0)
+    first = metrics.Metrics(run_dir, 0, update=0, updates=100, peers=1, sketch_updates=0, hours=0.0)
     for update in range(1, 13):
         record(first, update, score=1)
-    second = metrics.Metrics(run_dir, 0, update=10, updates=90, peers=1, hours=0.5)
+    second = metrics.Metrics(run_dir, 0, update=10, updates=90, peers=1, sketch_updates=0, hours=0.5)
     for update in range(11, 15):
         record(second, update, score=2)
     run = runs.open_run(run_dir)

@@ -24,6 +24,7 @@ OUT_OF_BOUNDS = [
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
+    ("--sketch-updates", "sketch_updates", [-1]),
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
     ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
     ("--a2c.gae-lambda", "gae_lambda", [-0.1, 1.1, math.nan]),
@@ -43,6 +44,7 @@ IN_BOUNDS = {
     "sticky": [0.0, 0.25, 1.0],
     "checkpoint_minutes": [0.01],
     "keep_checkpoints": [1],
+    "sketch_updates": [0, 1],
     "wall_minutes": [None, 0.1],
     "discount": [0.0, 1.0],
     "gae_lambda": [0.0, 0.95, 1.0],
@@ -144,6 +146,7 @@ FLAGS = [
     ("--env", "breakout", {"env": "breakout"}),
     ("--exchange", "allreduce", {"exchange": "allreduce"}),
     ("--topology", "one-peer-exponential", {"topology": "one-peer-exponential"}),
+    ("--topology", "my graph.txt", {"topology": "my graph.txt"}),
     ("--staleness", "4", {"staleness": 4}),
     ("--total-steps", "1000", {"total_steps": 1000}),
     ("--num-envs", "8", {"num_envs": 8}),
@@ -157,6 +160,7 @@ FLAGS = [
     ("--run-dir", "somewhere", {"run_dir": Path("somewhere")}),
     ("--checkpoint-minutes", "1.5", {"checkpoint_minutes": 1.5}),
     ("--keep-checkpoints", "2", {"keep_checkpoints": 2}),
+    ("--sketch-updates", "20", {"sketch_updates": 20}),
     ("--wall-minutes", "10", {"wall_minutes": 10.0}),
     ("--a2c.gae-lambda", "0.95", {"a2c": A2CSettings(gae_lambda=0.95)}),
 ]
@@ -224,6 +228,12 @@ def test_a_resumed_run_can_be_resumed_again(tmp_path):
 def test_without_resume_the_stored_settings_are_left_alone(tmp_path):
     begin_run(tmp_path / "run", env="breakout")
     assert parse(["--run-dir", str(tmp_path / "run")]).env == "pong"
+
+
+def test_a_resumed_run_keeps_the_text_of_its_graph(tmp_path):
+    graph = "my.txt\n# comment\n0 1\n1 0\n"
+    begin_run(tmp_path / "run", topology=graph)
+    assert parse(["--resume", "--run-dir", str(tmp_path / "run")]).topology == graph
 
 
 def test_resume_needs_a_run(tmp_path):

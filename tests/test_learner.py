@@ -149,6 +149,7 @@ def test_steps_are_those_of_rmsprop():
         gradient = learner.flat.grad.double().numpy()
         square_average = 0.9 * square_average + 0.1 * gradient**2
         expected = before - 0.01 * gradient / (np.sqrt(square_average) + 1e-3)
+        assert learner.step_norm == pytest.approx(np.linalg.norm(expected - before), rel=1e-4)
         assert np.allclose(learner.flat.data.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 

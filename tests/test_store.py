@@ -17,10 +17,11 @@ from gala_mpi import metrics, store
 from gala_mpi.clock import SECTIONS
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Episode, Spaces
-from gala_mpi.exchange import Counters
+from gala_mpi.exchange import Counters, Mix
 from gala_mpi.learner import A2C, Losses
 from gala_mpi.metrics import Metrics
 from gala_mpi.model import Network
+from gala_mpi.sketch import SIZE
 
 ROW = np.dtype([("index", "<i8"), ("square", "<f8"), ("flag", "<i4")])
 ROOT = Path(__file__).parents[1]
@@ -269,6 +270,13 @@ def test_metrics_files_of_a_rank_are_numbered_in_the_order_of_their_writing(tmp_
 # Metrics
 
 
+SKETCH_UPDATES = 3
+
+
+def mixes_of(update: int) -> list[Mix]:
+    return [Mix(1, update - 1, 0.25), Mix(2, update - 3, 1 / 3)][: update % 3]
+
+
 class Writer:
     """One rank's Metrics, with updates that are functions of their number."""
 
@@ -276,7 +284,7 @@ class Writer:
         (run / "metrics").mkdir(parents=True, exist_ok=True)
         self.learner = A2C(Network("mlp", Spaces((2,), False, 2)), A2CSettings(), 1e-3)
         self.learner.updates = update
-        self.metrics = Metrics(run, rank, update, updates, 2, hours=2.0)
+        self.metrics = Metrics(run, rank, update, updates, 2, sketch_updates=SKETCH_UPDATES, hours=2.0)
 
     def record(self, count: int) -> None:
         for _ in range(count):
@@ -284,10 +292,11 @@ class Writer:
             update = self.learner.updates
             self.learner.steps = 80 * update
             episodes = [Episode(i, 10.0 * update + i, 100 + i) for i in range(update % 3)]
-            mixes = [(1, update - 1), (2, update - 3)][: update % 3]
+            mixes = mixes_of(update)
             counters = Counters(mixes, staleness=update % 5, torn=2, poke_gap=0.5)
+            sketches = [np.full(SIZE, float(update + i)) for i in range(2)] if update % SKETCH_UPDATES == 0 else []
             seconds = {section: i + update for i, section in enumerate(SECTIONS)}
-            self.metrics.record(self.learner, Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, counters, seconds)
+            self.metrics.record(self.learner, Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, counters, sketches, seconds)
 
 
 def read(run: Path, name: str, rank: int = 0) -> np.ndarray:
@@ -307,8 +316,11 @@ def assert_nothing_lost(run: Path, updates: int) -> None:
     assert [[row[section] for section in SECTIONS] for row in found] == [[i + u for i in range(6)] for u in every]
     expected = [(u, 80 * u, i, 100 + i, 10.0 * u + i) for u in every for i in range(u % 3)]
     assert [row.item() for row in episodes[["update", "steps", "simulator", "length", "score"]]] == expected
-    expected = [(u, *mix) for u in every for mix in [(1, u - 1), (2, u - 3)][: u % 3]]
-    assert [row.item() for row in mixes] == expected
+    assert [row.item() for row in mixes] == [(u, *mix) for u in every for mix in mixes_of(u)]
+    sketches = read(run, "sketches")
+    assert sketches["update"].tolist() == [u for u in every if u % SKETCH_UPDATES == 0]
+    assert (sketches["gradient"] == sketches["update"][:, None]).all()
+    assert (sketches["parameters"] == sketches["update"][:, None] + 1).all()
 
 
 def test_a_closed_file_has_every_row(tmp_path):
@@ -368,7 +380,7 @@ def test_a_new_file_begins_after_a_restart(tmp_path):
 def test_a_file_has_no_more_room_than_the_run_needs(tmp_path):
     Writer(tmp_path, update=5, updates=7)
     with h5py.File(store.metrics_files(tmp_path, 0)[0], "r") as file:
-        assert file["updates"].shape == (7,) and file["mixes"].shape == (14,)
+        assert file["updates"].shape == (7,) and file["mixes"].shape == (14,) and file["sketches"].shape == (3,)
 
 
 def test_ranks_have_files_of_their_own(tmp_path):

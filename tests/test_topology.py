@@ -6,12 +6,21 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from gala_mpi import topology
-from gala_mpi.topology import OFFSETS, Topology, build, mixing_rate, second_singular_value
+from gala_mpi import model, topology
+from gala_mpi.config import GraphView
+from gala_mpi.envs import Spaces
+from gala_mpi.errors import SettingError
+from gala_mpi.topology import BUILT_IN, Topology, build, draw, files, mixing_rate, second_singular_value
+from gala_mpi.topology.figures import diameter, figures
+from gala_mpi.topology.graphs import sides
 
-SIZES = (1, 2, 3, 4, 5, 7, 8, 16)
-POWERS_OF_TWO = (2, 4, 8, 16)
-every_graph = pytest.mark.parametrize("name, size", [(name, size) for name in OFFSETS for size in SIZES])
+SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16)
+POWERS_OF_TWO = (2, 4, 8, 16, 32)
+every_graph = pytest.mark.parametrize("name, size", [(name, size) for name in BUILT_IN for size in SIZES])
+
+
+def on_a_ring(*rounds: list[int]) -> tuple[tuple[tuple[int], ...], ...]:
+    return tuple(tuple((offset,) for offset in offsets) for offsets in rounds)
 
 
 def product_of_rounds(graph: Topology) -> np.ndarray:
@@ -95,7 +104,7 @@ def test_ring_reads_the_one_before(size):
 def test_a_ring_keeps_cos_pi_over_n_of_a_disagreement(size):
     graph = build("ring", size)
     assert mixing_rate(graph) == pytest.approx(math.cos(math.pi / size), abs=1e-12)
-    assert second_singular_value(graph.mixing_matrix(0)) == mixing_rate(graph)
+    assert second_singular_value(graph.mixing_matrix(0)) == pytest.approx(math.cos(math.pi / size), abs=1e-12)
 
 
 @every_graph
@@ -110,8 +119,8 @@ def test_mixing_rate_is_the_norm_of_what_is_left_of_a_disagreement(name, size):
     "size, expected", [(2, [1]), (3, [1, 2]), (4, [1, 2]), (5, [1, 2, 4]), (8, [1, 2, 4]), (16, [1, 2, 4, 8])]
 )
 def test_exponential_offsets_are_the_powers_of_two_below_n(size, expected):
-    assert build("exponential", size).rounds == (tuple(expected),)
-    assert build("one-peer-exponential", size).rounds == tuple((offset,) for offset in expected)
+    for name, rounds in (("exponential", [expected]), ("one-peer-exponential", [[offset] for offset in expected])):
+        assert tuple(round.offsets for round in build(name, size).rounds) == on_a_ring(*rounds)
 
 
 @pytest.mark.parametrize("size", POWERS_OF_TWO)
@@ -127,7 +136,7 @@ def test_complete_averages_in_one_round(size):
     assert mixing_rate(build("complete", size)) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_one_agent_is_alone(name):
     graph = build(name, 1)
     assert graph.in_peers(0, 3) == graph.out_peers(0, 3) == graph.neighbours(0) == []
@@ -135,5 +144,226 @@ def test_one_agent_is_alone(name):
     assert np.array_equal(graph.mixing_matrix(0), [[1]])
 
 
-def test_names_are_those_of_the_settings():
-    assert set(OFFSETS) == set(topology.get_args(topology.Name))
+@pytest.mark.parametrize("size, expected", [(1, (1, 1)), (7, (1, 7)), (16, (4, 4)), (32, (4, 8)), (1000, (25, 40))])
+def test_a_torus_is_as_square_as_can_be(size, expected):
+    assert sides(size) == expected
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 7, 9, 12, 16])
+def test_a_torus_reads_its_neighbours_on_the_grid(size):
+    grid = nx.grid_2d_graph(*sides(size), periodic=True)
+    columns = sides(size)[1]
+    graph = build("torus", size)
+    for rank in range(size):
+        place = divmod(rank, columns)
+        assert set(graph.in_peers(rank, 0)) == {r * columns + c for r, c in grid[place]} - {rank}
+
+
+# Weights.
+
+
+WEIGHTED = "0 0 0.5\n0 1 0.25\n0 2 0.25\n1 0 1\n2 1 0.9\n2 2 0.1"
+ROWS = np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0, 0.9, 0.1]])
+
+
+# Figures.
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_figures_are_those_of_the_dense_matrices(name, size):
+    graph = build(name, size)
+    found = figures(graph, 1000)
+    product = product_of_rounds(graph)
+    beta = np.linalg.svd(product, compute_uv=False)[1]
+    second = np.sort(np.abs(np.linalg.eigvals(product)))[-2]
+    assert found.beta == pytest.approx(beta, abs=1e-12) and found.long_run_rate == pytest.approx(second, abs=1e-7)
+    assert found.ratio == pytest.approx(beta / (1 - beta), abs=1e-9)
+    assert found.beta_per_update**graph.period == pytest.approx(found.beta, abs=1e-12)
+    if beta > 1e-9:
+        assert beta ** (found.updates_to_halve / graph.period) == pytest.approx(0.5)
+    else:
+        assert found.updates_to_halve == graph.period
+    assert found.bytes_per_update == 4000 * graph.degree
+    assert found.out_degree == max(len(graph.out_peers(rank, k)) for rank in range(size) for k in range(graph.period))
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_diameter_is_when_all_have_heard_of_all(name, size):
+    graph = build(name, size)
+
+    def updates(start: int) -> int:
+        product, count = np.eye(size), 0
+        while not (product > 0).all():
+            product, count = graph.mixing_matrix(start + count) @ product, count + 1
+        return count
+
+    assert diameter(graph) == max(updates(start) for start in range(graph.period))
+    if graph.period == 1:
+        links = nx.DiGraph((peer, reader) for reader in range(size) for peer in graph.in_peers(reader, 0))
+        assert diameter(graph) == nx.diameter(links)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_thousand_agents(name):
+    graph = build(name, 1000)
+    found = figures(graph, 1)
+    assert found.beta == pytest.approx(second_singular_value(product_of_rounds(graph)), abs=1e-12)
+    theory = {
+        "ring": math.cos(math.pi / 1000),
+        "exponential": 1 - 2 / 11,  # Ying et al. 2021: 1 − 2 / (1 + ceil(log2 n)) for even n
+        "complete": 0,
+        "torus": (3 + 2 * math.cos(2 * math.pi / 40)) / 5,
+    }
+    if name in theory:
+        assert found.beta == pytest.approx(theory[name], abs=1e-13)
+    assert 0 <= found.beta < 1 and found.diameter >= math.log(1000, 1 + found.degree) - 1e-9
+
+
+def test_figures_of_a_graph_whose_columns_do_not_sum_to_1():
+    found = figures(files.parse("my.txt", WEIGHTED), 10)
+    centred = (np.eye(3) - 1 / 3) @ ROWS
+    assert found.beta == pytest.approx(np.linalg.norm(centred, 2))
+    assert found.long_run_rate == pytest.approx(np.sort(np.abs(np.linalg.eigvals(ROWS)))[-2])
+    assert (found.degree, found.out_degree, found.diameter) == (2, 2, 2)
+
+
+def test_agents_that_only_swap_never_agree():
+    found = figures(files.parse("swap", "0 1 1\n1 0 1"), 1)
+    assert found.beta == pytest.approx(1) and found.ratio is None and found.updates_to_halve is None
+
+
+def test_the_length_of_messages_is_that_of_the_default_network():
+    pong = Spaces((4, 84, 84), image=True, actions=6)
+    assert GraphView("ring").parameters == sum(p.numel() for p in model.Network("gala", pong).parameters())
+
+
+# Files.
+
+
+def test_a_list_of_edges_without_weights_is_uniform():
+    graph = files.parse("my.txt", "# who reads whom\n0 1\n\n1,2 # a comment\n2\t0\n0 2\n")
+    expected = [[1 / 3, 1 / 3, 1 / 3], [0, 1 / 2, 1 / 2], [1 / 2, 0, 1 / 2]]
+    assert (graph.name, graph.size) == ("my.txt", 3)
+    assert np.array_equal(graph.mixing_matrix(0), expected)
+    assert graph.weights(0, 0) == [1 / 3, 1 / 3, 1 / 3] and graph.weights(1, 0) == [0.5, 0.5]
+    assert graph.in_peers(0, 9) == [1, 2] and graph.out_peers(2, 9) == [0, 1] and graph.neighbours(0) == [2, 1]
+
+
+@pytest.mark.parametrize("text", [WEIGHTED, "0.5 0.25 .25\n1 0 0\n0 0.9 1e-1", " 0.5, 0.25,0.25\n1,0,0 # one\n0,0.9,0.1\n"])
+def test_edges_with_weights_and_matrices_are_the_same_graph(text):
+    np.testing.assert_allclose(files.parse("my.txt", text).mixing_matrix(0), ROWS, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_what_a_graph_is_can_be_written_down_and_read(name, size):
+    graph = build(name, size)
+    for round in range(graph.period):
+        matrix = graph.mixing_matrix(round)
+        try:
+            again = files.parse("again", "\n".join(" ".join(map(repr, row.tolist())) for row in matrix))
+        except SettingError as error:  # one round of several
+            assert graph.period > 1 and "strongly connected" in str(error)
+            continue
+        assert np.allclose(again.mixing_matrix(0), matrix)
+        assert [set(again.in_peers(r, 0)) for r in range(size)] == [set(graph.in_peers(r, round)) for r in range(size)]
+        if graph.period == 1:
+            assert mixing_rate(again) == pytest.approx(mixing_rate(graph), abs=1e-12)
+            assert diameter(again) == diameter(graph)
+
+
+BAD = {
+    "nothing": ("# empty\n\n", "empty", None),
+    "words": ("hello world\n", "'hello' is no weight", 1),
+    "a word among edges": ("0 1\n1 zero\n", "'1 zero' is no edge", 2),
+    "a negative agent": ("0 1\n1 0\n-1 0\n", "'-1 0' is no edge", 3),
+    "half weighted": ("0 1\n1 0 0.5\n", "unlike line 1", 2),
+    "no weight": ("0 0 0.5\n0 1 0.5\n1 0\n", "no weight, unlike line 1", 3),
+    "weight nan": ("0 1 nan\n1 0 1\n", "'nan' is no weight", 1),
+    "weight negative": ("0 0 1.5\n0 1 -0.5\n1 0 1\n", "'-0.5' is no weight", 2),
+    "weight 0": ("0 0 0.5\n0 1 0.5\n1 1 0.5\n1 0 0\n", "weight 0", 4),
+    "twice": ("0 1\n1 0\n# again\n0 1\n", "stands in line 1 already", 4),
+    "itself": ("0 1\n1 1\n", "agent 1 reads itself", 2),
+    "sum": ("0 1 0.5\n0 0 0.5\n1 0 0.5\n1 1 0.4\n", "agent 1, its own included, sum to 0.9", 4),
+    "a gap": ("0 1\n1 0\n1 3\n3 0\n", "agent 2 reads nobody", 3),
+    "nobody read": ("0 1\n1 0\n0 2\n", "agent 2 reads nobody", 3),
+    "mistyped": ("0 1\n1 99999999999\n", "agent 2 reads nobody", 2),
+    "two halves": ("0 1\n1 0\n2 3\n3 2\n", "agent 2 never hears of agent 0", 3),
+    "one way": ("0 1\n1 0\n2 0\n", "agent 0 never hears of agent 2", 1),
+    "row too short": ("0.5 0.5 0\n0 0.5 0.5\n0.5 0.5\n", "2 fields, but 3 in line 1", 3),
+    "row too many": ("0.5 0.5\n0.5 0.5\n0.5 0.5\n", "ends after 3 lines of 2 weights", 3),
+    "row missing": ("0.5 0.5 0 0\n0 0.5 0.5 0\n", "ends after 2 lines of 4 weights", 2),
+    "row sum": ("0.5 0.5\n0.5 0.6\n", "sum to 1.1", 2),
+}
+
+
+@pytest.mark.parametrize("text, what, line", BAD.values(), ids=BAD)
+def test_a_bad_file_names_its_line(text, what, line):
+    with pytest.raises(SettingError) as error:
+        files.parse("my.txt", text)
+    said = str(error.value)
+    assert said.startswith("--topology my.txt" + (f", line {line}: " if line else ": "))
+    assert what in said and ("is expected" in said or "are expected" in said) and "\n" not in said
+
+
+def test_what_is_resolved_needs_no_file_any_more(tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_text(WEIGHTED)
+    resolved = topology.resolve(str(path))
+    path.unlink()
+    assert topology.title(resolved) == str(path) and topology.resolve(resolved) == resolved
+    graph = build(resolved, 3)
+    assert graph == build(resolved, None) and graph.name == str(path)
+    np.testing.assert_allclose(graph.mixing_matrix(0), ROWS)
+    with pytest.raises(SettingError, match=r"my\.txt: a graph of 3 agents, but there are 4"):
+        build(resolved, 4)
+
+
+def test_line_numbers_count_from_the_files_first_line(tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_text("# a comment\n0 1\n0 1\n")
+    with pytest.raises(SettingError, match="line 3: 0 1 stands in line 2 already"):
+        build(topology.resolve(str(path)), 2)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_names_resolve_to_themselves(name):
+    assert topology.resolve(name) == topology.title(name) == name
+
+
+def test_what_is_neither_a_name_nor_a_file_is_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"^--topology rinng: ring, .* or a file is expected \(did you mean ring\?\)$"):
+        topology.resolve("rinng")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "binary"):
+        with pytest.raises(SettingError, match="a text file is expected"):
+            topology.resolve(str(path))
+
+
+# Drawing.
+
+
+@every_graph
+def test_the_drawing_in_the_terminal_is_the_matrix(name, size):
+    graph = build(name, size)
+    rows = [line[4:].split(" ") for line in draw.text(graph).splitlines()[-size:]]
+    for reader, row in enumerate(rows):
+        for peer, cell in enumerate(row):
+            rounds = [k for k in range(graph.period) if peer in graph.in_peers(reader, k)]
+            reads = "●" if graph.period == 1 else "123456789"[rounds[0]] if rounds else "·"
+            assert cell == ("\\" if peer == reader else reads if rounds else "·")
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_drawings_fit_a_terminal(name):
+    for size in (36, 37, 1000):
+        assert max(map(len, draw.text(build(name, size)).splitlines())) <= 132
+
+
+@pytest.mark.parametrize("text", ["ring 3", "torus 6", "one-peer-exponential 65"])
+def test_a_picture_is_written(text, tmp_path):
+    name, size = text.split()
+    draw.picture(build(name, int(size)), tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from gala_mpi import agent, display
+from gala_mpi import agent, display, topology
 from gala_mpi.config import Config, ExchangeBench
 from gala_mpi.exchange import Exchange
 from gala_mpi.world import World
@@ -67,7 +67,7 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
         updates.append(_seconds(me.update))
         mixes = me.exchange.counters().mixes
         messages.append(len(mixes))
-        ages += [me.learner.updates - version for _, version in mixes]
+        ages += [me.learner.updates - mix.version for mix in mixes]
     me.close()
     steps = settings.num_envs * settings.rollout_length
     mine = {
@@ -103,7 +103,7 @@ def allreduce(world: World, size: int) -> float:
 
 def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> None:
     display.say(
-        f"{settings.env}, {settings.exchange} over {settings.topology}, network {settings.network}: "
+        f"{settings.env}, {settings.exchange} over {topology.title(settings.topology)}, network {settings.network}: "
         f"{figures['bytes']:,} bytes a message; {figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "
         f"medians of {bench.updates} updates"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from gala_mpi import agent, display
+from gala_mpi import agent, display, topology
 from gala_mpi.agent import Agent
 from gala_mpi.config import Config, FrozenBench
 from gala_mpi.exchange import Exchange
@@ -123,8 +123,9 @@ def freeze(after: float, seconds: float) -> None:
 
 def show(figures: dict[str, Any], bench: FrozenBench, settings: Config) -> None:
     display.say(
-        f"{settings.env}, {settings.exchange} over {settings.topology}, {figures['ranks']} ranks on {figures['hosts']} hosts, "
-        f"{figures['mpi']}; rank {figures['frozen']} frozen for {figures['seconds']:g} s"
+        f"{settings.env}, {settings.exchange} over {topology.title(settings.topology)}, "
+        f"{figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "
+        f"rank {figures['frozen']} frozen for {figures['seconds']:g} s"
     )
     table = Table("the others", "longest stall, ms", "longest call, ms", "computing", "for a core", "steps/s of each")
     for phase, others in figures["others"].items():

@@ -1,4 +1,4 @@
-"""How agents share what they learn: one small protocol, four members, one table.
+"""How agents share what they learn: one small protocol, a few members, one table.
 
 Everything outside this folder is the same for all of them, so that a comparison between them compares the communication
 and nothing else.
@@ -7,15 +7,21 @@ and nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from mpi4py import MPI
 
-from gala_mpi import topology
+from gala_mpi import store, topology
 from gala_mpi.config import Config
 
-Mix = tuple[int, int]  # whose, which version
+
+class Mix(NamedTuple):
+    """A message that was averaged into the parameters: whose, which version, with which weight."""
+
+    peer: int
+    version: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
     from gala_mpi.exchange.allreduce import AllReduce
     from gala_mpi.exchange.gossip import Gossip
     from gala_mpi.exchange.independent import Independent
+    from gala_mpi.exchange.replay import Replay
     from gala_mpi.exchange.server import Server
 
     if comm.size == 1 or config.exchange == "none":
@@ -74,4 +81,7 @@ def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
         return AllReduce(comm, length)
     if config.exchange == "server":
         return Server(comm, length)
+    if config.replay:
+        mixes, updates = (store.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
+        return Replay(comm, length, mixes, int(updates["update"].max(initial=0)))
     return Gossip(comm, length, topology.build(config.topology, comm.size), config.staleness, config.checksum)

@@ -1,6 +1,7 @@
 """GALA: after each update, average parameters with those of the round's in-peers. Nobody waits (Assran et al. 2019).
 
-Once a newer message of every in-peer has arrived, x ← weighted average, weights 1 / (1 + |in-peers|); otherwise carry on.
+Once a newer message of every in-peer has arrived, x ← weighted average, with the graph's weights (1 / (1 + |in-peers|) if it
+names none); otherwise carry on.
 The newest message wins: a writer never skips one because a reader has not read the last (the authors' code does).
 
 With a staleness bound τ ≥ 1 an agent waits after τ updates without a mix. τ = 0 is lock-step: at update k every agent
@@ -9,6 +10,7 @@ mixes exactly version k of its in-peers, and a writer waits until its readers ha
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +24,16 @@ from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT,
 from gala_mpi.topology import Topology
 
 SECONDS_BETWEEN_WARNINGS = 30.0
+
+
+def average(parameters: np.ndarray, messages: list[np.ndarray], weights: list[float]) -> None:
+    """x ← (1 − Σ w_i) x + Σ w_i m_i, in place."""
+    mixed = torch.from_numpy(parameters)
+    total = 1 - math.fsum(weights)
+    for message, weight in zip(messages, weights, strict=True):
+        total += weight
+        # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
+        mixed.lerp_(torch.from_numpy(message), weight / total)
 
 
 class Gossip:
@@ -38,6 +50,8 @@ class Gossip:
     def __init__(self, comm: MPI.Intracomm, length: int, topology: Topology, staleness: int | None, checksum: bool = False):
         self._comm, self._topology, self._bound = comm, topology, staleness
         self._lockstep = staleness == 0
+        # Of each round: looked up at every poke.
+        self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
         self._mailbox = Mailbox(comm, length, checksum)
         self._pulls = {peer: Pull(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
@@ -66,13 +80,17 @@ class Gossip:
         if self._lockstep:
             self._wait_for_readers()
         self._mailbox.publish(parameters, self._version)
-        peers = self._topology.in_peers(self._comm.rank, self._version)
+        peers = self._in_peers(self._version)
         arrived = self._ask(peers)
         if not arrived and self._bound is not None and self._staleness >= self._bound:
             arrived = self._wait(lambda: self._ask(peers), lambda: self._exhausted(peers), peers)
         self._mixes = self._mix(parameters, peers) if arrived else []
         self._staleness = 0 if arrived else self._staleness + 1
         self._mailbox.post(MIXED, self._version)
+
+    def _in_peers(self, version: int) -> list[int]:
+        """Whom I read at update `version`."""
+        return self._peers[version % len(self._peers)]
 
     def _ask(self, peers: list[int]) -> bool:
         """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
@@ -90,21 +108,19 @@ class Gossip:
 
     def poke(self) -> None:
         self._mailbox.poke()
-        for peer in self._topology.in_peers(self._comm.rank, self._version + 1):
+        for peer in self._in_peers(self._version + 1):
             if self._slow[peer] and not self._lockstep:
                 self._pulls[peer].start(self._mixed[peer])
         for pull in self._pulls.values():
             pull.advance()
 
     def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
-        """x ← (x + Σ messages) / (1 + number of messages), in place, always in the same order."""
+        """Average the messages that are ready into `parameters`, always in the same order."""
         taken = [self._pulls[peer].take() for peer in peers]
-        mixed = torch.from_numpy(parameters)
-        for others, (message, _) in enumerate(taken, start=1):
-            # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
-            mixed.lerp_(torch.from_numpy(message), 1 / (1 + others))
-        mixes = [(peer, version) for peer, (_, version) in zip(peers, taken)]
-        self._mixed.update(mixes)
+        weights = self._topology.weights(self._comm.rank, self._version)[1:]
+        average(parameters, [message for message, _ in taken], weights)
+        mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
+        self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes
 
     def _exhausted(self, peers: list[int]) -> bool:

@@ -15,6 +15,7 @@ TRAIN = ("-m", "gala_mpi.train")
 # A game whose simulators cost next to nothing.
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 STEPS_PER_UPDATE = 4 * 5
+table = store.read_rows
 
 
 def train(n: int, run: Path, *flags: object, timeout: float = 120, status: int = 0) -> CompletedProcess:
@@ -39,16 +40,6 @@ def states(run: Path, n: int) -> list[checkpoint.State]:
 
 def parameters(run: Path, n: int) -> list[np.ndarray]:
     return [state.learner["parameters"] for state in states(run, n)]
-
-
-def table(run: Path, rank: int, name: str) -> np.ndarray:
-    """All rows of a rank that count: those of later files replace what was lost between a checkpoint and a kill."""
-    rows = []
-    for path in store.metrics_files(run, rank):
-        with store.reading(path) as file:
-            rows = [part[part["update"] <= file.attrs["after_update"]] for part in rows]
-            rows.append(file[name][: file[f"rows/{name}"][()]])
-    return np.concatenate(rows)
 
 
 def flushed(run: Path, rank: int) -> int:

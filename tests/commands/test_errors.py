@@ -63,6 +63,7 @@ BAD_VALUES = {
     "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
     "bound": (("--exchange", "server", "--staleness", 1), "--exchange server --staleness 1", "only with --exchange gossip"),
+    "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "network": (("--network", "nature"), "--network nature", "mlp is expected"),
 }
@@ -96,6 +97,15 @@ def test_a_directory_that_exists_is_left_alone(tmp_path):
     (tmp_path / "run" / "thesis.txt").write_text("precious")
     line = assert_refused(tmp_path, *SMALL, "--run-dir", "run")
     assert "--run-dir run exists" in line and "--resume" in line
+
+
+def test_a_graph_that_is_wrong_or_of_another_size_is_refused(tmp_path):
+    graph = tmp_path / "my.txt"
+    graph.write_text("0 1\n1 2\n2 0\n")
+    line = assert_refused(tmp_path, *SMALL, "--topology", "my.txt")
+    assert line == "gala_mpi: --topology my.txt: a graph of 3 agents, but there are 2; as many are expected"
+    graph.write_text("0 1\n1 x\n")
+    assert assert_refused(tmp_path, *SMALL, "--topology", "my.txt").startswith("gala_mpi: --topology my.txt, line 2: '1 x'")
 
 
 @pytest.mark.parametrize("place", ["run", "nothing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -98,6 +99,37 @@ def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
         for name in ("mixes", "episodes"):
             one, other = table(first, rank, name), table(again, rank, name)
             assert all((one[column] == other[column]).all() for column in one.dtype.names if column != "hours")
+
+
+@pytest.mark.parametrize("flags", [SMALL, pytest.param(("--env", "pong", "--num-envs", 2), marks=pytest.mark.long)])
+def test_sketches_of_eight_agents_tell_their_distances(run, flags):
+    """Against the parameters in the checkpoints, which are saved at some of the sketched updates."""
+    often = ("--sketch-updates", 1, "--checkpoint-minutes", 0.01, "--keep-checkpoints", 1000)
+    train(8, run, *flags, *GOSSIP, "--staleness", 0, *often, "--total-steps", 8 * 25 * STEPS_PER_UPDATE, timeout=300)
+    compared = 0
+    for generation in checkpoint.complete(run, 8):
+        learners = [checkpoint.load(run, generation, rank).learner for rank in range(8)]
+        update = learners[0]["updates"]
+        exact = np.array([learner["parameters"] for learner in learners], float)
+        rows = [table(run, rank, "sketches") for rank in range(8)]
+        sketches = np.array([row["parameters"][row["update"] == update][0] for row in rows], float)
+        for i, j in itertools.combinations(range(8), 2):
+            distance = np.linalg.norm(exact[i] - exact[j])
+            assert np.linalg.norm(sketches[i] - sketches[j]) == pytest.approx(distance, rel=0.05)
+            compared += distance > 0
+    assert compared >= 28
+
+
+def test_a_graph_from_a_file_outlives_it(tmp_path):
+    graph, run = tmp_path / "my.txt", tmp_path / "run"
+    graph.write_text("# 0 reads 2, 1 reads 0, 2 reads 1\n0 2 0.5\n0 0 0.5\n1 0 0.25\n1 1 0.75\n2 1 1\n")
+    train(3, run, *SMALL, "--topology", graph, "--staleness", 0, "--total-steps", 3 * 5 * STEPS_PER_UPDATE)
+    graph.unlink()
+    train(3, run, "--resume", "--total-steps", 3 * 10 * STEPS_PER_UPDATE)
+    assert_complete(run, 3, updates=10)
+    for rank, peer in enumerate((2, 0, 1)):
+        mixes = table(run, rank, "mixes")
+        assert mixes["peer"].tolist() == [peer] * 10 and mixes["version"].tolist() == list(range(1, 11))
 
 
 def test_a_checksum_changes_nothing_but_what_it_finds(tmp_path):

@@ -21,12 +21,13 @@ from gala_mpi import topology
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Spaces
 from gala_mpi.exchange import Mix, Order, build
+from gala_mpi.exchange.gossip import average
 from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Progress, Reach, probe
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch
 
-TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete"]
+TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
 LENGTH = 64
 
 
@@ -227,6 +228,26 @@ def test_lockstep_is_the_recursion_and_repeats_bit_for_bit(comm, config):
     np.testing.assert_allclose(first.parameters, expected[comm.rank], rtol=1e-4, atol=1e-5)
 
 
+def test_lockstep_mixes_with_the_weights_of_a_file(comm):
+    """Agent r reads the one before it with weight 1/4 and agent 0, if that is another, with its own weight."""
+    if comm.size == 1:
+        pytest.skip("one agent mixes nothing")
+    lines = ["my.txt", "0 0 0.75", f"0 {comm.size - 1} 0.25", "1 1 0.75", "1 0 0.25"]
+    lines += [f"{rank} {rank - 1} 0.25\n{rank} {rank} 0.125\n{rank} 0 0.625" for rank in range(2, comm.size)]
+    trace = run(comm, gossip("\n".join(lines), 0), 40, gradient=bowl(comm.rank, 0.1), pause=jitter(comm.rank))
+    graph = topology.build("\n".join(lines), comm.size)
+    assert graph.mixing_matrix(0)[-1, 0] == (0.625 if comm.size > 2 else 0.25)
+    np.testing.assert_allclose(trace.parameters, simulate(graph, 40)[comm.rank], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [[0.5], [1 / 3, 1 / 3], [0.25, 0.5, 0.125], [1.0], [0.9, 0.1]])
+def test_an_average_has_its_weights(weights):
+    vectors = np.random.default_rng(1).standard_normal((1 + len(weights), LENGTH)).astype(np.float32)
+    mixed = vectors[0].copy()
+    average(mixed, list(vectors[1:]), weights)
+    np.testing.assert_allclose(mixed, np.array([1 - sum(weights), *weights]) @ vectors.astype(float), atol=1e-6)
+
+
 def simulate(graph: topology.Topology, updates: int) -> np.ndarray:
     x = np.zeros((graph.size, LENGTH))
     for k in range(1, updates + 1):
@@ -240,7 +261,9 @@ def test_lockstep_mixes_exactly_its_own_version_of_all_peers(comm, config):
     trace = run(comm, config, 40, pause=jitter(comm.rank))
     graph = topology.build(config.topology, comm.size)
     for k, mixes in enumerate(trace.mixes, start=1):
-        assert mixes == [(peer, k) for peer in graph.in_peers(comm.rank, k)]
+        weights = graph.mixing_matrix(k)[comm.rank]
+        assert [mix[:2] for mix in mixes] == [(peer, k) for peer in graph.in_peers(comm.rank, k)]
+        assert [mix.weight for mix in mixes] == pytest.approx([weights[mix.peer] for mix in mixes])
     assert set(trace.staleness) == {0}
 
 
@@ -255,7 +278,7 @@ def test_staleness_stays_within_its_bound(comm, graph, bound):
     trace = run(comm, gossip(graph, bound), updates, pause=lambda k: 0.01 if comm.rank == 0 else 0)
     seen = {}
     for k, mixes, staleness in zip(range(1, updates + 1), trace.mixes, trace.staleness):
-        seen |= dict(mixes)
+        seen |= {mix.peer: mix.version for mix in mixes}
         if comm.size > 1 and staleness > bound:
             peers = topology.build(graph, comm.size).in_peers(comm.rank, k)
             assert any(seen.get(peer) == updates for peer in peers), f"update {k} is {staleness} updates after the last mix"
@@ -268,7 +291,7 @@ def test_staleness_stays_within_its_bound(comm, graph, bound):
 def test_a_message_is_mixed_once(comm, graph, staleness):
     trace = run(comm, gossip(graph, staleness), 60, pause=abreast(comm))
     newest: dict[int, int] = {}
-    for peer, version in (mix for mixes in trace.mixes for mix in mixes):
+    for peer, version, _ in (mix for mixes in trace.mixes for mix in mixes):
         assert version > newest.get(peer, 0)
         newest[peer] = version
     assert len(newest) == len(topology.build(graph, comm.size).neighbours(comm.rank))
@@ -304,7 +327,7 @@ def test_agents_that_resume_at_different_updates_mix_at_once(comm, config):
     """
     trace = run(comm, config, 12, pause=abreast(comm), version=100 - 10 * comm.rank)
     for mixes in trace.mixes:
-        assert all(100 - 10 * peer < version <= 112 - 10 * peer for peer, version in mixes)
+        assert all(100 - 10 * peer < version <= 112 - 10 * peer for peer, version, _ in mixes)
     if comm.size > 1:
         assert any(trace.mixes[:3] if reach(comm) is DIRECT else trace.mixes)
 

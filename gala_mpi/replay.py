@@ -1,0 +1,56 @@
+"""Whether a recorded run can be replayed, and whether it was: asked before the first step and after the last."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gala_mpi import store
+from gala_mpi.config import Config
+from gala_mpi.errors import SettingError
+
+# What does not touch the parameters: how they are kept, and how messages came to be mixed when they were.
+FREE = {"replay", "resume", "run_dir", "checkpoint_minutes", "keep_checkpoints", "wall_minutes", "sketch_updates"}
+FREE |= {"staleness", "checksum", "slow_rank"}
+COLUMNS = ("policy_loss", "value_loss", "entropy", "grad_norm", "step_norm")
+
+
+def check(settings: Config, threads: list[int]) -> None:
+    """Refuse to replay what cannot come out the same.
+
+    Args:
+        settings: with nothing left to choose.
+        threads: of every rank.
+
+    Raises:
+        SettingError: names what differs.
+    """
+    run = settings.replay
+    before, starts, agents = store.read_config(run, "--replay"), store.read_starts(run), store.read_agents(run)
+    if before.exchange != "gossip":
+        raise SettingError(f"--replay {run}: the run has --exchange {before.exchange}; gossip is expected")
+    if len(starts) > 1:
+        raise SettingError(f"--replay {run}: the run was started {len(starts)} times; one that was never resumed is expected")
+    if agents != len(threads):
+        raise SettingError(f"--replay {run}: {len(threads)} ranks; the run's {agents} are expected (mpirun -n {agents})")
+    for name in (field.name for field in dataclasses.fields(Config) if field.name not in FREE):
+        here, there = getattr(settings, name), getattr(before, name)
+        if here != there:
+            raise SettingError(f"--replay {run}: {name} {here}; the run's {there} is expected")
+    then = list(starts[0]["threads"])
+    if then != threads:
+        raise SettingError(f"--replay {run}: ranks with {threads} threads; as many as then, {then}, are expected")
+
+
+def repeats(recorded: Path, run: Path, rank: int) -> bool:
+    """Whether all losses and norms of one rank are the same, bit for bit; prints where they begin to differ."""
+    old, new = (store.read_rows(path, rank, "updates") for path in (recorded, run))
+    old = old[: len(new)]
+    same = np.logical_and.reduce([old[column] == new[column] for column in COLUMNS])
+    if not same.all():
+        first = new["update"][~same][0]
+        print(f"gala_mpi: rank {rank} differs from {recorded} from update {first} on", file=sys.stderr, flush=True)
+    return bool(same.all())

@@ -1,0 +1,90 @@
+"""Print what a graph is like and draw it. One process, no MPI.
+
+python -m gala_mpi.topology ring -n 32
+python -m gala_mpi.topology one-peer-exponential -n 32 --out graph.png
+python -m gala_mpi.topology my_graph.txt
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gala_mpi import config, topology
+from gala_mpi.config import GraphView
+from gala_mpi.errors import SettingError
+from gala_mpi.topology import draw
+from gala_mpi.topology.figures import Figures, figures
+from gala_mpi.topology.graphs import Topology
+
+
+def main(arguments: list[str]) -> None:
+    wanted = config.parse_graph_view(arguments)
+    try:
+        config.check_graph_view(wanted)
+        graph = topology.build(topology.resolve(wanted.topology), wanted.agents)
+        if wanted.out is not None:
+            save(graph, wanted.out)
+    except SettingError as error:
+        print(f"gala_mpi: {error}", file=sys.stderr)
+        sys.exit(2)
+    show(wanted, graph, figures(graph, wanted.parameters))
+
+
+def save(graph: Topology, path: Path) -> None:
+    try:
+        draw.picture(graph, path)
+    except OSError as error:
+        raise SettingError(f"--out {path} cannot be written: {error}") from None
+
+
+def show(wanted: GraphView, graph: Topology, found: Figures) -> None:
+    if wanted.json:
+        print(json.dumps({"topology": graph.name, "agents": graph.size, **asdict(found)}))
+    else:
+        # A pipe or a file has no width: lines are as long as they must be.
+        console = Console() if sys.stdout.isatty() else Console(width=200)
+        print(f"{graph.name}, {graph.size} agents")
+        console.print(table(found))
+        print(draw.text(graph))
+    if wanted.out is not None:
+        print(f"drawn: {wanted.out}", file=sys.stderr)
+
+
+def table(found: Figures) -> Table:
+    """The figures with their names; rates of a period and of an update where these differ."""
+    rows = Table(show_header=False)
+    rows.add_row("degree: whom an agent reads in an update, at most", f"{found.degree}")
+    rows.add_row("readers of an agent in an update, at most", f"{found.out_degree}")
+    rows.add_row("diameter: updates until all have heard of all", f"{found.diameter}")
+    if found.period > 1:
+        rows.add_row("period: updates until whom an agent reads comes round again", f"{found.period}")
+        rows.add_row(f"β, second singular value of the product of the period's {found.period} rounds", f"{found.beta:.12g}")
+        rows.add_row("β/(1−β)", ratio(found.ratio))
+        rows.add_row(f"β per update, the {found.period}th root", f"{found.beta_per_update:.12g}")
+        rows.add_row("β/(1−β) of β per update", ratio(found.ratio_per_update))
+    else:
+        rows.add_row("β, second singular value", f"{found.beta:.12g}")
+        rows.add_row("β/(1−β)", ratio(found.ratio))
+    rows.add_row("updates to halve a disagreement", halving(found))
+    rows.add_row("bytes an agent reads in an update", f"{found.bytes_per_update:,}")
+    return rows
+
+
+def ratio(value: float | None) -> str:
+    return "none: β is 1 or more" if value is None else f"{value:.6g}"
+
+
+def halving(found: Figures) -> str:
+    if found.updates_to_halve is None:
+        return "never"
+    return f"{found.updates_to_halve:.4g}" + (" (it is gone then)" if found.long_run_rate == 0 else "")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

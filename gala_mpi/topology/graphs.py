@@ -1,0 +1,142 @@
+"""Rounds of reading and their weights. Pure arithmetic: no files, no MPI, no state.
+
+A graph is a tuple of rounds, used in turn, one an update. In a round, agent r mixes x_r ← Σ_j w_rj x_j over itself and its
+in-peers, Σ_j w_rj = 1. A round is given in one of two ways:
+
+* `Shifts`: all agents do the same. They stand on a ring, or on a grid that wraps around, and read those at given offsets
+  before them, with the uniform weights 1 / (1 + |in-peers|) of GALA (Assran et al. 2019). Its matrix is doubly stochastic.
+* `Table`: anything, row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Agents on a grid of `shape` (row-major) that wraps around; each reads those `offsets` before it."""
+
+    shape: tuple[int, ...]
+    offsets: tuple[tuple[int, ...], ...]
+
+    def in_peers(self, rank: int) -> list[int]:
+        return [self._moved(rank, offset, -1) for offset in self.offsets]
+
+    def out_peers(self, rank: int) -> list[int]:
+        return [self._moved(rank, offset, +1) for offset in self.offsets]
+
+    def weights(self, rank: int) -> list[float]:
+        return [1.0] * (1 + len(self.offsets))
+
+    def _moved(self, rank: int, offset: tuple[int, ...], sign: int) -> int:
+        place = 0
+        stride = math.prod(self.shape)
+        for side, step in zip(self.shape, offset):
+            stride //= side
+            place += (rank // stride % side + sign * step) % side * stride
+        return place
+
+
+@dataclass(frozen=True)
+class Table:
+    """Row r: whom agent r reads; `shares` row r: its own weight and theirs, in the same order, up to a common factor."""
+
+    peers: tuple[tuple[int, ...], ...]
+    shares: tuple[tuple[float, ...], ...]
+
+    def in_peers(self, rank: int) -> list[int]:
+        return list(self.peers[rank])
+
+    def out_peers(self, rank: int) -> list[int]:
+        return [reader for reader, peers in enumerate(self.peers) if rank in peers]
+
+    def weights(self, rank: int) -> list[float]:
+        return list(self.shares[rank])
+
+
+Round = Shifts | Table
+
+
+def _powers(n: int) -> list[int]:
+    """1, 2, 4, ... below n."""
+    return [1 << i for i in range((n - 1).bit_length())]
+
+
+def _ring(n: int, *rounds: list[int]) -> tuple[Shifts, ...]:
+    """Rounds of offsets on a ring of n: circulant graphs."""
+    return tuple(Shifts((n,), tuple((offset,) for offset in offsets)) for offsets in rounds)
+
+
+def sides(n: int) -> tuple[int, int]:
+    """The two factors of n that lie nearest to each other, the smaller first: 4 × 8 for 32, 1 × n for a prime."""
+    short = max(side for side in range(1, math.isqrt(n) + 1) if n % side == 0)
+    return short, n // short
+
+
+def _torus(n: int) -> tuple[Shifts, ...]:
+    """Up to four neighbours on the grid: on a side of 2 both directions lead to the same agent, on a side of 1 to oneself."""
+    rows, columns = sides(n)
+    steps = dict.fromkeys([(0, 1 % columns), (0, columns - 1), (1 % rows, 0), (rows - 1, 0)])
+    return (Shifts((rows, columns), tuple(step for step in steps if any(step))),)
+
+
+BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
+    "ring": lambda n: _ring(n, [1]),
+    "exponential": lambda n: _ring(n, _powers(n)),
+    # At my update k I read the agent 2^(k mod ceil(log2 n)) before me: ceil(log2 n) rounds reach everybody, and average
+    # exactly when n is a power of two (Assran et al., Stochastic Gradient Push, 2019).
+    "one-peer-exponential": lambda n: _ring(n, *([power] for power in _powers(n))),
+    "complete": lambda n: _ring(n, list(range(1, n))),
+    "torus": _torus,
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A graph over `size` agents: the rounds of its period."""
+
+    name: str
+    size: int
+    rounds: tuple[Round, ...]
+
+    @property
+    def period(self) -> int:
+        return len(self.rounds)
+
+    @property
+    def degree(self) -> int:
+        """The largest number of in-peers that an agent has in any round."""
+        return max(
+            len(round.offsets) if isinstance(round, Shifts) else max(map(len, round.peers), default=0) for round in self.rounds
+        )
+
+    def in_peers(self, rank: int, round: int) -> list[int]:
+        """Whom `rank` reads at `round`."""
+        return self.rounds[round % self.period].in_peers(rank)
+
+    def out_peers(self, rank: int, round: int) -> list[int]:
+        """Who reads `rank` at `round`."""
+        return self.rounds[round % self.period].out_peers(rank)
+
+    def weights(self, rank: int, round: int) -> list[float]:
+        """Of `rank` itself and of its in-peers in their order; their sum is 1."""
+        weights = self.rounds[round % self.period].weights(rank)
+        return [weight / math.fsum(weights) for weight in weights]
+
+    def neighbours(self, rank: int) -> list[int]:
+        """Everybody whom `rank` reads in any round, nearest before it on the ring of ranks first."""
+        peers = set(chain.from_iterable(round.in_peers(rank) for round in self.rounds))
+        return sorted(peers, key=lambda peer: (rank - peer) % self.size)
+
+    def mixing_matrix(self, round: int) -> np.ndarray:
+        """P of x_{k+1} = P x_k, float64 [size, size]: row r holds the weights with which r mixes."""
+        matrix = np.zeros((self.size, self.size))
+        for rank in range(self.size):
+            matrix[rank, [rank, *self.in_peers(rank, round)]] = self.rounds[round % self.period].weights(rank)
+        return matrix / matrix.sum(axis=1, keepdims=True)

@@ -1,0 +1,56 @@
+"""Sketches of agents that really train: what they say about all pairs, against the vectors themselves."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from gala_mpi import agent
+from gala_mpi.config import Config
+from gala_mpi.sketch import SIZE
+
+
+@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "none"])
+def test_distances_and_angles_between_agents(comm, exchange):
+    config = Config(
+        env="CartPole-v1", network="mlp", precision="fp32", num_envs=4, exchange=exchange, total_steps=10**6, sketch_updates=10
+    )
+    with closing(agent.build(config, comm, 0, 1)) as me:
+        me.start()
+        own = catch_gradients(me)
+        for update in range(1, 51):
+            before = me.learner.flat.data.clone()
+            _, grad_norm, _, sketches = me.update()
+            assert len(sketches) == (2 if update % 10 == 0 else 0)
+            if exchange == "none":  # nothing but the step has changed the parameters
+                assert me.learner.step_norm == pytest.approx(float((me.learner.flat.data - before).norm()), rel=1e-3)
+            if not sketches:
+                continue
+            exact = np.array(comm.allgather([own[-1], me.learner.flat.data.numpy().copy()]))
+            sketched = np.array(comm.allgather(sketches))
+            for i, j in combinations(range(comm.size), 2):
+                one, other = (np.linalg.norm(v[i, 1].astype(float) - v[j, 1]) for v in (exact, sketched))
+                assert other == pytest.approx(one, rel=0.05)
+                one, other = (cosine(v[i, 0], v[j, 0]) for v in (exact, sketched))
+                assert other == pytest.approx(one, abs=4.5 / np.sqrt(SIZE))
+            if exchange != "allreduce":
+                assert np.linalg.norm(sketches[0]) == pytest.approx(grad_norm, rel=0.05)
+
+
+def catch_gradients(me: agent.Agent) -> list[np.ndarray]:
+    """Every gradient of this agent as its exchange is given it."""
+    caught, give = [], me.exchange.gradient
+
+    def gradient(vector: np.ndarray) -> None:
+        caught.append(vector.copy())
+        give(vector)
+
+    me.exchange.gradient = gradient
+    return caught
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a.astype(float) @ b / np.linalg.norm(a.astype(float)) / np.linalg.norm(b.astype(float)))
