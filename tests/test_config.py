@@ -23,6 +23,7 @@ OUT_OF_BOUNDS = [
     ("--lr", "lr", [0.0, -1e-3, math.inf, math.nan]),
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
+    ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
     ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
@@ -42,6 +43,7 @@ IN_BOUNDS = {
     "lr": [None, 1e-9, 1.0],
     "sticky": [0.0, 0.25, 1.0],
     "checkpoint_minutes": [0.01],
+    "checkpoint_updates": [None],
     "keep_checkpoints": [1],
     "wall_minutes": [None, 0.1],
     "discount": [0.0, 1.0],
@@ -136,6 +138,13 @@ def test_updates_are_the_fewest_that_do_all_steps(total_steps):
     assert updates * per_update >= total_steps > (updates - 1) * per_update
 
 
+def test_updates_do_what_is_left_of_the_steps():
+    """After 3 agents with 4 updates each and 1000 steps in all, the counters of 2 agents stand at 6."""
+    config = Config(total_steps=3000, num_envs=16, rollout_length=5)
+    assert config.updates(2, done=12, steps=1000) == 6 + math.ceil(2000 / 160)
+    assert config.updates(2, done=12, steps=5000) <= 6
+
+
 def test_no_flags_are_the_defaults():
     assert parse([]) == Config()
 
@@ -156,6 +165,7 @@ FLAGS = [
     ("--sticky", "0.25", {"sticky": 0.25}),
     ("--run-dir", "somewhere", {"run_dir": Path("somewhere")}),
     ("--checkpoint-minutes", "1.5", {"checkpoint_minutes": 1.5}),
+    ("--exact-resume", "--checkpoint-updates=7", {"exact_resume": True, "checkpoint_updates": 7}),
     ("--keep-checkpoints", "2", {"keep_checkpoints": 2}),
     ("--wall-minutes", "10", {"wall_minutes": 10.0}),
     ("--a2c.gae-lambda", "0.95", {"a2c": A2CSettings(gae_lambda=0.95)}),
