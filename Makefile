@@ -2,6 +2,7 @@
 # make test      every test, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
+# make test-kills  50 times SIGKILL at random instants: every resume works (a quarter of an hour)
 # make bench     how fast training is here
 # make lint      style
 # make venv      only the environment, .venv (Python, MPICH and all)
@@ -12,7 +13,7 @@ N ?= 2
 MINUTES ?= 3
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm lint stress bench
+.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm test-kills lint stress bench
 
 venv: .venv/ready
 
@@ -85,6 +86,9 @@ stress: .venv/ready .venv-openmpi/ready
 	$(MPICH) $(STRESS)
 	$(TCP) $(STRESS)
 	$(OPENMPI) $(STRESS)
+
+test-kills: .venv/ready
+	KILLS=50 $(MPICH) python -m pytest -q -o faulthandler_timeout=3600 tests/commands/test_resume.py -k random_instants
 
 lint: .venv/ready
 	.venv/bin/ruff check .

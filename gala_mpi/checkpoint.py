@@ -118,7 +118,7 @@ class Checkpoints:
         has missed some leaves them out. Where all ranks save at the same update, they count together whatever their clocks say.
         """
         began = time.monotonic()
-        missed = max(0, int((began - self._due) // self._seconds))
+        missed = int(max(0.0, began - self._due) // self._seconds)
         self._due += (1 + missed) * self._seconds
         self.generation = generation or self.generation + 1 + (0 if self._config.in_step else missed)
         path = store.checkpoint_file(self._run, self.generation, self._rank)

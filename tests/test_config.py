@@ -23,6 +23,7 @@ OUT_OF_BOUNDS = [
     ("--lr", "lr", [0.0, -1e-3, math.inf, math.nan]),
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
+    ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
     ("--sketch-updates", "sketch_updates", [-1]),
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
@@ -43,6 +44,7 @@ IN_BOUNDS = {
     "lr": [None, 1e-9, 1.0],
     "sticky": [0.0, 0.25, 1.0],
     "checkpoint_minutes": [0.01],
+    "checkpoint_updates": [None],
     "keep_checkpoints": [1],
     "sketch_updates": [0, 1],
     "wall_minutes": [None, 0.1],
@@ -138,6 +140,13 @@ def test_updates_are_the_fewest_that_do_all_steps(total_steps):
     assert updates * per_update >= total_steps > (updates - 1) * per_update
 
 
+def test_updates_do_what_is_left_of_the_steps():
+    """After 3 agents with 4 updates each and 1000 steps in all, the counters of 2 agents stand at 6."""
+    config = Config(total_steps=3000, num_envs=16, rollout_length=5)
+    assert config.updates(2, done=12, steps=1000) == 6 + math.ceil(2000 / 160)
+    assert config.updates(2, done=12, steps=5000) <= 6
+
+
 def test_no_flags_are_the_defaults():
     assert parse([]) == Config()
 
@@ -159,6 +168,7 @@ FLAGS = [
     ("--sticky", "0.25", {"sticky": 0.25}),
     ("--run-dir", "somewhere", {"run_dir": Path("somewhere")}),
     ("--checkpoint-minutes", "1.5", {"checkpoint_minutes": 1.5}),
+    ("--exact-resume", "--checkpoint-updates=7", {"exact_resume": True, "checkpoint_updates": 7}),
     ("--keep-checkpoints", "2", {"keep_checkpoints": 2}),
     ("--sketch-updates", "20", {"sketch_updates": 20}),
     ("--wall-minutes", "10", {"wall_minutes": 10.0}),
