@@ -19,7 +19,6 @@ ANALYSIS = ROOT / "analysis"
 sys.path.insert(0, str(ANALYSIS))
 
 import learning_curves  # noqa: E402
-
 import runs  # noqa: E402
 from gala_mpi import store  # noqa: E402
 from gala_mpi.config import A2CSettings, Config  # noqa: E402
