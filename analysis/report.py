@@ -58,8 +58,9 @@ h2 {{ font-size: 1.2rem; margin: 2.5rem 0 .5rem; line-height: 1.25 }}
 img {{ display: block; width: 100%; max-width: 44rem; height: auto; margin: .5rem auto }}
 .wide {{ overflow-x: auto; margin: .5rem 0 }}
 table {{ border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; overflow-wrap: anywhere }}
-th {{ border-bottom: 2px solid #888; overflow-wrap: normal }}
+th, td {{ padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }}
+th, td {{ max-width: 16rem; overflow-wrap: break-word }}
+th {{ border-bottom: 2px solid #888 }}
 td.number, th.number {{ text-align: right; white-space: nowrap }}
 .notes {{ font-size: .85rem; color: #7a3b00; padding-left: 1.2rem; overflow-wrap: anywhere }}
 details {{ font-size: .85rem; margin: .5rem 0 }}
@@ -70,6 +71,7 @@ nav a {{ color: #00558a; display: inline-block; margin-right: 1rem }}
   nav {{ display: none }}
   .wide {{ overflow: visible }}
   table {{ font-size: 6.5pt }}
+  th, td {{ padding: .1rem .2rem; overflow-wrap: anywhere }}
   img, tr {{ break-inside: avoid }}
   h2 {{ break-after: avoid }}
 }}
