@@ -103,7 +103,7 @@ def drift(run: Run) -> Drift:
         return Drift(run, chosen, agents, np.full(len(chosen), np.nan), np.nan, np.nan)
     history = History(run)
     bound = np.array([history.bound(update) for update in chosen])
-    beta, period = run.starts[-1].get("beta", np.nan), len(run.starts[-1].get("offsets", [0]))
+    beta, period = run.starts[-1].get("beta", np.nan), run.starts[-1].get("period", 1)
     prior = max(history.steps.values(), default=0.0) * (period - 1 + period * beta / (1 - beta))
     return Drift(run, chosen, agents, bound, prior, beta)
 

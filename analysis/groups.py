@@ -83,7 +83,8 @@ def _rank(value: Any) -> tuple[int, Any]:
 
 
 def _describe(name: str, value: Any) -> str:
-    return value if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
+    # A graph from a file is its name and its whole text.
+    return value.partition("\n")[0] if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
 
 
 def mixtures(groups: list[Group]) -> list[str]:

@@ -165,7 +165,7 @@ class Run:
         c = self.config
         method = METHODS.get(c["exchange"], c["exchange"])
         if c["exchange"] == "gossip":
-            method += f" {c['topology']}" + ("" if c["staleness"] is None else f", τ = {c['staleness']}")
+            method += f" {c['topology'].partition(chr(10))[0]}" + ("" if c["staleness"] is None else f", τ = {c['staleness']}")
         flat = {"method": method, "agents": self.agents, "simulators": self.agents * c["num_envs"]}
         for name, value in c.items():
             flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}

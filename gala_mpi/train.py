@@ -17,6 +17,7 @@ import sys  # noqa: E402
 
 from gala_mpi import agent, checkpoint, display, plan  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
+from gala_mpi.energy import Meter  # noqa: E402
 from gala_mpi.exchange import Order  # noqa: E402
 from gala_mpi.metrics import Metrics  # noqa: E402
 from gala_mpi.plan import Plan  # noqa: E402
@@ -41,7 +42,8 @@ def train(world: World, plan: Plan) -> None:
     if plan.generation:
         hours = checkpoint.restore(run, plan.generation, world.rank, learner)
     to_come = me.updates - learner.updates
-    metrics = Metrics(run, world.rank, learner.updates, to_come, plan.mixes_per_update, config.sketch_updates, hours)
+    meter = Meter() if world.node.rank == 0 else None
+    metrics = Metrics(run, world.rank, learner.updates, to_come, plan.mixes_per_update, config.sketch_updates, hours, meter)
     checkpoints = Checkpoints(run, world.rank, config.checkpoint_minutes, config.keep_checkpoints, plan.generation)
     stop_asked = Stop(config.wall_minutes)
 

@@ -365,7 +365,7 @@ def gossip_run(path: Path, graph: topology.Topology, updates: int, late: float =
     run_dir = begin(path, agents=n, total_steps=updates * STEPS * n, topology=graph.name)
     with h5py.File(run_dir / "run.h5", "r+") as file:
         file["starts/0"].attrs["beta"] = topology.mixing_rate(graph)
-        file["starts/0"].attrs["offsets"] = ["1"] * len(graph.rounds)
+        file["starts/0"].attrs["period"] = graph.period
     x = {(rank, 0): np.zeros(SIZE) for rank in range(n)}
     y: dict[tuple[int, int], np.ndarray] = {}
     blank = np.zeros(updates, runs.TABLES["sketches"])
@@ -506,7 +506,9 @@ VARYING = simulate.Measured(np.random.default_rng(0).gamma(20, 0.1 / 20, 10_000)
 def test_the_model_reads_whom_the_training_reads():
     for name in ("ring", "exponential", "one-peer-exponential", "complete"):
         for n in (2, 3, 8, 12):
-            assert [tuple(o) for o in simulate.offsets(name, n)] == [tuple(o) for o in topology.build(name, n).rounds]
+            graph = topology.build(name, n)
+            read = [sorted(offset % n for offset in offsets) for offsets in simulate.offsets(name, n)]
+            assert read == [sorted(-peer % n for peer in graph.in_peers(0, k)) for k in range(graph.period)]
 
 
 def test_the_model_without_chance_is_arithmetic():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-from recorded import FACTS, ROOM, STEPS, begin, cut, episode_rows, make, mix_rows, scribble, update_rows, write
+from recorded import FACTS, ROOM, ROOT, STEPS, begin, cut, episode_rows, make, mix_rows, scribble, update_rows, write
 
 import runs
 from gala_mpi import store
@@ -18,8 +23,35 @@ from gala_mpi.config import A2CSettings
 def test_the_columns_are_those_of_the_writer():
     from gala_mpi import metrics
 
-    assert runs.TABLES == {"updates": metrics.UPDATES, "episodes": metrics.EPISODES, "mixes": metrics.MIXES}
+    assert runs.TABLES == metrics.TABLES
     assert runs.FORMAT == store.FORMAT
+
+
+def test_the_reference_is_made_of_the_code():
+    from gala_mpi import evaluate, provenance, reference, topology
+
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == reference.page(), "python -m gala_mpi.reference > docs/metrics.md"
+    facts = provenance.facts(topology.build("ring", 4), "MPI", ["a"], [1], 0)
+    assert {*facts, "config"} == set(reference.FACTS)
+    for name in evaluate.GAMES.names:
+        assert f"`{name}`" in page
+
+
+def test_the_reference_s_examples_run(tmp_path):
+    """Those whose packages are here; h5dump as well."""
+    make(tmp_path / "runs" / "pong", 0)
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "runs.py").symlink_to(ROOT / "analysis" / "runs.py")
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "metrics.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        packages = {"pandas", "xarray"} & set(re.findall(r"\w+", example))
+        if all(importlib.util.find_spec(package) for package in packages):
+            folder = tmp_path / "analysis" if "open_run" in example else tmp_path
+            subprocess.run([sys.executable, "-c", example], cwd=folder, check=True)
+    if shutil.which("h5dump"):
+        subprocess.run(["h5dump", "-d", "/updates", "-c", "3", "runs/pong/metrics/rank00000.h5"], cwd=tmp_path, check=True)
 
 
 def test_a_run_reads_back_as_written(tmp_path):
@@ -69,22 +101,25 @@ def test_later_files_supersede_rows_beyond_their_start(tmp_path):
 def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
     """`Metrics` itself: a file that gets full, a kill, and a resume at an earlier update."""
     from gala_mpi import metrics
+    from gala_mpi.energy import Meter
+    from gala_mpi.exchange import Mix
 
     monkeypatch.setattr(metrics, "ROOM", 8)
+    monkeypatch.setattr(metrics, "SECONDS_BETWEEN_READINGS", 0.0)
     losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0)
 
     def record(tables, update, score):
-        learner = SimpleNamespace(updates=update, steps=update * STEPS)
-        counters = SimpleNamespace(mixes=[(1, update - 1)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
+        learner = SimpleNamespace(updates=update, steps=update * STEPS, step_norm=0.1)
+        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
         episode = SimpleNamespace(simulator=0, length=5, score=score)
-        tables.record(learner, losses, 0.1, [episode], counters, dict.fromkeys(metrics.SECTIONS, 0.0))
+        tables.record(learner, losses, 0.1, [episode], counters, [], dict.fromkeys(metrics.SECTIONS, 0.0))
         tables.flush()
 
     run_dir = begin(tmp_path / "r", agents=1)
-    first = metrics.Metrics(run_dir, 0, update=0, updates=100, peers=1, hours=0.0)
+    first = metrics.Metrics(run_dir, 0, update=0, updates=100, peers=1, sketch_updates=0, hours=0.0, meter=Meter())
     for update in range(1, 13):
         record(first, update, score=1)
-    second = metrics.Metrics(run_dir, 0, update=10, updates=90, peers=1, hours=0.5)
+    second = metrics.Metrics(run_dir, 0, update=10, updates=90, peers=1, sketch_updates=0, hours=0.5)
     for update in range(11, 15):
         record(second, update, score=2)
     run = runs.open_run(run_dir)
@@ -93,6 +128,9 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
         assert table["update"].tolist() == list(range(1, 15))
     assert run.episodes(0)["score"].tolist() == [1] * 10 + [2] * 4
     assert run.updates(0)["hours"][-1] > 0.5 and run.problems == []
+    energy = run.energy(0)
+    assert energy["update"].tolist() == list(range(1, 11))  # the second start had no meter
+    assert (energy["seconds"] >= 0).all() and (run.updates(0)["cpu"] >= 0).all()
 
 
 def test_rows_beyond_the_counter_mean_nothing(tmp_path):
