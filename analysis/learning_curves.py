@@ -1,203 +1,152 @@
-"""How does the score grow with steps, and with hours?
+"""How does the score grow with steps, with hours, and with energy?
 
     python analysis/learning_curves.py runs/pong-gossip-...                       one run
     python analysis/learning_curves.py runs --by exchange --out curves.pdf        all runs in a folder, compared
+    python analysis/learning_curves.py runs --statistic iqm                       over games and seeds
 
-Prints a line a run and draws the training score against the steps of all agents and against hours, a row of panels for
-each game. Beside the figure it writes a CSV with the numbers drawn. Runs of one game that agree in the settings of --by
-are a group, drawn as one line. Works on runs that still train. Needs h5py, numpy and matplotlib.
+Draws the training score against the steps of all agents, hours, and kilojoules where energy was measured.
 
 Definitions:
 
-* score: the sum of real (never clipped) rewards of one whole training episode, of any agent.
+* score: the sum of real (never clipped) rewards of one whole training episode, of any agent. Normalised: 0 is a random
+  policy, 1 the human tester of Mnih et al. 2015.
 * steps (all agents): the steps of the agent at the end of the update in which the episode ended, times the agents.
+* energy: of all nodes, as their counters tell; whose counters stands on the axis.
 * line: from 0 to where the first run of the group ends, x is cut into 100 equal bins (fewer if a run has under 3,000
-  episodes there, but 10 at least); a run's value in a bin is the mean score of the episodes that ended in it; the line
-  is the mean of these values over the runs of the group that have episodes there, drawn at the middle of the bin.
-* band: of a single run, ± 1 standard deviation of the scores of the episodes in the bin; of several runs, from the
-  smallest to the largest of the runs' values.
+  episodes there, but 10 at least); a run's value in a bin is the mean score of the episodes that ended in it, and that of
+  the bin before where none did; drawn at the middle of the bin, from the first bin in which every run has a value. The
+  line is the mean of these values over runs (--statistic mean, a panel for each game) or the interquartile mean of the
+  normalised values over games × seeds (--statistic iqm; Agarwal et al., NeurIPS 2021).
+* band: of several runs, the 95% percentile bootstrap interval of the line, runs resampled within each game (2,000 times;
+  with few runs it is too narrow, with one run of a game there is none); of a single run, ± 1 standard deviation of the
+  scores of the episodes in the bin.
 * first, last: mean of the first and last 100 scores by time, over all agents; best: the largest mean of 100 successive
   scores. Of a run of fewer episodes, all of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from runs import Run, RunError, find_runs, open_run
+import stats
+from groups import Group, grouped, labels, mixtures
+from references import GAMES, normalised
+from runs import Run, RunError
+from script import Answer, Options, Table, legend, look, main, panels
 
 MOST_BINS, FEWEST_BINS = 100, 10
 EPISODES_PER_BIN = 30  # wanted on average, at least
 WINDOW = 100  # episodes behind first, best and last
-AXES = {"steps": "steps (all agents)", "hours": "training time (hours)"}
-FORMATS = (".png", ".pdf", ".svg")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
-LEGEND_WIDTH = 110  # letters, of which the line before a name takes 8
-DASHES = ("-", "--", ":", "-.")  # for more groups than colours
-# Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
-INCIDENTAL = {"run_dir", "resume", "seed", "total_steps", "wall_minutes", "checkpoint_minutes", "keep_checkpoints"}
+AXES = {"steps": "steps (all agents)", "hours": "training time (hours)", "kilojoules": "energy (kJ, {})"}
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The finished episodes of one run in the order of time; (episodes,) arrays."""
+class Curves(Options):
+    """How does the score grow?"""
 
-    run: Run
-    steps: np.ndarray
-    hours: np.ndarray
-    score: np.ndarray
+    statistic: Literal["mean", "iqm"] = "mean"
+    """mean: over runs, a row of panels for each game; iqm: interquartile mean of normalised scores over games × seeds."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs of one env that are drawn as one line."""
+class Line:
+    """One line of one panel: runs of one game, or of several if scores are normalised."""
 
-    env: str
-    label: str
-    members: list[Scores]
+    panel: str
+    group: Group
+    games: list[list[Run]]  # a list a game
+    normalise: bool
 
-    @property
-    def name(self) -> str:
-        return self.env if self.label == self.env else f"{self.env} {self.label}"
+    def scores(self, run: Run) -> np.ndarray:
+        values = run.scores["score"]
+        return normalised(run.config["env"], values) if self.normalise else values
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line and its band; (bins,) arrays, bins without episodes left out."""
+    """A line and its band; (bins,) arrays."""
 
     x: np.ndarray
-    mean: np.ndarray
+    value: np.ndarray
     low: np.ndarray
     high: np.ndarray
     episodes: np.ndarray
-    runs: np.ndarray  # how many runs have episodes in the bin
 
 
-# Reading.
+def answer(found: list[Run], options: Curves) -> Answer:
+    some = [run for run in found if len(run.scores)]
+    notes = [f"{run.path}: no finished episode is there; it is left out" for run in found if run not in some]
+    if not some:
+        raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
+    groups = grouped(some, options.by)
+    lines, more = by_game(groups) if options.statistic == "mean" else over_games(groups)
+    sources = {run.joules[2] for run in some}
+    axes = [axis for axis in AXES if axis != "kilojoules" or (len(sources) == 1 and "" not in sources)]
+    curves = {(n, axis): curve(line, axis) for n, line in enumerate(lines) for axis in axes}
+    names = list(dict.fromkeys(line.panel for line in lines))
+    figure, all_panels = panels(len(names) * len(axes), columns=1 if len(names) < 3 else len(axes))
+    order = labels([line.group for line in lines])
+    for (name, axis), ax in zip([(name, axis) for name in names for axis in axes], all_panels):
+        for n, line in enumerate(lines):
+            if line.panel == name:
+                plot(ax, curves[n, axis], line.group, order.index(line.group.label))
+        ylabel = "normalised score (0 random, 1 human)" if options.statistic == "iqm" else "score (points)"
+        ax.set(title=name, xlabel=AXES[axis].format(*sources), ylabel=ylabel, xlim=(0, None))
+        if axis == "steps":
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    legend(figure, all_panels)
+    statistic = {"mean": "mean", "iqm": "interquartile mean"}[options.statistic]
+    figure.suptitle(f"{statistic} of training scores\n{bands(lines)}", fontsize=10)
+    ends = [f"{line.group.label} ends at {curves[n, 'steps'].value[-1]:.3g} ({line.panel})" for n, line in enumerate(lines)]
+    alt = f"Lines of the {statistic} training score against {', '.join(axes)}: {'; '.join(ends)}."
+    notes += [*mixtures(groups), *more, *short(lines, axes)]
+    return Answer(table(groups), figure, alt, points(lines, curves), notes)
 
 
-def load(paths: list[str]) -> list[Scores]:
-    """The scores of all runs at `paths`. What is damaged or has no episodes is told on stderr, and left out.
-
-    Raises:
-        RunError: nothing is left.
-    """
-    found, lines = [], []
-    for path in find_runs(paths):
-        try:
-            scores = read(open_run(path))
-        except RunError as error:
-            lines.append(str(error))
-            continue
-        if len(scores.score):
-            found.append(scores)
-        else:
-            lines.append(f"{path}: no finished episode is there; one or more is expected")
-        lines += scores.run.problems
-    if not found:
-        raise RunError(lines[0] + (f" (and {len(lines) - 1} more problems)" if lines[1:] else ""))
-    for line in lines:
-        note(line)
-    return found
+def by_game(groups: list[Group]) -> tuple[list[Line], list[str]]:
+    return [Line(group.env, group, [group.runs], False) for group in groups], []
 
 
-def read(run: Run) -> Scores:
-    episodes = run.all_episodes()
-    episodes = episodes[np.argsort(episodes["hours"], kind="stable")]
-    return Scores(run, episodes["steps"] * run.agents, episodes["hours"], episodes["score"].astype(float))
+def over_games(groups: list[Group]) -> tuple[list[Line], list[str]]:
+    """One line a label, over all games whose scores can be normalised."""
+    known = [group for group in groups if group.env in GAMES]
+    if not known:
+        raise RunError(f"--statistic iqm: no run of {', '.join(GAMES)} is there; other games have no normalised score")
+    games = sorted({group.env for group in known})
+    lines, notes = [], [f"{group.name}: has no normalised score; it is left out" for group in groups if group not in known]
+    for label in labels(known):
+        mine = [group for group in known if group.label == label]
+        runs = [run for group in mine for run in group.runs]
+        lines.append(Line(", ".join(games), Group("all games", label, runs), [group.runs for group in mine], True))
+        if absent := sorted(set(games) - {group.env for group in mine}):
+            notes.append(f"{label}: has no runs of {', '.join(absent)}, which others have")
+    return lines, notes
 
 
-def note(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
-
-
-# Grouping.
-
-
-def settings(run: Run) -> dict[str, Any]:
-    """All settings by name, the learner's dotted ("a2c.gae_lambda"), and the number of agents."""
-    flat: dict[str, Any] = {"agents": run.agents}
-    for name, value in run.config.items():
-        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def grouped(scores: list[Scores], by: list[str]) -> list[Group]:
-    """The scores of runs that agree in their env and in the settings `by`, ordered by these.
-
-    Raises:
-        RunError: there is no such setting.
-    """
-    known = sorted(set().union(*(settings(s.run) for s in scores)))
-    for name in by:
-        if name not in known:
-            raise RunError(f"--by {name}: no such setting; one of {', '.join(known)} is expected")
-    groups: dict[tuple, Group] = {}
-    for s in scores:
-        values = [(name, settings(s.run).get(name)) for name in by]
-        env = s.run.config["env"]
-        key = (env, *(rank(value) for _, value in values))
-        label = ", ".join(describe(name, value) for name, value in values)
-        groups.setdefault(key, Group(env, label, [])).members.append(s)
-    return [groups[key] for key in sorted(groups)]
-
-
-def rank(value: Any) -> tuple[int, Any]:
-    """Sorts values of a setting: unset, then numbers, then words."""
-    return (0, 0) if value is None else (2, value) if isinstance(value, str) else (1, value)
-
-
-def describe(name: str, value: Any) -> str:
-    # A graph from a file is its name and its whole text.
-    return value.partition("\n")[0] if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
-
-
-def differences(group: Group) -> list[str]:
-    """The settings in which runs of a group differ and that are no mere repetition."""
-    members = [settings(s.run) for s in group.members]
-    names = sorted(set().union(*members) - INCIDENTAL)
-    return [name for name in names if len({repr(member.get(name)) for member in members}) > 1]
-
-
-# Curves.
-
-
-def curve(members: list[Scores], axis: str) -> Curve:
-    """The line and band of a group along `axis` ("steps" or "hours"); see the top of this file."""
-    end, _ = ends(members, axis)
-    fewest = min(np.count_nonzero(getattr(s, axis) <= end) for s in members)
+def curve(line: Line, axis: str) -> Curve:
+    """The line and band along `axis`, a column of Run.scores; see the top of this file."""
+    runs = [run for game in line.games for run in game]
+    end = min(float(run.scores[axis].max()) for run in runs)
+    fewest = min(np.count_nonzero(run.scores[axis] <= end) for run in runs)
     edges = np.linspace(0, end, np.clip(fewest // EPISODES_PER_BIN, FEWEST_BINS, MOST_BINS) + 1)
-    binned = [bin_scores(getattr(s, axis), s.score, edges) for s in members]
-    episodes, means, deviations = (np.array(columns) for columns in zip(*binned, strict=True))  # (runs, bins) each
-    some = episodes.sum(axis=0) > 0
-    episodes, means, deviations = episodes[:, some], means[:, some], deviations[:, some]
-    mean = np.nanmean(means, axis=0)
-    if len(members) == 1:
-        low, high = mean - deviations[0], mean + deviations[0]
+    binned = {id(run): bin_scores(run.scores[axis], line.scores(run), edges) for run in runs}
+    begun = max(np.flatnonzero(number)[0] for number, _, _ in binned.values())
+    strata = [np.array([carried(binned[id(run)][1])[begun:] for run in game]) for game in line.games]
+    statistic = stats.iqm if line.normalise else stats.mean
+    value = statistic(np.concatenate(strata))
+    if len(runs) > 1:
+        low, high = stats.interval(strata, statistic)
     else:
-        low, high = np.nanmin(means, axis=0), np.nanmax(means, axis=0)
-    middles = (edges[:-1] + edges[1:])[some] / 2
-    return Curve(middles, mean, low, high, episodes.sum(axis=0), (episodes > 0).sum(axis=0))
-
-
-def ends(members: list[Scores], axis: str) -> tuple[float, float]:
-    """Where the first and the last of the runs end."""
-    ends = [float(getattr(s, axis).max()) for s in members]
-    return min(ends), max(ends)
+        deviation = carried(binned[id(runs[0])][2])[begun:]
+        low, high = value - deviation, value + deviation
+    episodes = sum(number for number, _, _ in binned.values())
+    middles = (edges[:-1] + edges[1:]) / 2
+    return Curve(middles[begun:], value, low, high, episodes[begun:])
 
 
 def bin_scores(x: np.ndarray, score: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -214,161 +163,64 @@ def bin_scores(x: np.ndarray, score: np.ndarray, edges: np.ndarray) -> tuple[np.
     return number, mean, np.sqrt(variance)
 
 
+def carried(values: np.ndarray) -> np.ndarray:
+    """`values` with each NaN replaced by the last number before it, if there is one."""
+    last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
+    return values[last]
+
+
 def windows(score: np.ndarray) -> tuple[float, float, float]:
     """Mean score of the first, the best and the last WINDOW episodes."""
-    width = min(WINDOW, len(score))
-    sums = np.cumsum(np.concatenate([[0.0], score]))
-    means = (sums[width:] - sums[:-width]) / width
+    means = stats.moving_mean(score, WINDOW)
     return means[0], means.max(), means[-1]
 
 
-# What comes out.
-
-
-def table(groups: list[Group]) -> str:
-    """A line a run: numbers to the right, words to the left."""
-    rows = [("run", "group", "agents", "steps", "hours", "episodes", "first", "best", "last", "state")]
+def table(groups: list[Group]) -> Table:
+    """A line a run."""
+    rows = Table(("run", "group", "agents", "steps", "hours", "episodes", "first", "best", "last", "state"))
     for group in groups:
-        for s in group.members:
-            scores = (f"{mean:.1f}" for mean in windows(s.score))
-            counts = (f"{s.run.agents}", f"{s.run.steps:,}", f"{s.run.hours:.3g}", f"{len(s.score):,}")
-            rows.append((str(s.run.path), group.name, *counts, *scores, s.run.state))
-    columns = []
-    for column in zip(*rows, strict=True):
-        width = max(map(len, column))
-        words = column[0] in ("run", "group", "state")
-        columns.append([cell.ljust(width) if words else cell.rjust(width) for cell in column])
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+        for run in group.runs:
+            first, best, last = windows(run.scores["score"])
+            counts = (run.agents, run.steps, run.hours, len(run.scores))
+            rows.rows.append((str(run.path), group.name, *counts, first, best, last, run.state))
+    return rows
 
 
-def remarks(groups: list[Group]) -> list[str]:
-    """What a reader of the lines should know."""
-    lines = []
-    for group in groups:
-        if differing := differences(group):
-            lines.append(f"{group.name}: averages runs that differ in {', '.join(differing)} (--by tells them apart)")
-        for axis in AXES:
-            first, last = ends(group.members, axis)
-            if first < 0.9 * last:
-                lines.append(f"{group.name}: drawn to {first:,.4g} {axis}, where one run ends (the last: {last:,.4g})")
-    return lines
+def short(lines: list[Line], axes: list[str]) -> list[str]:
+    """A note for each line that ends well before some of its runs."""
+    notes = []
+    for line in lines:
+        for axis in axes:
+            ends = [float(run.scores[axis].max()) for run in line.group.runs]
+            if min(ends) < 0.9 * max(ends):
+                where = f"{min(ends):,.4g} {axis}, where one run ends (the last: {max(ends):,.4g})"
+                notes.append(f"{line.group.name}: drawn to {where}")
+    return notes
 
 
-def draw(groups: list[Group], curves: dict[tuple[int, str], Curve], path: Path) -> None:
-    """Score against steps and hours, a row of panels an env; a label has the same colour in every row."""
-    envs = sorted({group.env for group in groups})
-    labels = list(dict.fromkeys(group.label for group in groups))
-    with plt.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = plt.figure(figsize=(11, 5 * len(envs)), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.06)
-        for row, env in zip(figure.subfigures(len(envs), 1, squeeze=False)[:, 0], envs, strict=True):
-            lines = [(n, group) for n, group in enumerate(groups) if group.env == env]
-            panels = row.subplots(1, 2, sharey=True)
-            for panel, (axis, label) in zip(panels, AXES.items(), strict=True):
-                for n, group in lines:
-                    plot(panel, curves[n, axis], f"{group.label} ({count(group)})", labels.index(group.label))
-                panel.set(xlabel=label, xlim=(0, None))
-                panel.locator_params(axis="x", nbins=6)
-                panel.grid(alpha=0.25)
-            panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-            panels[0].set_ylabel("score")
-            row.suptitle(f"{env}: mean score of training episodes; {bands([group for _, group in lines])}", fontsize=12)
-            handles, names = panels[0].get_legend_handles_labels()
-            columns = int(np.clip(LEGEND_WIDTH // (max(map(len, names)) + 8), 1, 3))
-            row.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
-
-
-def plot(panel: Axes, curve: Curve, label: str, number: int) -> None:
-    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+def plot(ax: Axes, curve: Curve, group: Group, number: int) -> None:
     marker = "." if len(curve.x) < 20 else ""  # a single point has no line
-    panel.plot(curve.x, curve.mean, dash, color=colour, label=label, linewidth=1.8, marker=marker)
-    panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    ax.plot(curve.x, curve.value, label=group.counted, linewidth=1.8, marker=marker, **look(number))
+    ax.fill_between(curve.x, curve.low, curve.high, color=look(number)["color"], alpha=0.18, linewidth=0)
 
 
-def count(group: Group) -> str:
-    return "1 run" if len(group.members) == 1 else f"{len(group.members)} runs"
-
-
-def bands(groups: list[Group]) -> str:
-    """What the bands of these groups are."""
-    kinds = {len(group.members) > 1: None for group in groups}
-    words = {False: "±1 SD of the episodes", True: "smallest to largest run"}
-    if len(kinds) == 1:
-        return f"band: {words[kinds.popitem()[0]]}"
+def bands(lines: list[Line]) -> str:
+    """What the bands of these lines are."""
+    several = {len(line.group.runs) > 1 for line in lines}
+    words = {False: "±1 SD of the episodes", True: "95% bootstrap interval over runs"}
+    if len(several) == 1:
+        return f"band: {words[several.pop()]}"
     return f"band: {words[True]}, or {words[False]} of a single run"
 
 
-def write_csv(groups: list[Group], curves: dict[tuple[int, str], Curve], path: Path) -> None:
-    """The numbers drawn, one line a point."""
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["env", "group", "axis", "x", "mean", "low", "high", "episodes", "runs"])
-        for (number, axis), c in curves.items():
-            for point in zip(c.x, c.mean, c.low, c.high, c.episodes, c.runs, strict=True):
-                writer.writerow([groups[number].env, groups[number].label, axis, *(value.item() for value in point)])
-
-
-# The command.
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")  # one line, no usage
-
-
-def parser() -> Parser:
-    parser = Parser(description="Training score against steps and hours: a table, a figure and a CSV.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a folder that holds runs")
-    parser.add_argument(
-        "--by",
-        default="exchange",
-        metavar="SETTING[,SETTING]",
-        help="runs of one env that agree in these settings are one line: any setting of a run, like seed, topology or "
-        "a2c.gae_lambda, or agents (default: exchange)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the figure, .png, .pdf or .svg; the CSV has the same name (default: learning_curve.png, in the run's "
-        "directory if there is one run, else here)",
-    )
-    return parser
-
-
-def target(out: Path | None, scores: list[Scores]) -> Path:
-    """Where the figure goes.
-
-    Raises:
-        RunError: nothing can be written there.
-    """
-    path = out or (scores[0].run.path if len(scores) == 1 else Path()) / "learning_curve.png"
-    if path.suffix.lower() not in FORMATS:
-        raise RunError(f"--out {path}: a file name that ends in {', '.join(FORMATS)} is expected")
-    if not path.parent.is_dir():
-        raise RunError(f"--out {path}: there is no folder {path.parent}; a folder that is there is expected")
-    return path
-
-
-def main(arguments: list[str] | None = None) -> None:
-    command = parser()
-    options = command.parse_args(arguments)
-    try:
-        scores = load(options.runs)
-        groups = grouped(scores, options.by.replace("-", "_").split(","))
-        path = target(options.out, scores)
-        curves = {(n, axis): curve(group.members, axis) for n, group in enumerate(groups) for axis in AXES}
-        print(table(groups))
-        for line in remarks(groups):
-            note(line)
-        draw(groups, curves, path)
-        write_csv(groups, curves, path.with_suffix(".csv"))
-    except (RunError, OSError) as error:
-        command.error(str(error))
-    print(f"\n{path}\n{path.with_suffix('.csv')}")
+def points(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> Table:
+    rows = Table(("env", "group", "axis", "x", "value", "low", "high", "episodes", "runs"))
+    for (n, axis), c in curves.items():
+        line = lines[n]
+        for point in zip(c.x, c.value, c.low, c.high, c.episodes):
+            rows.rows.append((line.group.env, line.group.label, axis, *point, len(line.group.runs)))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    main(answer, Curves, __doc__)

@@ -52,6 +52,7 @@ TABLES = {
             ("corrupt", "<i4"),  # messages thrown away since the start: wrong checksum
             ("poke_gap", "<f4"),  # longest time without a call into MPI, s
             ("rss", "<f4"),  # resident memory, MiB
+            ("cpu", "<f4"),  # processor time since the last update, all threads, s
             ("act", "<f4"),  # from here on: seconds spent in each part of the update
             ("simulate", "<f4"),
             ("learn", "<f4"),
@@ -72,7 +73,27 @@ TABLES = {
     ),
     # Whose version was mixed when, and with which weight.
     "mixes": np.dtype([("update", "<i8"), ("peer", "<i4"), ("version", "<i8"), ("weight", "<f8")]),
+    # One random projection for all: distances and angles between vectors are those between their sketches.
+    "sketches": np.dtype([("update", "<i8"), ("parameters", "<f4", (4096,)), ("gradient", "<f4", (4096,))]),
+    # Of a whole node, written by its first rank; since the row before. NaN: not available.
+    "energy": np.dtype(
+        [
+            ("update", "<i8"),
+            ("hours", "<f8"),
+            ("seconds", "<f4"),  # that the row covers
+            ("cpu_joules", "<f4"),
+            ("gpu_joules", "<f4"),
+            ("node_joules", "<f4"),
+            ("cores_busy", "<f4"),  # share of the node's cores, whoever used them
+            ("gpus_busy", "<f4"),  # share of the time, mean over the node's GPUs
+        ]
+    ),
 }
+OPTIONAL = {"sketches", "energy"}  # files of older versions lack them
+
+METHODS = {"gossip": "GALA", "allreduce": "A2C", "server": "A3C", "none": "independent"}
+ENERGY = {"node_joules": "node", "cpu_joules": "CPU", "gpu_joules": "GPU"}
+SCORES = np.dtype([("steps", "<f8"), ("hours", "<f8"), ("kilojoules", "<f8"), ("score", "<f8")])
 
 # All that h5py raises on files that are damaged, cut short, or something else altogether.
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError)
@@ -96,7 +117,7 @@ class Part:
     rows: dict[str, int]
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A run as it was when it was opened.
 
@@ -104,6 +125,8 @@ class Run:
         config: its newest settings, as JSON gives them; the learner's are nested under "a2c".
         agents: how many agents, that is ranks, it has.
         starts: facts about each start, oldest first: time, command, hosts, versions, "config", ...
+        evaluations: oldest first: (games, facts); games are rows of policy (-1: the averaged one), game, score, length;
+            facts are checkpoint, arg_max, seed, time.
         parts: the readable metrics files of each rank, in the order of their writing; (agents,) lists.
         problems: what could not be read, a plain line each. Grows if reading rows brings more to light.
     """
@@ -112,6 +135,7 @@ class Run:
     config: dict[str, Any]
     agents: int
     starts: list[dict[str, Any]]
+    evaluations: list[tuple[np.ndarray, dict[str, Any]]] = field(repr=False)
     parts: list[list[Part]] = field(repr=False)
     problems: list[str]
 
@@ -126,6 +150,57 @@ class Run:
     def mixes(self, rank: int) -> np.ndarray:
         """One row a message mixed, in order, of dtype TABLES["mixes"]."""
         return self._table(rank, "mixes")
+
+    def sketches(self, rank: int) -> np.ndarray:
+        """One row every so many updates, in order, of dtype TABLES["sketches"]; none in runs without."""
+        return self._table(rank, "sketches")
+
+    def energy(self, rank: int) -> np.ndarray:
+        """One row every few seconds, in order, of dtype TABLES["energy"]; none from ranks that are not a node's first."""
+        return self._table(rank, "energy")
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, the learner's dotted ("a2c.gae_lambda"); and `agents`, `simulators` (of all agents) and
+        `method`, the algorithm in a reader's words."""
+        c = self.config
+        method = METHODS.get(c["exchange"], c["exchange"])
+        if c["exchange"] == "gossip":
+            method += f" {c['topology'].partition(chr(10))[0]}" + ("" if c["staleness"] is None else f", τ = {c['staleness']}")
+        flat = {"method": method, "agents": self.agents, "simulators": self.agents * c["num_envs"]}
+        for name, value in c.items():
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+        return flat
+
+    @cached_property
+    def joules(self) -> tuple[np.ndarray, np.ndarray, str]:
+        """Energy that all nodes have used: hours, joules until then, and whose energy that is ("" if it was not measured).
+
+        A node's own counter is taken where there is one, else the sum of what its CPUs and GPUs counted. Unless all nodes
+        count the same things, nothing is returned. What a resume repeated is not counted.
+        """
+        nodes = [table for table in map(self.energy, range(self.agents)) if len(table)]
+        kinds = {tuple(k for k in ENERGY if np.isfinite(table[k]).all()) for table in nodes}
+        kind = ("node_joules",) if all("node_joules" in k for k in kinds) else next(iter(kinds), ())
+        if not kinds or not kind or (len(kinds) > 1 and kind != ("node_joules",)):
+            return np.zeros(0), np.zeros(0), ""
+        hours = np.unique(np.concatenate([table["hours"] for table in nodes]))
+        totals = [np.interp(hours, t["hours"], np.cumsum(sum(t[k].astype(float) for k in kind)), left=0) for t in nodes]
+        return hours, np.sum(totals, axis=0), " and ".join(ENERGY[k] for k in kind)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """The finished episodes in the order of time: steps (of all agents), hours, kilojoules (NaN unless measured), score.
+
+        Steps are the agent's at the end of the update in which the episode ended, times the agents.
+        """
+        episodes = self.all_episodes()
+        episodes = episodes[np.argsort(episodes["hours"], kind="stable")]
+        hours, joules, _ = self.joules
+        table = np.empty(len(episodes), SCORES)
+        table["steps"], table["hours"] = episodes["steps"] * self.agents, episodes["hours"]
+        table["kilojoules"] = np.interp(episodes["hours"], hours, joules / 1000) if len(hours) else np.nan
+        table["score"] = episodes["score"]
+        return table
 
     def all_episodes(self) -> np.ndarray:
         """The episodes of all ranks, rank by rank, with one more column, `rank`, at the front."""
@@ -176,6 +251,8 @@ class Run:
 
     def _rows(self, part: Part, name: str) -> np.ndarray:
         """The rows of one file."""
+        if not part.rows[name]:
+            return np.empty(0, TABLES[name])
         try:
             with h5py.File(part.path, "r", locking=False) as file:
                 rows = _columns(file[name][: part.rows[name]], TABLES[name])
@@ -226,12 +303,15 @@ def open_run(path: str | Path) -> Run:
             agents = int(file.attrs["agents"])
             config = json.loads(file.attrs["config"])
             starts = [_facts(file["starts"][name]) for name in sorted(file["starts"], key=int)]
+            starts = [facts | {"config": json.loads(facts["config"])} for facts in starts]
+            evaluated = file.get("evaluations", {})
+            evaluations = [(evaluated[name][:], _facts(evaluated[name])) for name in sorted(evaluated, key=int)]
     except UNREADABLE as error:
         raise RunError(f"{path / 'run.h5'}: cannot be read ({_line(error)})") from None
     problems: list[str] = []
     files = _metrics_files(path / "metrics", agents)
     parts = [_open_parts(path / "metrics", rank, files[rank], problems) for rank in range(agents)]
-    return Run(path, config, agents, starts, parts, problems)
+    return Run(path, config, agents, starts, evaluations, parts, problems)
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -273,6 +353,9 @@ def _open_part(path: Path, problems: list[str]) -> Part:
         _check_format(file)
         rows = {}
         for name in TABLES:
+            if name in OPTIONAL and name not in file:
+                rows[name] = 0
+                continue
             counter, room = int(file[f"rows/{name}"][()]), len(file[name])
             rows[name] = min(max(counter, 0), room)
             if rows[name] != counter:
@@ -285,10 +368,9 @@ def _check_format(file: h5py.File) -> None:
         raise ValueError(f"format {file.attrs['format']}; {FORMAT} is expected")
 
 
-def _facts(group: h5py.Group) -> dict[str, Any]:
-    """The attributes of a start, as plain Python values."""
-    facts = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in group.attrs.items()}
-    return facts | {"config": json.loads(facts["config"])}
+def _facts(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """The attributes, as plain Python values."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in node.attrs.items()}
 
 
 def _columns(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
-SECTIONS = ("act", "simulate", "learn", "optimise", "exchange", "record")
+SECTIONS = {
+    "act": "forward passes that choose actions",
+    "simulate": "simulators",
+    "learn": "backward pass",
+    "optimise": "optimiser's step",
+    "exchange": "messages and averages; in step with others, waiting for them",
+    "record": "metrics, sketches and checkpoints",
+}
 
 
 class Clock:

@@ -37,9 +37,10 @@ def facts(graph: Topology | None, library: str, hosts: list[str], threads: list[
         "mpi": library,
         "hosts": hosts,
         "threads": threads,
+        "cores": os.cpu_count(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "resumed_from": generation,
-        **({"degree": graph.degree, "beta": topology.mixing_rate(graph)} if graph else {}),
+        **({"degree": graph.degree, "period": graph.period, "beta": topology.mixing_rate(graph)} if graph else {}),
     }
 
 

@@ -18,6 +18,7 @@ import sys  # noqa: E402
 from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
 from gala_mpi.config import Config  # noqa: E402
+from gala_mpi.energy import Meter  # noqa: E402
 from gala_mpi.exchange import Order  # noqa: E402
 from gala_mpi.metrics import Metrics  # noqa: E402
 from gala_mpi.plan import Plan  # noqa: E402
@@ -45,6 +46,7 @@ def train(world: World, plan: Plan) -> int:
     last = config.updates(world.size, world.sum(learner.updates), world.sum(learner.steps))
     metrics = Metrics(
         *(run, world.rank, learner.updates, last - learner.updates, plan.mixes_per_update, config.sketch_updates, hours),
+        meter=Meter() if world.node.rank == 0 else None,
         resumed_from=origin.generation,
         new_episodes=not (origin.generation and config.exact_resume),
     )

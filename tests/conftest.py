@@ -1,3 +1,8 @@
 """Serial tests. tests/mpi is a suite of its own: `mpirun -n 4 python -m pytest tests/mpi`."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))  # scripts that import each other by their names
+
 collect_ignore = ["mpi"]

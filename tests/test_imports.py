@@ -18,6 +18,7 @@ HOMES = {
     "h5py": {"store.py"},
     "mpi4py": {"world.py", "agent.py", "exchange/"},  # agent.py: the type of the communicator
     "matplotlib": {"topology/draw.py"},
+    "pynvml": {"energy.py"},
     "tyro": {"config.py"},
     "rich": {"display.py", "evaluate.py", "bench/", "doctor.py", "topology/__main__.py", "watch.py"},
 }

@@ -1,0 +1,146 @@
+"""How alike are the agents' gradients?
+
+    python analysis/gradients.py runs --by exchange
+
+Draws the correlation of every two agents' gradients as a heat map for each group of runs: GALA's agents against A2C's
+workers. After Assran et al. 2019, who show that gossip agents explore more diverse gradients than synchronous workers.
+
+Definitions:
+
+* gradient: of an agent's own loss, before any averaging over agents and before clipping, at equal updates of both agents.
+* correlation: the cosine of the angle between two gradients, from their sketches (standard error at most 0.016 an update),
+  averaged over the sketched updates and the group's runs.
+* peers: pairs of which one has mixed the other's parameters; framed in the heat map.
+* ±: standard error of the mean over updates. Successive updates are hundreds of updates apart, and taken as independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+import stats
+from groups import Group, grouped
+from runs import Run, RunError
+from script import Answer, Options, Table, main, panels
+
+MOST_WRITTEN = 8  # agents whose correlations are written into the cells
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of one group and number of agents.
+
+    Attributes:
+        matrices: [updates, agents, agents], over all runs.
+        peers: [agents, agents]: whether row has mixed column's parameters.
+    """
+
+    group: Group
+    matrices: np.ndarray
+    peers: np.ndarray
+
+    @property
+    def agents(self) -> int:
+        return len(self.peers)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.matrices.mean(axis=0)
+
+    def over(self, pairs: np.ndarray) -> tuple[float, float]:
+        """Mean over `pairs` (a mask) and updates, and its standard error; NaN where there are no pairs."""
+        if not pairs.any():
+            return np.nan, np.nan
+        values = self.matrices[:, pairs].mean(axis=1)
+        return float(values.mean()), stats.standard_error(values)
+
+
+def answer(found: list[Run], options: Options) -> Answer:
+    sketched = [run for run in found if run.agents > 1 and all(len(run.sketches(rank)) for rank in range(run.agents))]
+    if not sketched:
+        raise RunError(f"{found[0].path}: no sketches of 2 agents or more are there (--sketch-updates of gala_mpi.train)")
+    shown = [c for group in grouped(sketched, options.by) for c in correlations(group) if len(c.matrices)]
+    if not shown:
+        raise RunError(f"{sketched[0].path}: no two agents have sketches of equal updates yet")
+    largest = max(np.abs(c.mean[~np.eye(c.agents, dtype=bool)]).max() for c in shown)
+    figure, axes = panels(len(shown), height=3.6, columns=min(2, len(shown)))
+    for ax, c in zip(axes, shown):
+        draw(ax, c, largest)
+    figure.colorbar(
+        axes[0].images[0], ax=axes, label="correlation of gradients (cosine)", shrink=0.7, location="bottom", aspect=40
+    )
+    table, points = tables(shown)
+    said = "; ".join(f"{row[0]} on {row[1]} agents {row[3]:.3f}" for row in table.rows)
+    notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
+    return Answer(table, figure, f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}.", points, notes)
+
+
+def correlations(group: Group) -> list[Correlation]:
+    """One for each number of agents."""
+    shown = []
+    for agents in sorted({run.agents for run in group.runs}):
+        mine = [run for run in group.runs if run.agents == agents]
+        peers = np.zeros((agents, agents), bool)
+        for run in mine:
+            for rank in range(agents):
+                peers[rank, np.unique(run.mixes(rank)["peer"])] = True
+        shown.append(Correlation(group, np.concatenate([cosines(run) for run in mine]), peers))
+    return shown
+
+
+def cosines(run: Run) -> np.ndarray:
+    """[updates, agents, agents] of the updates whose sketches all agents have."""
+    sketches = [run.sketches(rank) for rank in range(run.agents)]
+    common = sorted(set.intersection(*(set(table["update"].tolist()) for table in sketches)))
+    gradients = [table["gradient"][np.searchsorted(table["update"], common)] for table in sketches]
+    stacked = np.array(gradients, float).transpose(1, 0, 2).reshape(len(common), run.agents, -1)
+    lengths = np.linalg.norm(stacked, axis=2, keepdims=True)
+    whole = (lengths > 0).all(axis=(1, 2))
+    unit = stacked[whole] / lengths[whole]
+    return unit @ unit.transpose(0, 2, 1)
+
+
+def draw(ax, c: Correlation, largest: float) -> None:
+    shown = np.where(np.eye(c.agents, dtype=bool), np.nan, c.mean)
+    image = ax.imshow(shown, cmap="PuOr_r", vmin=-largest, vmax=largest)
+    image.cmap.set_bad("#bbbbbb")
+    for reader, sender in np.argwhere(c.peers):
+        ax.add_patch(Rectangle((sender - 0.47, reader - 0.47), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.6))
+    if c.agents <= MOST_WRITTEN:
+        for row, column in np.argwhere(~np.eye(c.agents, dtype=bool)):
+            dark = abs(c.mean[row, column]) > 0.65 * largest
+            ax.text(
+                column,
+                row,
+                f"{c.mean[row, column]:.2f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if dark else "black",
+            )
+        ax.set_xticks(range(c.agents))
+        ax.set_yticks(range(c.agents))
+    ax.grid(False)
+    ax.set(title=f"{c.group.name}, {len(c.matrices)} updates", xlabel="agent", ylabel="agent (framed: reads)")
+
+
+def tables(shown: list[Correlation]) -> tuple[Table, Table]:
+    people = Table(("group", "agents", "updates", "correlation", "±", "of peers", "± ", "of others", "±  "))
+    points = Table(("env", "group", "agents", "row", "column", "correlation", "peers"))
+    for c in shown:
+        pairs = np.triu(np.ones((c.agents, c.agents), bool), 1)
+        peers = c.peers | c.peers.T
+        few = (c.over(pairs), c.over(pairs & peers), c.over(pairs & ~peers) if peers.any() else (np.nan, np.nan))
+        people.rows.append((c.group.name, c.agents, len(c.matrices), *(value for pair in few for value in pair)))
+        for row, column in np.ndindex(c.agents, c.agents):
+            points.rows.append(
+                (c.group.env, c.group.label, c.agents, row, column, c.mean[row, column], bool(peers[row, column]))
+            )
+    return people, points
+
+
+if __name__ == "__main__":
+    main(answer, Options, __doc__)

@@ -1,0 +1,52 @@
+"""Published scores, with the protocol they were measured by and where they were read: references.csv.
+
+A normalised score is 0 where a random policy scores and 1 where the human tester of Mnih et al. 2015 does:
+(score - random) / (human - random).
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).with_name("references.csv")
+GAMES = ("beam_rider", "breakout", "pong", "qbert", "seaquest", "space_invaders")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Scores of one publication: game → (score, spread as it was published or "")."""
+
+    method: str
+    protocol: str
+    source: str
+    scores: dict[str, tuple[float, str]]
+
+
+def load() -> list[Reference]:
+    """All references; those of `random` and `human` come first."""
+    with open(FILE, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Reference(r["method"], r["protocol"], r["source"], {g: _score(r[g]) for g in GAMES if r[g]}) for r in rows]
+
+
+def _score(cell: str) -> tuple[float, str]:
+    score, _, spread = cell.partition("±")
+    return float(score), spread
+
+
+RANDOM, HUMAN, *PUBLISHED = load()
+
+
+def normalised(game: str, score: float) -> float:
+    """Score of a game of GAMES, elementwise; NaN for any other game."""
+    if game not in RANDOM.scores:
+        return score * float("nan")
+    low, high = RANDOM.scores[game][0], HUMAN.scores[game][0]
+    return (score - low) / (high - low)
+
+
+def is_atari(game: str) -> bool:
+    """Whether a run's env is an Atari game, played with 4 frames a step: these go by their bare names (pong)."""
+    return game.islower() and "-" not in game and "/" not in game

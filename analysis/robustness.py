@@ -1,0 +1,134 @@
+"""How many runs converge as simulators are added?
+
+    python analysis/robustness.py runs
+    python analysis/robustness.py runs --threshold pong=15 breakout=200
+
+The question of Figure 1a of Assran et al. 2019: A2C against GALA, as the number of simulators grows. Draws the share of
+convergent runs against the number of simulators of all agents, a panel for each game.
+
+Definitions:
+
+* convergent: the mean score of the run's last 100 training episodes reaches the game's threshold.
+* threshold: --threshold; else half-way from a random policy's score to the one that A2C on 16 simulators reaches in 10
+  million steps (the A2C row of Stable-Baselines3's zoo in references.csv). This default is ours, the paper's was not to be had.
+* interval: Wilson's 95% interval of a share; the numbers beside a point are convergent runs of all runs.
+* a run that has not ended counts as it stands; which ones is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import stats
+from groups import Group, grouped, labels
+from references import PUBLISHED, RANDOM
+from runs import Run, RunError
+from script import MARKERS, Answer, Options, Table, legend, look, main, panels
+
+WINDOW = 100  # episodes
+A2C = next(reference for reference in PUBLISHED if reference.method == "A2C (SB3 zoo)")
+
+
+@dataclass(frozen=True)
+class Robustness(Options):
+    """How many runs converge?"""
+
+    threshold: dict[str, float] = field(default_factory=dict)
+    """GAME SCORE ...: what a convergent run reaches, for example pong 15 breakout 200."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Runs of one group on one number of simulators."""
+
+    group: Group
+    simulators: int
+    convergent: int
+    runs: int
+    threshold: float
+
+    @property
+    def share(self) -> float:
+        return self.convergent / self.runs
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return stats.share(self.convergent, self.runs)
+
+
+def answer(found: list[Run], options: Robustness) -> Answer:
+    scored = [run for run in found if len(run.scores)]
+    if not scored:
+        raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
+    limits = thresholds({run.config["env"] for run in scored}, options.threshold)
+    judged = [run for run in scored if run.config["env"] in limits]
+    if not judged:
+        raise RunError(
+            f"{scored[0].config['env']}: no threshold is known; --threshold {scored[0].config['env']} SCORE is expected"
+        )
+    groups = grouped(judged, options.by)
+    counts = [count for group in groups for count in count_runs(group, limits[group.env])]
+    games = sorted({group.env for group in groups})
+    figure, axes = panels(len(games))
+    order = labels(groups)
+    for ax, game in zip(axes, games):
+        draw(ax, [count for count in counts if count.group.env == game], order)
+        ax.set(title=f"{game}: convergent at a score of {limits[game]:.4g}, bars: Wilson's 95% interval")
+    legend(figure, axes)
+    said = "; ".join(f"{c.group.name} on {c.simulators} simulators: {c.convergent} of {c.runs}" for c in counts)
+    notes = [f"{run.path}: no finished episode, or a game without --threshold; left out" for run in found if run not in judged]
+    table = Table(("group", "simulators", "convergent", "runs", "share (%)", "low (%)", "high (%)", "threshold"))
+    for c in counts:
+        table.rows.append(
+            (c.group.name, c.simulators, c.convergent, c.runs, 100 * c.share, *(100 * x for x in c.interval), c.threshold)
+        )
+    return Answer(table, figure, f"Share of convergent runs against simulators. {said}.", table, notes)
+
+
+def thresholds(games: set[str], wanted: dict[str, float]) -> dict[str, float]:
+    """What each game's convergent runs reach; a game that nothing is known of is left out."""
+    known = {game: (RANDOM.scores[game][0] + A2C.scores[game][0]) / 2 for game in games if game in A2C.scores}
+    return known | {game: score for game, score in wanted.items() if game in games}
+
+
+def final(run: Run) -> float:
+    """Mean score of the last WINDOW training episodes."""
+    return float(run.scores["score"][-WINDOW:].mean())
+
+
+def count_runs(group: Group, threshold: float) -> list[Count]:
+    """One count for each number of simulators."""
+    counts = []
+    for simulators in sorted({run.settings()["simulators"] for run in group.runs}):
+        reached = [final(run) >= threshold for run in group.runs if run.settings()["simulators"] == simulators]
+        counts.append(Count(group, simulators, sum(reached), len(reached), threshold))
+    return counts
+
+
+def draw(ax, counts: list[Count], order: list[str]) -> None:
+    for number, label in enumerate(order):
+        mine = [count for count in counts if count.group.label == label]
+        if not mine:
+            continue
+        x = [count.simulators * 1.06 ** (number - (len(order) - 1) / 2) for count in mine]  # side by side
+        share = np.array([count.share for count in mine])
+        bars = np.clip(np.abs(np.array([count.interval for count in mine]).T - share), 0, 1)
+        marker = MARKERS[number % len(MARKERS)]
+        ax.errorbar(x, 100 * share, 100 * bars, marker=marker, capsize=3, label=label, **look(number))
+        for place, count in zip(x, mine):
+            words = f"{count.convergent}/{count.runs}"
+            ax.annotate(
+                words, (place, 100 * count.share), (5, 4), textcoords="offset points", fontsize=8, color=look(number)["color"]
+            )
+    ticks = sorted({count.simulators for count in counts})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    ax.margins(x=0.15)
+    ax.set(xlabel="simulators (all agents)", ylabel="convergent runs (%)", ylim=(-5, 108))
+
+
+if __name__ == "__main__":
+    main(answer, Robustness, __doc__)

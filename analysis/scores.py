@@ -1,0 +1,174 @@
+"""How good are the final policies, beside published ones?
+
+    python analysis/scores.py runs
+    python analysis/scores.py runs --out scores.tex        also .md, .csv, .txt
+
+Reads the evaluations that `python -m gala_mpi.evaluate RUN` has added to runs; only the newest of each run counts.
+
+Definitions:
+
+* a run's final policy: the average of its agents' parameters. Independent agents are not averaged: each counts as a run.
+* best: the mean score of the group's best final policy over its evaluation's games, ± the standard error over these
+  games. Chosen by the same games, it is biased upwards; its n is the number of policies it was chosen from.
+* mean: over the group's final policies, of their means ± the standard error over policies.
+* normalised: of the mean; 0 is a random policy, 1 the human tester of Mnih et al. 2015.
+* references: published scores as they were published, their own spread, protocol and source beside them (references.csv).
+  Protocols differ (sampled actions, other budgets, intermediate evaluations): they are landmarks, no competitors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+import stats
+from groups import Group, grouped, labels
+from references import PUBLISHED, normalised
+from runs import Run, RunError
+from script import Answer, Options, Table, look, main, panels, write_csv
+
+MEAN = -1  # the averaged policy's number
+
+
+@dataclass(frozen=True)
+class Scores(Options):
+    """How good are the final policies?"""
+
+    table: Optional[Path] = None
+    """Also write the table: .md, .tex, .txt or .csv."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Final policies of one group: the scores of each one's games."""
+
+    group: Group
+    games: list[np.ndarray]
+
+    @property
+    def means(self) -> np.ndarray:
+        return np.array([games.mean() for games in self.games])
+
+    @property
+    def best(self) -> np.ndarray:
+        return self.games[int(self.means.argmax())]
+
+
+def answer(found: list[Run], options: Scores) -> Answer:
+    evaluated = [run for run in found if run.evaluations]
+    if not evaluated:
+        raise RunError(f"{found[0].path}: no evaluation is there; python -m gala_mpi.evaluate {found[0].path} makes one")
+    groups = grouped(evaluated, options.by)
+    results = [Result(group, [games for run in group.runs for games in final_policies(run)]) for group in groups]
+    table = Table(("env", "method", "best", "n", "mean", "normalised", "games", "protocol", "source"))
+    for game in sorted({group.env for group in groups}):
+        for result in (result for result in results if result.group.env == game):
+            table.rows.append(row(result))
+        for r in (reference for reference in PUBLISHED if game in reference.scores):
+            score, spread = r.scores[game]
+            words = f"{score:,.5g}" + (f" ± {spread}" if spread else "")
+            table.rows.append((game, r.method, None, None, words, normalised(game, score), None, r.protocol, r.source))
+    if options.table:
+        write(table, options.table)
+    figure, alt = draw(results)
+    points = Table(("env", "group", "policy", "game", "score"))
+    for result in results:
+        for policy, games in enumerate(result.games):
+            points.rows += [(result.group.env, result.group.label, policy, n, score) for n, score in enumerate(games)]
+    notes = [
+        f"{run.path}: no evaluation is there (python -m gala_mpi.evaluate); left out" for run in found if run not in evaluated
+    ]
+    return Answer(table, figure, alt, points, notes)
+
+
+def final_policies(run: Run) -> list[np.ndarray]:
+    """The scores of each final policy's games, from the newest evaluation."""
+    games, _ = run.evaluations[-1]
+    policies = np.unique(games["policy"])
+    own = policies[policies != MEAN]
+    wanted = own if run.config["exchange"] == "none" and len(own) else [MEAN]
+    return [games["score"][games["policy"] == policy].astype(float) for policy in wanted]
+
+
+def row(result: Result) -> tuple:
+    best, means, facts = result.best, result.means, result.group.runs[-1].evaluations[-1][1]
+    actions = "most probable actions" if facts["arg_max"] else "sampled actions"
+    protocol = f"up to 30 no-ops, {actions}, ± SE"
+    mean = f"{means.mean():,.5g}" + (f" ± {stats.standard_error(means):.2g}" if len(means) > 1 else "")
+    best_words = f"{best.mean():,.5g} ± {stats.standard_error(best):.2g}"
+    value = normalised(result.group.env, means.mean())
+    return result.group.env, result.group.label, best_words, len(means), mean, value, len(best), protocol, "these runs"
+
+
+def draw(results: list[Result]):
+    games = sorted({result.group.env for result in results})
+    figure, axes = panels(len(games), height=2.8)
+    order = labels([result.group for result in results])
+    for ax, game in zip(axes, games):
+        mine = [result for result in results if result.group.env == game]
+        references = [reference for reference in PUBLISHED if game in reference.scores]
+        for y, result in enumerate(mine):
+            colour = look(order.index(result.group.label))["color"]
+            ax.plot(result.means, [y] * len(result.means), "o", color=colour, alpha=0.5)
+            error = stats.standard_error(result.means) if len(result.means) > 1 else stats.standard_error(result.best)
+            ax.errorbar(result.means.mean(), y, xerr=error, fmt="|", markersize=16, capsize=4, color=colour)
+        for y, reference in enumerate(references, start=len(mine)):
+            ax.plot(reference.scores[game][0], y, "x", color="#555555")
+        names = [result.group.label for result in mine] + [reference.method for reference in references]
+        ax.set_yticks(range(len(names)), names, fontsize=9)
+        ax.invert_yaxis()
+        ax.set(title=f"{game}: circles: policies, bars: mean ± standard error, ×: published", xlabel="score (points)")
+    figure.set_size_inches(7, sum(0.3 * len(ax.get_yticks()) + 1.1 for ax in axes))
+    said = "; ".join(f"{r.group.name} {r.means.mean():.4g}" for r in results)
+    return figure, f"Mean evaluation scores: {said}; published scores beside them."
+
+
+# The table for papers and pages.
+
+
+def write(table: Table, path: Path) -> None:
+    """Raises RunError for a suffix that is none of .md, .tex, .txt, .csv."""
+    if path.suffix == ".csv":
+        write_csv(table, path)
+    elif path.suffix in (".md", ".tex", ".txt"):
+        path.write_text({".md": markdown, ".tex": latex, ".txt": text}[path.suffix](table))
+    else:
+        raise RunError(f"--table {path}: a file name that ends in .md, .tex, .txt or .csv is expected")
+
+
+def markdown(table: Table) -> str:
+    rows = [list(table.headings), ["---:" if table.numeric(n) else "---" for n in range(len(table.headings))], *table.cells()]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |\n" for row in rows)
+
+
+def latex(table: Table) -> str:
+    escape = str.maketrans(
+        {
+            "%": r"\%",
+            "&": r"\&",
+            "_": r"\_",
+            "#": r"\#",
+            "±": r"$\pm$",
+            "–": "--",
+            "×": r"$\times$",
+            "≥": r"$\geq$",
+            "τ": r"$\tau$",
+        }
+    )
+    columns = "".join("r" if table.numeric(n) else "l" for n in range(len(table.headings)))
+    lines = [" & ".join(cell.translate(escape) for cell in row) + r" \\" for row in [table.headings, *table.cells()]]
+    body = "\n".join([lines[0], r"\hline", *lines[1:]])
+    return f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def text(table: Table) -> str:
+    rows = [list(table.headings), *table.cells()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main(answer, Scores, __doc__)

@@ -1,0 +1,208 @@
+"""What all scripts share: a command line, a table on the terminal, a figure and a CSV beside it."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from groups import incomplete, load
+from runs import Run, RunError
+
+FORMATS = (".png", ".pdf", ".svg")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
+DASHES = ("-", "--", ":", "-.")  # for more groups than colours
+MARKERS = "osD^vP*"
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every script is asked."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or folders that hold runs at any depth."""
+    by: str = "method"
+    """Runs of one env that agree in these settings are a group: any setting, like exchange, seed or a2c.gae_lambda;
+    agents; simulators (of all agents); method (the exchange with its topology and staleness bound).
+    Several with commas between."""
+    out: Optional[Path] = None
+    """The figure: .png, .pdf or .svg. The CSV with the numbers drawn has the same name.
+    None: named after the script, in the run's directory if there is one run, else here."""
+
+
+@dataclass
+class Table:
+    """Rows of numbers and words under headings."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple] = field(default_factory=list)
+
+    def cells(self) -> list[list[str]]:
+        """Rows for people: 4 digits, thousands apart, a dash where there is nothing."""
+        return [[show(value) for value in row] for row in self.rows]
+
+    def numeric(self, column: int) -> bool:
+        """Whether a column is flush right."""
+        return any(isinstance(row[column], (int, float, np.number)) for row in self.rows)
+
+
+@dataclass
+class Answer:
+    """What a script says about some runs.
+
+    Attributes:
+        table: for the terminal and the report.
+        figure: None: there is nothing to draw.
+        alt: what is to be seen in the figure, for those who cannot see it.
+        points: the numbers drawn.
+        notes: what a reader should know, a line each.
+    """
+
+    table: Table
+    figure: Figure | None = None
+    alt: str = ""
+    points: Table | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def show(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_, str)):
+        return str(value)
+    if value is None or not np.isfinite(value):
+        return "–"
+    if isinstance(value, (int, np.integer)) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+# Figures.
+
+
+def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, one above the other, so that it can be read on a phone."""
+    rows = -(-number // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(7 if columns == 1 else 5 * columns, height * rows),
+        layout="constrained",
+        squeeze=False,
+        **options,
+    )
+    for spare in axes.flat[number:]:
+        spare.remove()
+    return figure, list(axes.flat[:number])
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and dash of the group with this number."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def legend(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One legend under all panels."""
+    entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels())}
+    if entries:
+        widest = max(map(len, entries))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=max(1, min(3, 80 // (widest + 8))))
+
+
+# Running.
+
+
+def main(
+    answer: Callable[[list[Run], Any], Answer], options: type[Options], about: str, arguments: list[str] | None = None
+) -> None:
+    """Ask `answer` about the runs on the command line and bring out what it says.
+
+    Exit status 2 and one line where runs or options make no sense.
+    """
+    name = Path(sys.modules[answer.__module__].__file__).stem
+    chosen = tyro.cli(options, prog=f"{name}.py", description=about, args=arguments)
+    try:
+        if not chosen.runs:
+            raise RunError("no run is named; a run directory or a folder of runs is expected")
+        found, problems = load(chosen.runs)
+        path = target(chosen.out, found, name)
+        with plt.rc_context(STYLE):
+            said = answer(found, chosen)
+            bring_out(said, path)
+    except (RunError, OSError) as error:
+        print(f"{name}.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print_table(said.table)
+    for line in [*problems, *said.notes, *incomplete(found)]:
+        print(f"note: {line}", file=sys.stderr)
+    if said.figure:
+        print(f"\n{path}\n{path.with_suffix('.csv')}")
+
+
+def target(out: Path | None, found: list[Run], name: str) -> Path:
+    """Where the figure goes.
+
+    Raises:
+        RunError: nothing can be written there.
+    """
+    path = out or (found[0].path if len(found) == 1 else Path()) / f"{name}.png"
+    if path.suffix.lower() not in FORMATS:
+        raise RunError(f"--out {path}: a file name that ends in {', '.join(FORMATS)} is expected")
+    check_folder(path)
+    return path
+
+
+def check_folder(path: Path) -> None:
+    """Raises RunError unless `path` can lie where it says."""
+    if not path.parent.is_dir():
+        raise RunError(f"--out {path}: there is no folder {path.parent}; a folder that is there is expected")
+
+
+def bring_out(said: Answer, path: Path) -> None:
+    if said.figure:
+        said.figure.savefig(path, dpi=150)
+        plt.close(said.figure)
+        write_csv(said.points, path.with_suffix(".csv"))
+
+
+def write_csv(table: Table, path: Path) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([table.headings, *([_plain(value) for value in row] for row in table.rows)])
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def print_table(table: Table) -> None:
+    terminal = sys.stdout.isatty()
+    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column, heading in enumerate(table.headings):
+        drawn.add_column(heading, justify="right" if table.numeric(column) else "left", no_wrap=not terminal)
+    for cells in table.cells():
+        drawn.add_row(*cells)
+    Console(width=None if terminal else 400, markup=False, highlight=False).print(drawn)

@@ -1,0 +1,149 @@
+"""Energy and load of a node, as its counters tell: RAPL for CPUs, NVML for GPUs, the node's own where there is one.
+
+What a node does not show is NaN, never an estimate. Counters belong to the node: all that runs there is in them, so of the
+ranks of a node one reads them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")  # RAPL, of Intel's and AMD's CPUs; often for root alone
+NODE = Path("/sys/cray/pm_counters/energy")  # joules of the whole node; Slurm's acct_gather_energy/pm_counters reads it too
+STAT = Path("/proc/stat")
+NAN = float("nan")
+
+
+@dataclass
+class Reading:
+    """Since the reading before; NaN: not available."""
+
+    seconds: float
+    cpu_joules: float  # packages, and memory where it is counted apart
+    gpu_joules: float  # all GPUs of the node
+    node_joules: float
+    cores_busy: float  # share of the node's cores, whoever used them
+    gpus_busy: float  # share of the time, mean over the node's GPUs
+
+
+class Meter:
+    """Reads the counters of this node."""
+
+    def __init__(self):
+        self._zones = rapl_zones()
+        self._gpus = gpus()
+        self._last = self._counters()
+
+    def read(self) -> Reading:
+        last, self._last = self._last, self._counters()
+        new = self._last
+        busy, idle = (after - before for before, after in zip(last["cores"], new["cores"]))
+        return Reading(
+            new["time"] - last["time"],
+            sum(growth(a, b, zone.wraps) for zone, a, b in zip(self._zones, last["rapl"], new["rapl"])) if self._zones else NAN,
+            sum(b - a for a, b in zip(last["gpus"], new["gpus"])) if self._gpus else NAN,
+            new["node"] - last["node"],
+            busy / (busy + idle) if busy + idle else NAN,
+            mean([gpu.busy() for gpu in self._gpus]),
+        )
+
+    def _counters(self) -> dict:
+        return {
+            "time": time.monotonic(),
+            "rapl": [zone.joules() for zone in self._zones],
+            "gpus": [gpu.joules() for gpu in self._gpus],
+            "node": number(NODE),
+            "cores": cores(),
+        }
+
+
+# CPUs.
+
+
+@dataclass(frozen=True)
+class Zone:
+    """One RAPL counter; it begins anew at `wraps` joules."""
+
+    file: Path
+    wraps: float
+
+    def joules(self) -> float:
+        return number(self.file) / 1e6
+
+
+def rapl_zones() -> list[Zone]:
+    """Packages, and their memory where it has a counter of its own; none where the kernel shows none to this user."""
+    zones = []
+    for folder in sorted(POWERCAP.glob("intel-rapl:*")):
+        try:
+            name = (folder / "name").read_text().strip()
+            zone = Zone(folder / "energy_uj", number(folder / "max_energy_range_uj") / 1e6)
+        except OSError:
+            continue
+        if (name.startswith("package") or name == "dram") and zone.joules() == zone.joules():
+            zones.append(zone)
+    return zones
+
+
+def growth(before: float, after: float, wraps: float) -> float:
+    """How far a counter went on that begins anew at `wraps`."""
+    return after - before if after >= before else after - before + wraps
+
+
+def cores() -> tuple[float, float]:
+    """Ticks that all cores together have been busy, and idle or waiting for a disk."""
+    ticks = [int(word) for word in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, idle
+
+
+# GPUs.
+
+
+@dataclass(frozen=True)
+class Gpu:
+    joules: Callable[[], float]
+    busy: Callable[[], float]  # share of the last moment (a sixth of a second to a second)
+
+
+def gpus() -> list[Gpu]:
+    """The node's GPUs; none without NVIDIA's driver and nvidia-ml-py."""
+    try:
+        import pynvml  # only where there may be a GPU
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver, no GPU: all the same
+        return []
+
+    def told(question: Callable[[], float]) -> Callable[[], float]:
+        def answer() -> float:
+            try:
+                return question()
+            except pynvml.NVMLError:  # does not count, or was lost on the way
+                return NAN
+
+        return answer
+
+    def gpu(index: int) -> Gpu:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return Gpu(
+            joules=told(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
+            busy=told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+        )
+
+    return [gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+
+def number(file: Path) -> float:
+    """The first number in a file of the kernel's; NaN where it cannot be read."""
+    try:
+        return float(file.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return NAN
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else NAN

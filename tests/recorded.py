@@ -1,0 +1,76 @@
+"""Run directories as the training's own writers make them, filled with rows of our choice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+import runs
+from gala_mpi import store
+from gala_mpi.config import Config
+
+ROOT = Path(__file__).parents[1]
+ANALYSIS = ROOT / "analysis"
+FACTS = {"time": "2026-01-02T03:04:05+0000", "hosts": ["a", "b"], "threads": [1, 1], "beta": 0.5, "resumed_from": 0}
+STEPS = 80  # of an update
+ROOM = 400
+
+
+def begin(path: Path, agents: int = 2, **settings) -> Path:
+    """The run.h5 of a run of 100 updates."""
+    settings = {"env": "CartPole-v1", "total_steps": 100 * STEPS * agents, **settings}
+    store.write_run(path, Config(**settings), agents, FACTS)
+    return path
+
+
+def write(path: Path, rank: int, after_update: int, **tables: np.ndarray) -> Path:
+    """One more metrics file of a rank, with room for ROOM rows."""
+    file = store.next_metrics_file(path, rank)
+    layouts = {name: (dtype, ROOM) for name, dtype in runs.TABLES.items()}
+    writer = store.Tables(file, layouts, {"rank": rank, "after_update": after_update})
+    for name, rows in tables.items():
+        writer.append(name, rows)
+    writer.close()
+    return file
+
+
+def update_rows(first: int, last: int) -> np.ndarray:
+    rows = np.zeros(last - first + 1, runs.TABLES["updates"])
+    rows["update"] = np.arange(first, last + 1)
+    rows["steps"], rows["hours"] = STEPS * rows["update"], rows["update"] / 50
+    rows["entropy"] = np.sqrt(rows["update"])
+    return rows
+
+
+def episode_rows(random: np.random.Generator, number: int, last: int = 100, first: int = 1) -> np.ndarray:
+    rows = np.zeros(number, runs.TABLES["episodes"])
+    rows["update"] = np.sort(random.integers(first, last + 1, number))
+    rows["steps"], rows["hours"] = STEPS * rows["update"], rows["update"] / 50 + random.uniform(0, 1e-3)
+    rows["simulator"] = random.integers(0, 16, number)
+    rows["length"] = random.integers(10, 500, number)
+    rows["score"] = random.normal(rows["update"], 10)
+    return rows
+
+
+def mix_rows(first: int, last: int) -> np.ndarray:
+    return np.array([(update, 1, update - 1, 0.5) for update in range(first, last + 1)], runs.TABLES["mixes"])
+
+
+def make(path: Path, seed: int, agents: int = 2, number: int = 350, last: int = 100, **settings) -> Path:
+    """A run with so many episodes of every agent."""
+    random = np.random.default_rng(seed)
+    begin(path, agents, seed=seed, **settings)
+    for rank in range(agents):
+        episodes = episode_rows(random, number, last)
+        write(path, rank, 0, updates=update_rows(1, last), episodes=episodes, mixes=mix_rows(1, last))
+    return path
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def scribble(file: Path) -> None:
+    file.write_bytes(b"\x00" * 5000)

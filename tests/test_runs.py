@@ -1,0 +1,278 @@
+"""Reading run directories that the project's own writers made, in whatever state."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from recorded import FACTS, ROOM, ROOT, STEPS, begin, cut, episode_rows, make, mix_rows, scribble, update_rows, write
+
+import runs
+from gala_mpi import store
+from gala_mpi.config import A2CSettings
+
+
+def test_the_columns_are_those_of_the_writer():
+    from gala_mpi import metrics
+
+    assert runs.TABLES == metrics.TABLES
+    assert runs.FORMAT == store.FORMAT
+
+
+def test_the_reference_is_made_of_the_code():
+    from gala_mpi import evaluate, provenance, reference, topology
+
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == reference.page(), "python -m gala_mpi.reference > docs/metrics.md"
+    facts = provenance.facts(topology.build("ring", 4), "MPI", ["a"], [1], 0)
+    assert {*facts, "config"} == set(reference.FACTS)
+    for name in evaluate.GAMES.names:
+        assert f"`{name}`" in page
+
+
+def test_the_reference_s_examples_run(tmp_path):
+    """Those whose packages are here; h5dump as well."""
+    make(tmp_path / "runs" / "pong", 0)
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "runs.py").symlink_to(ROOT / "analysis" / "runs.py")
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "metrics.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        packages = {"pandas", "xarray"} & set(re.findall(r"\w+", example))
+        if all(importlib.util.find_spec(package) for package in packages):
+            folder = tmp_path / "analysis" if "open_run" in example else tmp_path
+            subprocess.run([sys.executable, "-c", example], cwd=folder, check=True)
+    if shutil.which("h5dump"):
+        subprocess.run(["h5dump", "-d", "/updates", "-c", "3", "runs/pong/metrics/rank00000.h5"], cwd=tmp_path, check=True)
+
+
+def test_a_run_reads_back_as_written(tmp_path):
+    random = np.random.default_rng(0)
+    run_dir = begin(tmp_path / "r", exchange="allreduce", a2c=A2CSettings(gae_lambda=0.95))
+    written = [episode_rows(random, 30 + rank) for rank in range(2)]
+    for rank in range(2):
+        write(run_dir, rank, 0, updates=update_rows(1, 100), episodes=written[rank], mixes=mix_rows(1, 50))
+    run = runs.open_run(run_dir)
+    assert run.agents == 2 and run.config["exchange"] == "allreduce" and run.config["a2c"]["gae_lambda"] == 0.95
+    assert run.starts == [FACTS | {"config": run.config}]
+    for rank in range(2):
+        np.testing.assert_array_equal(run.updates(rank), update_rows(1, 100))
+        np.testing.assert_array_equal(run.episodes(rank), written[rank])
+        np.testing.assert_array_equal(run.mixes(rank), mix_rows(1, 50))
+    everything = run.all_episodes()
+    assert everything["rank"].tolist() == [0] * 30 + [1] * 31
+    assert everything["score"].tolist() == [*written[0]["score"], *written[1]["score"]]
+    assert (run.state, run.steps, run.hours, run.problems) == ("finished", 2 * 100 * STEPS, 2.0, [])
+
+
+def test_later_files_supersede_rows_beyond_their_start(tmp_path):
+    """The run was resumed at update 40, again at 25 (the newer checkpoint was damaged), and began a next file at 60."""
+    run_dir = begin(tmp_path / "r", agents=1)
+    begin(run_dir, agents=1)
+    random = np.random.default_rng(1)
+    spans = [(0, 50), (40, 70), (25, 60), (60, 64)]  # after_update, last update
+    written = []
+    for after, last in spans:
+        first = after + 1
+        episodes, mixes = episode_rows(random, 60, last, first), mix_rows(first, last)
+        written.append({"updates": update_rows(first, last), "episodes": episodes, "mixes": mixes})
+        write(run_dir, 0, after, **written[-1])
+    run = runs.open_run(run_dir)
+    assert len(run.starts) == 2
+    for name, read in (("updates", run.updates(0)), ("episodes", run.episodes(0)), ("mixes", run.mixes(0))):
+        expected = []
+        for file in range(len(spans)):
+            for row in written[file][name]:
+                if not any(row["update"] > after for after, _ in spans[file + 1 :]):
+                    expected.append(row)
+        assert read.tolist() == [row.tolist() for row in expected]
+    assert run.updates(0)["update"].tolist() == list(range(1, 65))
+    assert run.state == "64% done" and run.problems == []
+
+
+def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
+    """`Metrics` itself: a file that gets full, a kill, and a resume at an earlier update."""
+    from gala_mpi import metrics
+    from gala_mpi.energy import Meter
+    from gala_mpi.exchange import Mix
+
+    monkeypatch.setattr(metrics, "ROOM", 8)
+    monkeypatch.setattr(metrics, "SECONDS_BETWEEN_READINGS", 0.0)
+    losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0)
+
+    def record(tables, update, score):
+        learner = SimpleNamespace(updates=update, steps=update * STEPS, step_norm=0.1)
+        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
+        episode = SimpleNamespace(simulator=0, length=5, score=score)
+        tables.record(learner, losses, 0.1, [episode], counters, [], dict.fromkeys(metrics.SECTIONS, 0.0))
+        tables.flush()
+
+    run_dir = begin(tmp_path / "r", agents=1)
+    first = metrics.Metrics(run_dir, 0, update=0, updates=100, peers=1, sketch_updates=0, hours=0.0, meter=Meter())
+    for update in range(1, 13):
+        record(first, update, score=1)
+    second = metrics.Metrics(run_dir, 0, update=10, updates=90, peers=1, sketch_updates=0, hours=0.5)
+    for update in range(11, 15):
+        record(second, update, score=2)
+    run = runs.open_run(run_dir)
+    assert len(run.parts[0]) == 3
+    for table in (run.updates(0), run.episodes(0), run.mixes(0)):
+        assert table["update"].tolist() == list(range(1, 15))
+    assert run.episodes(0)["score"].tolist() == [1] * 10 + [2] * 4
+    assert run.updates(0)["hours"][-1] > 0.5 and run.problems == []
+    energy = run.energy(0)
+    assert energy["update"].tolist() == list(range(1, 11))  # the second start had no meter
+    assert (energy["seconds"] >= 0).all() and (run.updates(0)["cpu"] >= 0).all()
+
+
+def test_rows_beyond_the_counter_mean_nothing(tmp_path):
+    """A live run: the writer is between the rows and the counter."""
+    run_dir = begin(tmp_path / "r", agents=1)
+    file = write(run_dir, 0, 0, updates=update_rows(1, 20), episodes=episode_rows(np.random.default_rng(2), 5, 20))
+    with h5py.File(file, "r+", locking=False) as opened:
+        for name, rows in (("updates", 20), ("episodes", 5), ("mixes", 0)):
+            opened[name][rows : rows + 3] = np.frombuffer(b"\x7f" * 3 * opened[name].dtype.itemsize, opened[name].dtype)
+    run = runs.open_run(run_dir)
+    assert [len(table(0)) for table in (run.updates, run.episodes, run.mixes)] == [20, 5, 0]
+    np.testing.assert_array_equal(run.updates(0), update_rows(1, 20))
+    assert run.state == "20% done" and run.problems == []
+
+
+def test_a_run_stays_what_it_was_when_it_was_opened(tmp_path):
+    run_dir = begin(tmp_path / "r", agents=1)
+    file = write(run_dir, 0, 0, updates=update_rows(1, 20))
+    run = runs.open_run(run_dir)
+    with h5py.File(file, "r+", locking=False) as opened:
+        opened["updates"][20:30] = update_rows(21, 30)
+        opened["rows/updates"][()] = 30
+    assert len(run.updates(0)) == 20
+    assert len(runs.open_run(run_dir).updates(0)) == 30
+
+
+@pytest.mark.parametrize(
+    "counter, read, problem",
+    [
+        (25, 20, "updates is read up to row 20, the counter says 25"),
+        (ROOM + 1, 20, f"updates has room for {ROOM} rows, the counter says {ROOM + 1}"),
+        (-1, 0, f"updates has room for {ROOM} rows, the counter says -1"),
+    ],
+)
+def test_a_counter_without_its_rows(tmp_path, counter, read, problem):
+    """A power cut may put the counter on disk without the rows; a damaged counter may say anything."""
+    run_dir = begin(tmp_path / "r", agents=1)
+    file = write(run_dir, 0, 0, updates=update_rows(1, 20))
+    with h5py.File(file, "r+", locking=False) as opened:
+        opened["rows/updates"][()] = counter
+    run = runs.open_run(run_dir)
+    assert len(run.updates(0)) == len(run.updates(0)) == read
+    assert f"{file}: {problem}" in run.problems and len(run.problems) == len(set(run.problems))
+
+
+def another_format(file: Path) -> None:
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["format"] = 2
+
+
+def without_start(file: Path) -> None:
+    with h5py.File(file, "r+") as opened:
+        del opened.attrs["after_update"]
+
+
+def without_counter(file: Path) -> None:
+    with h5py.File(file, "r+") as opened:
+        del opened["rows/episodes"]
+
+
+DAMAGES = [cut, scribble, another_format, without_start, without_counter]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_told_and_the_others_are_read(tmp_path, damage):
+    run_dir = make(tmp_path / "r", seed=3, agents=3)
+    whole = runs.open_run(run_dir)
+    file = run_dir / "metrics" / "rank00001.h5"
+    damage(file)
+    run = runs.open_run(run_dir)
+    assert [len(run.episodes(rank)) for rank in range(3)] == [350, 0, 350]
+    assert len(run.updates(1)) == 0 and run.updates(1).dtype == runs.TABLES["updates"]
+    assert set(run.all_episodes()["rank"]) == {0, 2}
+    assert len(run.problems) == 1 and "\n" not in run.problems[0]
+    assert run.problems[0].startswith(f"{file}: cannot be read (")
+    assert run.state == "finished, metrics of 2 of 3 agents"
+    # Damaged after the run was opened: the same, told when the rows are read.
+    if damage in (cut, scribble):
+        assert len(whole.mixes(1)) == 0 and whole.problems[0].startswith(f"{file}: mixes cannot be read (")
+
+
+def test_missing_files_are_told(tmp_path):
+    run_dir = begin(tmp_path / "r", agents=3)
+    for after in (0, 10, 20):
+        write(run_dir, 0, after, updates=update_rows(after + 1, after + 10))
+    write(run_dir, 2, 0, updates=update_rows(1, 50))
+    (run_dir / "metrics" / "rank00000-1.h5").unlink()
+    (run_dir / "metrics" / "rank00002-old.h5").write_text("not ours")
+    run = runs.open_run(run_dir)
+    assert run.problems == [f"{run_dir}/metrics/rank00000-1.h5: missing", f"{run_dir}/metrics/rank00001.h5: missing"]
+    assert run.updates(0)["update"].tolist() == [*range(1, 11), *range(21, 31)]
+    assert run.state == "40% done, metrics of 2 of 3 agents"
+
+
+def test_many_files_are_in_the_order_of_their_numbers(tmp_path):
+    run_dir = begin(tmp_path / "r", agents=1)
+    for after in range(12):
+        write(run_dir, 0, after, updates=update_rows(after + 1, after + 1))
+    assert runs.open_run(run_dir).updates(0)["update"].tolist() == list(range(1, 13))
+
+
+def test_a_column_that_a_file_lacks(tmp_path):
+    run_dir = begin(tmp_path / "r", agents=1)
+    new = runs.TABLES["updates"]
+    old = np.dtype([(name, new[name]) for name in new.names if name not in ("rss", "torn")])
+    layouts = {name: (dtype, ROOM) for name, dtype in (runs.TABLES | {"updates": old}).items()}
+    writer = store.Tables(store.next_metrics_file(run_dir, 0), layouts, {"rank": 0, "after_update": 0})
+    writer.append("updates", np.array([(1,) * len(old.names)], old))
+    writer.close()
+    write(run_dir, 0, 1, updates=update_rows(2, 3))
+    updates = runs.open_run(run_dir).updates(0)
+    assert updates["update"].tolist() == [1, 2, 3] and updates["torn"].tolist() == [-1, 0, 0]
+    assert np.isnan(updates["rss"]).tolist() == [True, False, False]
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    run = runs.open_run(begin(tmp_path / "r"))
+    assert (run.steps, run.hours, len(run.all_episodes()), len(run.problems)) == (0, 0.0, 0, 2)
+    assert run.state == "0% done, metrics of 0 of 2 agents"
+
+
+@pytest.mark.parametrize("damage", [cut, scribble, another_format])
+def test_a_damaged_run_file_is_one_line(tmp_path, damage):
+    run_dir = begin(tmp_path / "r")
+    damage(run_dir / "run.h5")
+    with pytest.raises(runs.RunError, match=r"run\.h5: cannot be read") as error:
+        runs.open_run(run_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_find_runs(tmp_path):
+    for name in ("b", "a", "sweep/x", "sweep/deep/y"):
+        begin(tmp_path / "all" / name)
+    begin(tmp_path / "all" / "a" / "checkpoints" / "a run within a run is none")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    found = ["a", "b", "sweep/deep/y", "sweep/x"]
+    assert runs.find_runs([tmp_path / "all"]) == [tmp_path / "all" / name for name in found]
+    again = [tmp_path / "all" / "b", str(tmp_path / "all"), tmp_path / "all" / "sweep" / ".." / "a"]
+    assert runs.find_runs(again) == [tmp_path / "all" / name for name in ("b", "a", "sweep/deep/y", "sweep/x")]
+    for name, seen in (("empty", "no run is there"), ("nope", "nothing is there"), ("file", "a file is there")):
+        with pytest.raises(runs.RunError, match=f"{tmp_path / name}: {seen}"):
+            runs.find_runs([tmp_path / "all", tmp_path / name])
+    with pytest.raises(runs.RunError, match="empty: no run is there"):
+        runs.open_run(tmp_path / "empty")
