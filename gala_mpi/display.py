@@ -14,8 +14,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gala_mpi.checkpoint import Origin
 from gala_mpi import topology
+from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
 from gala_mpi.envs import FRAMES_PER_STEP
 from gala_mpi.exchange.board import COLUMNS
