@@ -233,8 +233,8 @@ class Run:
     def state(self) -> str:
         """How far the run came, and whether metrics are missing, in words: "42% done, metrics of 31 of 32 agents"."""
         c = self.config
-        updates = math.ceil(c["total_steps"] / (self.agents * c["num_envs"] * c["rollout_length"]))  # of each agent
-        done = self.newest["update"].mean() / updates if len(self.newest) else 0.0
+        # By steps: the counters of updates go on from elsewhere when the number of agents has changed.
+        done = self.newest["steps"].mean() * self.agents / c["total_steps"] if len(self.newest) else 0.0
         readable = sum(map(bool, self.parts))
         words = "finished" if done >= 1 else f"{math.floor(100 * done)}% done"
         return words if readable == self.agents else f"{words}, metrics of {readable} of {self.agents} agents"

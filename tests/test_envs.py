@@ -421,3 +421,22 @@ def test_a_game_both_lost_and_cut_off_counts_as_lost():
 def test_spaces_that_no_network_takes_are_refused(name, observation, action, complaint):
     with pytest.raises(SettingError, match=complaint):
         GymSimulators(toy(name, observation, action), 1)
+
+
+@pytest.mark.parametrize("env, sticky", [("pong", 0.0), ("breakout", 0.25), ("CartPole-v1", 0.0)])
+def test_a_reset_forgets_what_was_played_before(env, sticky):
+    """Used or new, simulators play the same games from the same seeds: an exact resume counts on it."""
+    used, new = (envs.make(env, 3, sticky=sticky) for _ in range(2))
+    dice = np.random.default_rng(0)
+    used.reset(np.arange(3))
+    for _ in range(150):
+        used.step(dice.integers(0, used.spaces.actions, 3))
+    seeds = np.arange(10, 13)
+    assert np.array_equal(used.reset(seeds), new.reset(seeds))
+    for _ in range(150):
+        actions = dice.integers(0, used.spaces.actions, 3)
+        one, other = used.step(actions), new.step(actions)
+        for name in ("observations", "rewards", "terminated", "truncated"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+        assert one.episodes == other.episodes
+    used.close(), new.close()
