@@ -242,10 +242,14 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
         return [dict(file["starts"][name].attrs) for name in sorted(file["starts"], key=int)]
 
 
-def saved_update(run: Path, generation: int, rank: int) -> int:
-    """The update at which a rank saved a generation."""
-    with reading(checkpoint_file(run, generation, rank)) as file:
-        return int(file["learner"].attrs["updates"])
+def saved_updates(run: Path, generation: int) -> list[int]:
+    """The update at which each rank saved a generation; empty if not all of them have."""
+    updates, agents = [], 0
+    for path in checkpoint_files(run, generation):
+        with reading(path) as file:
+            updates.append(int(file["learner"].attrs["updates"]))
+            agents = int(file.attrs["agents"])
+    return updates if len(updates) == agents else []
 
 
 def starting_hours(run: Path, rank: int) -> list[float]:

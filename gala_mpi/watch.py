@@ -132,7 +132,7 @@ def look(run: Path) -> Look:
         times.extend(episodes["hours"])
     recent = np.array(scores)[np.argsort(times)][-RECENT_EPISODES:]
     ages = [age for rows in updates for age in rows["age"] if not np.isnan(age)]
-    checkpoint, saved, saved_at = _newest_checkpoint(run, agents)
+    checkpoint, saved, saved_at = _newest_checkpoint(run)
     written = [path.stat().st_mtime for path in (run / "metrics").glob("rank*.h5")]
     return Look(
         config=settings,
@@ -156,13 +156,13 @@ def _rate(rows: np.ndarray) -> float:
     return float((rows["steps"][-1] - rows["steps"][0]) / seconds) if seconds > 0 else 0.0
 
 
-def _newest_checkpoint(run: Path, agents: int) -> tuple[int, list[int], float]:
+def _newest_checkpoint(run: Path) -> tuple[int, list[int], float]:
     """The newest generation that all agents have saved, each agent's update in it, and when; 0 before the first."""
     for folder in sorted((run / "checkpoints").glob("[0-9]*"), reverse=True):
         try:
-            saved = [store.saved_update(run, int(folder.name), rank) for rank in range(agents)]
-            return int(folder.name), saved, folder.stat().st_mtime
-        except (OSError, KeyError, ValueError):  # not complete yet, damaged, or just deleted
+            if saved := store.saved_updates(run, int(folder.name)):
+                return int(folder.name), saved, folder.stat().st_mtime
+        except (OSError, KeyError, ValueError):  # damaged, or just deleted
             continue
     return 0, [], math.nan
 

@@ -17,6 +17,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
 set -euo pipefail
+launched=
+trap 'signal=USR1; [ -z "$launched" ] || kill -USR1 "$launched" || true' USR1
+trap 'signal=TERM' TERM # this reaches the ranks by itself
 . jobs/slurm/site.sh
 
 run=$RUNS/$SLURM_JOB_NAME-$SLURM_JOB_ID
@@ -42,10 +45,7 @@ srun --mpi=none --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c prepare_nod
 SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$job" -o %e)" +%s 2>/dev/null || true)}
 export SLURM_JOB_END_TIME
 
-# In the background, since bash runs a trap only between two commands or in `wait`. TERM reaches the ranks by itself.
-launched=
-trap 'signal=USR1; kill -USR1 $launched || true' USR1
-trap 'signal=TERM' TERM
+# In the background, since bash runs a trap only between two commands or in `wait`.
 "${launcher[@]}" -n "$SLURM_NTASKS" python -m gala_mpi.train "$@" --run-dir "$run" "${resume[@]}" &
 launched=$!
 signal=none
@@ -55,7 +55,7 @@ while [ "$signal" ]; do
 done
 
 # Preempted with time to save: Slurm requeues what it has to kill, but not what ends by itself.
-if [ "$status" = 143 ] && scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; then
+if [ "$status" != 0 ] && scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; then
     status=75
 fi
 if [ "$status" = 75 ]; then

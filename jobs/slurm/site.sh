@@ -26,7 +26,7 @@ RUNS=${RUNS:-runs}
 prepare_node() {
     local mapped
     mapped=$(cat /proc/[0-9]*/maps 2>/dev/null | grep /dev/shm/)
-    find /dev/shm -maxdepth 1 -user "$(id -un)" -mmin +0 -regex '.*/\(mpich_shm_\|sm_segment\|osc_\).*' |
+    find /dev/shm -maxdepth 1 -user "$(id -un)" -mmin +0 -regex '.*/\(mpich_shm_\|sm_segment\|osc_\).*' 2>/dev/null |
         while read -r file; do [[ $mapped == *"$file"* ]] || rm -f "$file"; done
 }
 export -f prepare_node

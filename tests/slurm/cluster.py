@@ -28,7 +28,14 @@ import pytest
 
 from launch import ROOT, environment, processes
 
-PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client", "setpriv": "util-linux"}
+PROGRAMS = {
+    "munged": "munge",
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "srun": "slurm-client",
+    "setpriv": "util-linux",
+    "taskset": "util-linux",
+}
 FILES = "gala-slurm-"  # then the process that made them
 SECONDS_TO_START = 60
 SECONDS_TO_END = 30
@@ -109,8 +116,9 @@ class Cluster:
             self._start("munged", "--foreground", *munge)
             self._wait_until("munged has made its socket", (self.files / "munge.socket").exists)
             self._start("slurmctld", "-D")
-            for i in range(1, nodes + 1):
-                self._start("slurmd", "-D", "-N", f"n{i}")
+            cores = sorted(os.sched_getaffinity(0))
+            for i in range(nodes):  # a core each, as far as there are enough
+                self._start("slurmd", "-D", "-N", f"n{i + 1}", core=cores[i % len(cores)])
             self._wait_until("all nodes are idle", lambda: self("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {nodes}")
         except BaseException:
             self.close()
@@ -176,9 +184,11 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
 
-    def _start(self, program: str, *arguments: object) -> None:
-        """Start a daemon that the kernel ends when this process does."""
-        command = ["setpriv", "--pdeathsig", "TERM", _find(program), *map(str, arguments)]
+    def _start(self, program: str, *arguments: str, core: int | None = None) -> None:
+        """Start a daemon that the kernel ends when this process does; what it starts sees that core alone."""
+        command = ["setpriv", "--pdeathsig", "TERM", _find(program), *arguments]
+        if core is not None:
+            command = ["taskset", "-c", str(core), *command]
         with open(self.files / f"{program}.out", "ab") as out:
             self._daemons.append(
                 subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
@@ -187,7 +197,7 @@ class Cluster:
     def _wait_until(self, what: str, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + SECONDS_TO_START
         while not condition():
-            dead = [Path(daemon.args[3]).name for daemon in self._daemons if daemon.poll() is not None]
+            dead = [" ".join(daemon.args) for daemon in self._daemons if daemon.poll() is not None]
             if dead or time.monotonic() > deadline:
                 logs = "\n".join(f"--- {log.name} ---\n{_tail(log, 20)}" for log in sorted(self.files.glob("*.[lo][ou][gt]")))
                 raise RuntimeError(f"{f'{dead} ended' if dead else f'{SECONDS_TO_START} s passed'} before {what}\n{logs}")
@@ -219,7 +229,7 @@ class Batch:
     def restarts(self) -> int:
         return int(self.fact("Restarts"))
 
-    def wait_until(self, condition: Callable[[], object], timeout: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout: float = 280) -> None:
         """Wait for something that the job does; the test fails when it ends or takes too long before that."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -229,7 +239,7 @@ class Batch:
                 pytest.fail(f"job {self.id} {how} before what the test waits for{self.report()}", pytrace=False)
             time.sleep(0.2)
 
-    def wait(self, state: str = "COMPLETED", timeout: float = 180) -> None:
+    def wait(self, state: str = "COMPLETED", timeout: float = 280) -> None:
         """Until the job has ended in `state`; any other end fails the test."""
         self.wait_until(lambda: self.state == state, timeout)
         # The nodes may still be at work: a job's state is told before its last process has ended.
