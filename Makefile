@@ -1,4 +1,7 @@
-# make train     Pong on 2 ranks for 3 minutes, then a film, a curve and a table of scores
+# make train     Pong on 2 ranks for 3 minutes, then a film, a table of scores and a report
+# make study     GALA (ring, exponential), A2C, A3C and independent agents on Pong, 4 ranks each, and a report (30 minutes)
+# make validate  real runs on 2 to 16 ranks beside what analysis/simulate.py says of them (15 minutes of a quiet machine)
+# make docs      docs/metrics.md from the code
 # make test      every test, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
@@ -13,7 +16,8 @@ N ?= 2
 MINUTES ?= 3
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm test-kills lint stress bench
+.PHONY: venv train study validate docs packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm test-kills \
+	lint stress bench
 
 venv: .venv/ready
 
@@ -37,17 +41,49 @@ INTEL := PATH="$(CURDIR)/.venv-intel/bin:$$PATH" I_MPI_PIN=0
 train: .venv/ready
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.train --env pong --wall-minutes $(MINUTES) --run-dir $(RUN) || [ $$? = 75 ]
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.evaluate $(RUN) --episodes 4 --video $(RUN)/film.mp4
-	$(MPICH) python analysis/learning_curves.py $(RUN) --out $(RUN)/learning_curve.png
+	$(MPICH) python analysis/learning_curves.py $(RUN) --out $(RUN)/learning_curves.png
+	$(MPICH) python analysis/report.py $(RUN) --out $(RUN)/report.html
 	@echo
-	@echo "curve:      $(RUN)/learning_curve.png"
+	@echo "report:     $(RUN)/report.html"
+	@echo "curve:      $(RUN)/learning_curves.png"
 	@echo "film:       $(RUN)/film.mp4"
 	@echo "HDF5 files: $(RUN)/run.h5, $(RUN)/metrics, $(RUN)/checkpoints"
 	@echo "train on:   . .venv/bin/activate && mpirun -n $(N) python -m gala_mpi.train --resume --run-dir $(RUN) --wall-minutes 60"
 
+STUDY := runs/study-$(shell date +%Y%m%d-%H%M%S)
+STUDY_RANKS ?= 4
+STUDY_STEPS ?= 500000
+STUDY_MINUTES ?= 5
+STUDY_FLAGS ?=
+STUDIED := ring:gossip exponential:gossip a2c:allreduce a3c:server independent:none
+
+study: .venv/ready
+	for run in $(STUDIED); do \
+	    topology=ring; [ $$run != exponential:gossip ] || topology=exponential; \
+	    $(MPICH) mpirun -n $(STUDY_RANKS) python -m gala_mpi.train --env pong --total-steps $(STUDY_STEPS) \
+	        --wall-minutes $(STUDY_MINUTES) --exchange $${run#*:} --topology $$topology --run-dir $(STUDY)/$${run%:*} $(STUDY_FLAGS) || [ $$? = 75 ] || exit; \
+	    policies=mean; [ $$run != independent:none ] || policies=all; \
+	    $(MPICH) mpirun -n $(N) python -m gala_mpi.evaluate $(STUDY)/$${run%:*} --policies $$policies || exit; \
+	done
+	$(MPICH) python analysis/report.py $(STUDY) --out $(STUDY)/report.html
+
+VALIDATED := runs/validate-$(shell date +%Y%m%d-%H%M%S)
+VALIDATE_MINUTES ?= 0.7
+
+validate: .venv/ready
+	for n in 2 4 8 16; do for exchange in gossip allreduce; do for slow in "" "--slow-rank 0:200ms"; do \
+	    $(MPICH) mpirun -n $$n python -m gala_mpi.train --env pong --precision fp32 --wall-minutes $(VALIDATE_MINUTES) \
+	        --exchange $$exchange $$slow --run-dir $(VALIDATED)/$$exchange-$$n$${slow:+-slow} || [ $$? = 75 ] || exit; \
+	done; done; done
+	$(MPICH) python analysis/simulate.py $(VALIDATED) --validate --cores $$(nproc) --out $(VALIDATED)/simulate.png
+
+docs: .venv/ready
+	.venv/bin/python -m gala_mpi.reference > docs/metrics.md
+
 test: packages lint test-serial test-mpich test-tcp test-openmpi test-intel test-slurm
 
 # Programs that some tests start, from Debian's packages. Without them and without root those tests say what is missing.
-PROGRAMS := spin ip:iproute2 slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge shellcheck
+PROGRAMS := spin chromium ip:iproute2 slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge shellcheck
 packages:
 	@missing=$$(for p in $(PROGRAMS); do PATH=$$PATH:/usr/sbin command -v $${p%:*} >/dev/null || echo $${p#*:}; done); \
 	if [ -n "$$missing" ] && [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then \
