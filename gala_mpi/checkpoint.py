@@ -1,7 +1,8 @@
 """All that a resume needs, one file a rank and generation.
 
 Ranks save without waiting for each other. A generation is a checkpoint's number, the same on every rank. A reader takes the
-newest generation of which every rank's file is there and sound; nobody declares it complete.
+newest generation of which every rank's file is there and sound; nobody declares it complete. Ranks that have died
+(`store.lost`) are not waited for; a resume gives them a file.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class Checkpoints:
     Args:
         run: the run directory.
         rank: whose files.
-        config: how often, and how many of the newest complete generations stay; the one with the best score stays as well.
+        config: how often, and how many of the newest complete generations stay; the one with the best score stays as well, and
+            the last of every rank that has died.
         generation: the newest number in use.
 
     Attributes:
@@ -121,21 +123,7 @@ class Checkpoints:
         missed = int(max(0.0, began - self._due) // self._seconds)
         self._due += (1 + missed) * self._seconds
         self.generation = generation or self.generation + 1 + (0 if self._config.in_step else missed)
-        path = store.checkpoint_file(self._run, self.generation, self._rank)
-        with store.naming(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.sync(path.parent.parent)
-        with store.atomic(path) as file:
-            file.attrs["network"] = np.bytes_(state.network)  # strings of variable length have no checksum
-            file.attrs["agents"] = state.agents
-            file.attrs["hours"] = state.hours
-            file.attrs["score"] = state.score
-            learner = file.create_group("learner")
-            for name, value in state.learner.items():
-                if np.ndim(value):
-                    learner.create_dataset(name, data=value, fletcher32=True, chunks=True)
-                else:
-                    learner.attrs[name] = value
+        write(self._run, self.generation, self._rank, state)
         if self._rank == 0:
             self._prune()
         self.slowest = max(self.slowest, time.monotonic() - began)
@@ -144,9 +132,29 @@ class Checkpoints:
         """Every rank saves in the order of the numbers: what is incomplete when a later one is complete stays so."""
         done = complete(self._run)
         kept = {*done[-self._config.keep_checkpoints :], best(self._run)}
+        kept |= {_newest_of(self._run, rank) for rank in store.lost(self._run)}
         for generation in generations(self._run):
             if done and generation < done[-1] and generation not in kept:
                 shutil.rmtree(store.checkpoint_file(self._run, generation, 0).parent, ignore_errors=True)
+
+
+def write(run: Path, generation: int, rank: int, state: State) -> None:
+    """One rank's file, whole and on disk or not there at all."""
+    path = store.checkpoint_file(run, generation, rank)
+    with store.naming(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.sync(path.parent.parent)
+    with store.atomic(path) as file:
+        file.attrs["network"] = np.bytes_(state.network)  # strings of variable length have no checksum
+        file.attrs["agents"] = state.agents
+        file.attrs["hours"] = state.hours
+        file.attrs["score"] = state.score
+        learner = file.create_group("learner")
+        for name, value in state.learner.items():
+            if np.ndim(value):
+                learner.create_dataset(name, data=value, fletcher32=True, chunks=True)
+            else:
+                learner.attrs[name] = value
 
 
 def generations(run: Path) -> list[int]:
@@ -166,8 +174,17 @@ def agents(run: Path, generation: int) -> int:
 
 
 def complete(run: Path) -> list[int]:
-    """The generations of which all files are there, oldest first."""
-    return [g for g in generations(run) if 0 < agents(run, g) == len(store.checkpoint_files(run, g))]
+    """The generations of which all files are there, but for those of the dead, oldest first."""
+    return [generation for generation in generations(run) if _is_complete(run, generation, agents(run, generation))]
+
+
+def _is_complete(run: Path, generation: int, agents: int) -> bool:
+    return agents > 0 and {*range(agents)} <= {*ranks(run, generation)} | store.lost(run)
+
+
+def ranks(run: Path, generation: int) -> list[int]:
+    """The ranks whose files are there."""
+    return [int(path.stem.removeprefix("rank")) for path in store.checkpoint_files(run, generation)]
 
 
 def best(run: Path) -> int | None:
@@ -228,7 +245,7 @@ def _sound(run: Path) -> Iterator[tuple[int, list[State]]]:
             counters = {name: value for name, value in state.learner.items() if not np.ndim(value)}
             states.append(dataclasses.replace(state, learner=counters))
         else:
-            if states and len(states) == states[0].agents:
+            if states and _is_complete(run, generation, states[0].agents):
                 yield generation, states
 
 
@@ -241,6 +258,35 @@ def _read(path: Path) -> State:
             score=float(file.attrs["score"]),
             learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
         )
+
+
+def replace_lost(run: Path) -> None:
+    """Give every rank that has died a file in the newest generation of the living: its own newest, else its neighbour's.
+
+    From its own it does again what it did after it. In a neighbour's place it goes on from that one's parameters and
+    optimiser, and does all its updates.
+    """
+    lost = store.lost(run)
+    generation = max(complete(run), default=0) if lost else 0
+    for rank in lost - {*ranks(run, generation)} if generation else ():
+        if own := _newest_of(run, rank):
+            state = load(run, own, rank)
+        else:
+            there = ranks(run, generation)
+            state = load(run, generation, max((other for other in there if other < rank), default=there[-1]))
+            state.learner |= {"updates": 0, "steps": 0}
+        write(run, generation, rank, state)
+
+
+def _newest_of(run: Path, rank: int) -> int:
+    """The newest generation that has a sound file of `rank`, or 0."""
+    for generation in reversed(generations(run)):
+        try:
+            load(run, generation, rank)
+            return generation
+        except Exception:  # missing or damaged
+            continue
+    return 0
 
 
 def _score(run: Path, generation: int) -> float:

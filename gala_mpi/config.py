@@ -112,6 +112,10 @@ class Config:
     From these the analysis tells how far agents are apart."""
     wall_minutes: Optional[float] = None
     """Save and stop after this many minutes. None: no limit."""
+    survive: Optional[float] = None
+    """Go on without an agent that shows no sign of life for so many seconds (or 3 times its longest silence so far, if
+    that is more). Only with gossip, and where the launcher spares the other ranks: see the README.
+    None: a dead rank ends the job."""
     slow_rank: Optional[str] = None
     """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
@@ -370,6 +374,31 @@ class StragglerBench:
     """Print one JSON object instead of tables."""
 
 
+@dataclass(frozen=True)
+class Examination:
+    """Whether the machine, MPI and the place for a run are well."""
+
+    settings: Config = field(default_factory=Config)
+    """What will be trained: it is this run's windows, memory and directory that are looked at."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+def parse_examination(arguments: list[str]) -> Examination:
+    """The command line of `gala_mpi.doctor`. Raises SystemExit as `parse` does."""
+    import tyro
+
+    return tyro.cli(
+        Examination,
+        prog="python -m gala_mpi.doctor",
+        description="Look at the machine, MPI and the run directory; say what is wrong and what to do about it.\n\n"
+        "  mpirun -n 4 python -m gala_mpi.doctor\n"
+        "  mpirun -n 4 python -m gala_mpi.doctor --network nature --run-dir /scratch/me/runs/pong",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
 Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench
 
 
@@ -462,6 +491,14 @@ def check(config: Config) -> None:
     )
     require(not (config.replay and config.resume), "--resume --replay", config.replay, "one of the two")
     gossip = config.exchange == "gossip"
+    require(unset_or(lambda x: 0 < x < math.inf, config.survive), "--survive", config.survive, "a positive number of seconds")
+    require(gossip or config.survive is None, f"--survive {config.survive} --exchange", config.exchange, "--exchange gossip")
+    require(
+        config.staleness != 0 or config.survive is None,
+        f"--survive {config.survive} --staleness",
+        config.staleness,
+        "a bound of 1 or more, or none,",
+    )
     require(gossip or not config.checksum, "--checksum --exchange", config.exchange, "--exchange gossip")
     require(
         gossip or config.staleness is None,

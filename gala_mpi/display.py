@@ -19,6 +19,7 @@ from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
 from gala_mpi.envs import FRAMES_PER_STEP
 from gala_mpi.exchange.board import COLUMNS
+from gala_mpi.roll import End
 
 SECONDS_BETWEEN_PANELS = 0.5
 SECONDS_BETWEEN_LINES = 10.0
@@ -159,14 +160,16 @@ def say(text: str) -> None:
     console().print(text, highlight=False, soft_wrap=True)
 
 
-def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin) -> None:
-    """What is about to happen, in two or three lines."""
+def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
+    """What is about to happen, in a few lines."""
     graph = f" on a {topology.title(config.topology)} graph" if config.exchange == "gossip" else ""
     say(
         f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} simulators, "
         f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "
         f"threads per rank: {threads}, {library}"
     )
+    for line in advice:
+        say(line)
     if not origin.generation:
         say(f"run directory: {config.run_dir}" + ("; no checkpoint of all ranks yet, it begins anew" if config.resume else ""))
         return
@@ -187,6 +190,15 @@ def succession(shares: np.ndarray) -> str:
         if parts.tolist() != [agent]:
             words.append(f"agent {agent} is {'a copy of' if len(parts) == 1 else 'the mean of'} {', '.join(map(str, parts))}")
     return "; ".join(words) or "the others leave"
+
+
+def bereaved(config: Config, agents: int, lost: list[End]) -> None:
+    """How it ended for those that are left, and what to do next."""
+    names = ", ".join(f"rank {end.rank} on {end.host}, last seen at update {end.update}" for end in lost)
+    say(
+        f"ended without {names}: {config.run_dir}\n"
+        f"back to full strength:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {config.run_dir}"
+    )
 
 
 def farewell(config: Config, agents: int, reason: str) -> None:

@@ -34,12 +34,12 @@ GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length
 
 @dataclass(frozen=True)
 class Plan:
-    """What all ranks agree on: what is asked, the run's settings, the checkpoint and how many agents it has."""
+    """What all ranks agree on: what is asked, the run's settings, the checkpoint and whose policies it holds."""
 
     wanted: Evaluation
     settings: Config
     generation: int
-    agents: int
+    agents: list[int]
 
 
 def main(arguments: list[str]) -> None:
@@ -66,7 +66,7 @@ def make_plan(arguments: list[str]) -> Plan:
         raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
     if wanted.video:
         envs.make_filmed(settings.env).close()
-    return Plan(wanted, settings, generation, checkpoint.agents(wanted.run, generation))
+    return Plan(wanted, settings, generation, checkpoint.ranks(wanted.run, generation))
 
 
 def play_my_share(plan: Plan, world: World) -> np.ndarray:
@@ -77,7 +77,7 @@ def play_my_share(plan: Plan, world: World) -> np.ndarray:
     simulators = envs.make(plan.settings.env, len(mine), threads=world.threads, sticky=plan.settings.sticky)
     network, flat = make_network(plan.settings, simulators)
     torch.manual_seed(plan.wanted.seed + world.rank)  # of sampled actions
-    policies = [MEAN] if plan.wanted.policies == "mean" else [*range(plan.agents), MEAN]
+    policies = [MEAN] if plan.wanted.policies == "mean" else [*plan.agents, MEAN]
     rows: list[tuple[int, int, float, int]] = []
     with Progress(console=display.console(), transient=True, disable=not world.root) as bar:
         for policy in bar.track(policies, description="playing"):
@@ -96,7 +96,7 @@ def make_network(settings: Config, simulators: Simulators) -> tuple[Network, Fla
 
 def parameters(plan: Plan, policy: int) -> np.ndarray:
     """float32 [P] of an agent, or the mean over all agents."""
-    agents = range(plan.agents) if policy == MEAN else [policy]
+    agents = plan.agents if policy == MEAN else [policy]
     total = sum(
         checkpoint.load(plan.wanted.run, plan.generation, rank).learner["parameters"].astype(np.float64) for rank in agents
     )
@@ -130,7 +130,7 @@ def report(plan: Plan, games: np.ndarray) -> None:
     table = Table(title=f"{plan.settings.env}, checkpoint {plan.generation}, {wanted.episodes} games a policy, {how}")
     for heading in ("policy", "mean", "± standard error", "lowest", "highest", "mean length (steps)"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for policy in [*range(plan.agents), MEAN] if plan.wanted.policies == "all" else [MEAN]:
+    for policy in [*plan.agents, MEAN] if plan.wanted.policies == "all" else [MEAN]:
         mine = games[games["policy"] == policy]
         scores = mine["score"].astype(float)
         error = scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import torch
 from gala_mpi import agent, checkpoint, config, elastic, envs, model, provenance, replay, store, topology
 from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
+from gala_mpi.doctor import quick
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
-from gala_mpi.exchange.mailbox import DIRECT, REMOTE, window_bytes
 from gala_mpi.topology import Topology
 from gala_mpi.world import World
 
@@ -34,11 +33,13 @@ class Plan:
         config: every setting, with nothing left to choose: `topology`, `network`, `precision` and `run_dir` are resolved.
         origin: the checkpoint to go on from.
         mixes_per_update: the most messages that an agent averages in one update.
+        advice: lines to print: what is taken of each host, and what speaks against it.
     """
 
     config: Config
     origin: Origin
     mixes_per_update: int
+    advice: list[str]
 
 
 def make(arguments: list[str] | None, world: World) -> Plan:
@@ -50,21 +51,30 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     """
     wanted = config.parse(arguments)
     config.check(wanted)
-    settings = resolve(wanted, world)
+    settings, length = settle(wanted, world)
+    threads = [machine.threads for machine in world.machines]
     if settings.replay:
-        replay.check(settings, world.threads_of_ranks)
+        replay.check(settings, threads)
+    advice = _advise(settings, length, world)
     origin = _resume(settings, world) if settings.resume else _begin(settings)
     graph = _graph(settings, world.size)
-    facts = provenance.facts(graph, world.library, world.hosts, world.threads_of_ranks, origin.generation)
+    facts = provenance.facts(graph, world.library, world.hosts, threads, origin.generation)
     try:
         store.write_run(settings.run_dir, settings, world.size, facts)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
-    return Plan(settings, origin, graph.degree if graph else 0)
+    return Plan(settings, origin, graph.degree if graph else 0, advice)
 
 
 def resolve(wanted: Config, world: World) -> Config:
     """The settings with everything that depends on the game and the machine filled in, and checked against them."""
+    settings, length = settle(wanted, world)
+    _advise(settings, length, world)
+    return settings
+
+
+def settle(wanted: Config, world: World) -> tuple[Config, int]:
+    """The settings with everything filled in, and how many parameters the network has. Whether they fit is not asked."""
     spaces = _spaces(wanted)
     network = wanted.network or ("gala" if spaces.image else "mlp")
     if network == "mlp" and spaces.image:
@@ -82,7 +92,6 @@ def resolve(wanted: Config, world: World) -> Config:
     slow, _ = wanted.slowness()
     if slow >= world.size:
         raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
-    _check_shared_memory(wanted, network, spaces, world)
     if wanted.exact_resume and world.size > 1 and not wanted.in_step:
         raise SettingError(
             f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; --staleness 0, "
@@ -95,9 +104,20 @@ def resolve(wanted: Config, world: World) -> Config:
     _, game = envs.resolve(wanted.env)  # one name for one game, however it was typed
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
-    return dataclasses.replace(
-        wanted, env=game, network=network, precision=precision, run_dir=run_dir, checkpoint_updates=marks
-    )
+    length = sum(parameter.numel() for parameter in model.Network(network, spaces).parameters())
+    settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir, "checkpoint_updates": marks}
+    return dataclasses.replace(wanted, **settled), length
+
+
+def _advise(settings: Config, length: int, world: World) -> list[str]:
+    """The resource plan, and what speaks against it. Raises SettingError where the run would fail."""
+    hosts = quick.hosts(settings, length, world.machines)
+    findings = quick.look(hosts)
+    for finding in findings:
+        if finding.state == "error":
+            raise SettingError(f"{finding.what} on {finding.seen}: {finding.remedy}")
+    warnings = [f"warning: {found.what}: {found.seen}; {found.remedy}" for found in findings if found.state == "warning"]
+    return [f"plan: {line}" for line in quick.plan(hosts)] + warnings
 
 
 def _graph(settings: Config, agents: int) -> Topology | None:
@@ -129,20 +149,6 @@ def _device(name: str) -> torch.device:
     return agent.pick_device(name, 0)
 
 
-def _check_shared_memory(wanted: Config, network: model.Name, spaces: Spaces, world: World) -> None:
-    """Windows lie in /dev/shm; where it is too small, the first write past its end would kill the ranks with SIGBUS."""
-    if wanted.exchange != "gossip" or world.node.size == 1:
-        return
-    length = sum(parameter.numel() for parameter in model.Network(network, spaces).parameters())
-    reach = DIRECT if world.node.size == world.size else REMOTE
-    needed, free = world.node.size * window_bytes(length, reach), shutil.disk_usage("/dev/shm").free
-    if needed > free:
-        raise SettingError(
-            f"/dev/shm on {world.host} has {free / 2**20:.0f} MiB free; the windows of {world.node.size} ranks need "
-            f"{needed / 2**20:.0f} MiB: enlarge it, or run fewer ranks on a host"
-        )
-
-
 def _begin(settings: Config) -> Origin:
     run = settings.run_dir
     if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
@@ -166,6 +172,8 @@ def _resume(settings: Config, world: World) -> Origin:
         raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
     if settings.staleness == 0 and before.staleness != 0:
         raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
+    checkpoint.replace_lost(run)
+    store.forget_ends(run)
     origin = checkpoint.resumable(run, settings.network)
     store.remove_leftovers(run)
     if not origin.generation:

@@ -41,9 +41,13 @@ class Progress:
             self._display.open()
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def hide(self) -> None:
+        """Show nothing more."""
         if self._display:
             self._display.close()
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.hide()
         if kind is None:
             self._board.close()
 

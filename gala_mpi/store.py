@@ -5,6 +5,7 @@ A run directory:
     run.h5                            settings, versions, hosts, graph; links to the ranks' metrics; evaluations
     metrics/rank00007.h5              tables of one rank; rank00007-1.h5 ... follow after a restart or when one is full
     checkpoints/000012/rank00007.h5   all state of one rank; a generation is complete when every rank's file is there
+    ends/rank00007.json               with --survive: how the rank's part ended, once it has
 
 Two ways of writing, and no other:
 
@@ -18,7 +19,9 @@ Two ways of writing, and no other:
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -77,6 +80,19 @@ def reading(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+def try_lock(folder: Path) -> str:
+    """Create and lock an HDF5 file in `folder`, as h5py does if it is not told otherwise. What it says; empty: it works."""
+    path = folder / f".lock.{socket.gethostname()}.{os.getpid()}.h5"
+    try:
+        h5py.File(path, "w", locking=True).close()
+        return ""
+    except OSError as error:
+        return str(error)
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
 def _write_image(path: Path, image: bytes) -> None:
     """Blocks of zeros become holes, which take no space on disk."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -98,6 +114,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def first(path: Path, text: str) -> bool:
+    """Create `path` with `text`, whole; False if it is there already, which then stays as it is. One of many wins."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    path.parent.mkdir(exist_ok=True)
+    try:
+        temporary.write_text(text)
+        sync(temporary)
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Tables:
@@ -187,6 +218,21 @@ def remove_leftovers(run: Path) -> None:
     for folder in (run / "metrics", run / "checkpoints"):
         for path in folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def end_file(run: Path, rank: int) -> Path:
+    return run / "ends" / f"{RANK_FILE.format(rank)}.json"
+
+
+def lost(run: Path) -> set[int]:
+    """The ranks that have died since the run was last started (`roll.Roll`)."""
+    ends = [json.loads(file.read_text()) for file in (run / "ends").glob("rank*.json")]
+    return {end["rank"] for end in ends if end["lost"]}
+
+
+def forget_ends(run: Path) -> None:
+    """The run starts anew."""
+    shutil.rmtree(run / "ends", ignore_errors=True)
 
 
 def metrics_files(run: Path, rank: int) -> list[Path]:

@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
-from gala_mpi import stop
+from gala_mpi import machine, stop
 
 stop.listen()  # before torch and MPI are imported: until then a signal would kill this rank
+machine.refuse_tiny_shared_memory(status=2)
 
 import sys  # noqa: E402
 
@@ -23,6 +24,7 @@ from gala_mpi.exchange import Order  # noqa: E402
 from gala_mpi.metrics import Metrics  # noqa: E402
 from gala_mpi.plan import Plan  # noqa: E402
 from gala_mpi.progress import Progress  # noqa: E402
+from gala_mpi.roll import Roll  # noqa: E402
 from gala_mpi.stop import Stop  # noqa: E402
 from gala_mpi.world import World  # noqa: E402
 
@@ -36,7 +38,7 @@ def train(world: World, plan: Plan) -> int:
     """Train until the plan's updates are done, or somebody asks to stop. The exit status (see `stop`). Collective."""
     config, run, origin = plan.config, plan.config.run_dir, plan.origin
     if world.root:
-        display.welcome(config, world.size, world.library, world.threads, origin)
+        display.welcome(config, world.size, world.library, world.threads, origin, plan.advice)
     me = agent.build(config, world.comm, world.node.rank, world.threads)
     learner, exchange = me.learner, me.exchange
     hours = 0.0
@@ -52,6 +54,7 @@ def train(world: World, plan: Plan) -> int:
     )
     checkpoints = Checkpoints(run, world.rank, config, origin.last)
     stop_asked = Stop(config.wall_minutes, notice=world.size + (config.checkpoint_updates or 0))
+    roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
 
     def save(generation: int | None = None) -> None:
         metrics.sync()
@@ -72,6 +75,18 @@ def train(world: World, plan: Plan) -> int:
                     save()
                     if config.exact_resume:
                         me.begin()  # as who resumes here
+                if roll:
+                    roll.miss(counters.lost)
+        if roll:
+            roll.answer(learner.updates, checkpoints.generation)
+            me.exchange.serve(until=roll.complete)
+            if roll.lost:
+                save(max(end.generation for end in roll.ends) + 1)
+                metrics.close()
+                progress.hide()
+                if roll.spokesman:
+                    display.bereaved(config, world.size, roll.lost)
+                world.leave(max(stop.RESUME, stop_asked.verdict[0]))
         me.close()  # from here on all ranks are out of the loop
         if not (order.stop and config.exact_resume):  # which has just saved
             save(world.largest(checkpoints.generation) + 1)

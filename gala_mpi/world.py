@@ -7,8 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import mpi4py
 
@@ -16,10 +15,14 @@ import mpi4py
 mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI  # noqa: E402
 
-from gala_mpi import memory, stop  # noqa: E402
+from gala_mpi import machine, memory, stop  # noqa: E402
 from gala_mpi.errors import DiskError, SettingError  # noqa: E402
+from gala_mpi.machine import Machine  # noqa: E402
 
 T = TypeVar("T")
+# What chooses how messages travel.
+TRANSPORT = ("MPIR_CVAR_CH4_NETMOD", "MPIR_CVAR_NOLOCAL", "FI_PROVIDER", "UCX_TLS", "UCX_NET_DEVICES")
+TRANSPORT += ("OMPI_MCA_pml", "OMPI_MCA_osc", "OMPI_MCA_btl", "I_MPI_FABRICS")
 
 
 class World:
@@ -28,8 +31,7 @@ class World:
     Attributes:
         comm: the communicator of all agents.
         node: the communicator of the agents on this host.
-        threads: this rank's share of the cores that it may use, 1 or more.
-        hosts, threads_of_ranks: the host and threads of every rank.
+        machines: what every rank sees of its host; `machine`: what I see.
     """
 
     def __init__(self):
@@ -38,9 +40,19 @@ class World:
         self.rank, self.size = self.comm.rank, self.comm.size
         self.host = MPI.Get_processor_name()
         self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        self.threads = self._share_of_cores()
-        self.hosts: list[str] = self.comm.allgather(self.host)
-        self.threads_of_ranks: list[int] = self.comm.allgather(self.threads)
+        mine = os.sched_getaffinity(0)
+        self.machine = machine.look(self.host, self.node.allgather(mine), mine)
+        self.machines: list[Machine] = self.comm.allgather(self.machine)
+
+    @property
+    def threads(self) -> int:
+        """This rank's share of the cores that it may use, 1 or more."""
+        return self.machine.threads
+
+    @property
+    def hosts(self) -> list[str]:
+        """Of every rank."""
+        return [machine.host for machine in self.machines]
 
     @property
     def root(self) -> bool:
@@ -51,6 +63,18 @@ class World:
         """The MPI library, for example "MPICH 5.0.2"."""
         name, version = MPI.get_vendor()
         return f"{name} {'.'.join(map(str, version))}"
+
+    @property
+    def description(self) -> str:
+        """The library, how it was built and what the environment tells it."""
+        built = next((line.split(":", 1)[1] for line in MPI.Get_library_version().splitlines() if "Device:" in line), "")
+        told = [f"{name}={os.environ[name]}" for name in TRANSPORT if name in os.environ]
+        return ", ".join(filter(None, [self.library, built.strip(), *told]))
+
+    @property
+    def threads_allowed(self) -> bool:
+        """Whether threads may run beside the one that calls MPI."""
+        return MPI.Query_thread() >= MPI.THREAD_FUNNELED
 
     def decide(self, choose: Callable[[], T]) -> T:
         """What rank 0's `choose()` returns, on every rank. Bad input there ends every rank with status 2 and one line."""
@@ -86,17 +110,17 @@ class World:
         while not everybody.Test():
             time.sleep(0.01)
 
+    def leave(self, status: int) -> NoReturn:
+        """End this rank alone, in order but without MPI: with a dead rank all that MPI does together never returns."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
     def part(self, rank_zero_alone: bool) -> MPI.Intracomm | None:
         """A communicator of rank 0 alone or of all ranks; None for ranks outside it. Collective."""
         inside = self.root or not rank_zero_alone
         comm = self.comm.Split(0 if inside else MPI.UNDEFINED, self.rank)
         return comm if inside else None
-
-    def _share_of_cores(self) -> int:
-        """Cores in my affinity mask, each split over the ranks of this host that may use it, within the cgroup's quota."""
-        masks = self.node.allgather(os.sched_getaffinity(0))
-        share = sum(1 / sum(core in mask for mask in masks) for core in masks[self.node.rank])
-        return max(1, int(min(share, _cgroup_cores() / self.node.size) + 1e-9))
 
     def __enter__(self) -> World:
         return self
@@ -110,12 +134,3 @@ class World:
         print(f"gala_mpi: rank {self.rank} on {self.host} failed; the job ends.\n{report}", file=sys.stderr, flush=True)
         self.comm.Abort(stop.FAILED)
         os._exit(stop.FAILED)  # MPICH returns from its abort, and Python would print the error once more
-
-
-def _cgroup_cores() -> float:
-    """Cores that this process's cgroup may use at a time (cgroup v2's cpu.max); infinite without a quota."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return float(quota) / float(period)
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return float("inf")

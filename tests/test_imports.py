@@ -20,7 +20,7 @@ HOMES = {
     "matplotlib": {"topology/draw.py"},
     "pynvml": {"energy.py"},
     "tyro": {"config.py"},
-    "rich": {"display.py", "evaluate.py", "bench/", "doctor.py", "topology/__main__.py", "watch.py"},
+    "rich": {"display.py", "evaluate.py", "bench/", "doctor/", "topology/__main__.py", "watch.py"},
 }
 
 

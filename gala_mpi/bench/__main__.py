@@ -39,7 +39,8 @@ def prepare(arguments: list[str], world: World) -> tuple[config.Bench, Config]:
     """Parse, check, resolve. Raises SettingError."""
     bench = config.parse_bench(arguments)
     config.check_bench(bench, world.size)
-    return bench, plan.resolve(bench.settings, world)
+    settings, _ = plan.settle(bench.settings, world)
+    return bench, settings
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Counters:
     torn: int = 0  # messages thrown away so far because their slot was rewritten while they were read
     corrupt: int = 0  # messages thrown away so far because their checksum was wrong (checksum mode)
     poke_gap: float = 0.0  # longest time since the last update without a call into MPI, s
+    lost: dict[int, int] = field(default_factory=dict)  # peers that show no sign of life, and their last versions (--survive)
 
 
 class Exchange(Protocol):
@@ -84,4 +85,5 @@ def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
     if config.replay:
         mixes, updates = (store.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
         return Replay(comm, length, mixes, int(updates["update"].max(initial=0)))
-    return Gossip(comm, length, topology.build(config.topology, comm.size), config.staleness, config.checksum)
+    graph = topology.build(config.topology, comm.size)
+    return Gossip(comm, length, graph, config.staleness, config.checksum, config.survive)

@@ -1,6 +1,7 @@
 """The notice board: every rank posts one row of numbers about itself; rank 0 reads them all for the live display.
 
-Rows are read by tested gets, one at a time, so that nobody waits. They are for people: a row may be a moment old.
+Rows are read by tested gets, so that nobody waits. They are for people: a row may be a moment old, and that of a rank that
+cannot be reached stays as it was.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ class Board:
             self._mine[:] = 0
             self._window.Sync()
             comm.Barrier()
-        self._incoming = np.zeros(len(COLUMNS))
-        if comm.rank == 0:
-            for rank in range(1, comm.size):  # while all are here: the first access may wait (see Mailbox.meet)
-                self._read(rank).Wait()
+        self._incoming = np.zeros_like(self.rows)
+        self._asked: dict[int, MPI.Request] = {}
+        self._others = list(range(1, comm.size)) if comm.rank == 0 else []
+        for rank in self._others:  # while all are here: the first access may wait (see Mailbox.meet)
+            self._read(rank).Wait()
         comm.Barrier()
-        self._asked: MPI.Request | None = None
-        self._next = 1  # whom rank 0 reads next
         self._round_began = -SECONDS_BETWEEN_ROUNDS
 
     def post(self, **row: float) -> None:
@@ -52,29 +52,32 @@ class Board:
         self.rows[self._comm.rank] = values
 
     def poll(self) -> None:
-        """Rank 0: read what can be read without waiting, at most one round of all ranks each half second."""
-        while self._comm.size > 1 and (self._asked is None or self._asked.Test()):
-            if self._asked is not None:
-                self._window.Sync()
-                self.rows[self._next] = self._incoming
-                self._asked = None
-                self._next = self._next % (self._comm.size - 1) + 1
-            if self._next == 1:
-                if time.monotonic() - self._round_began < SECONDS_BETWEEN_ROUNDS:
-                    return
-                self._round_began = time.monotonic()
-            self._asked = self._read(self._next)
+        """Rank 0: take the rows that have come; every half second, ask for those that are not on their way."""
+        due = time.monotonic() - self._round_began >= SECONDS_BETWEEN_ROUNDS
+        if due:
+            self._round_began = time.monotonic()
+        for rank in list(self._others):
+            try:
+                if rank in self._asked and self._asked[rank].Test():
+                    self._window.Sync()
+                    self.rows[rank] = self._incoming[rank]
+                    del self._asked[rank]
+                if due and rank not in self._asked:
+                    self._asked[rank] = self._read(rank)
+            except MPI.Exception:  # it has died, and this run goes on without it, or ends for better reasons than a display
+                self._others.remove(rank)
+                self._asked.pop(rank, None)
 
     def _read(self, rank: int) -> MPI.Request:
-        words = [self._incoming, len(COLUMNS), MPI.DOUBLE]
+        words = [self._incoming[rank], len(COLUMNS), MPI.DOUBLE]
         return self._window.Rget(words, rank, target=[0, len(COLUMNS), MPI.DOUBLE])
 
     def close(self) -> None:
         """Collective, after everybody has left the loop."""
         if not self._window:
             return
-        if self._asked is not None:
-            self._asked.Wait()
+        for request in self._asked.values():
+            request.Wait()
         everybody = self._comm.Ibarrier()
         while not everybody.Test():
             self._comm.Iprobe()

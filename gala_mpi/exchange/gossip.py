@@ -6,6 +6,9 @@ The newest message wins: a writer never skips one because a reader has not read 
 
 With a staleness bound τ ≥ 1 an agent waits after τ updates without a mix. τ = 0 is lock-step: at update k every agent
 mixes exactly version k of its in-peers, and a writer waits until its readers have read a slot before it rewrites it.
+
+With `survive`, an in-peer that shows no sign of life is read no more until it does: those whom it would have read are read
+in its place, so that on any graph what one agent learns still reaches all that live.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Mix, Order
+from gala_mpi.exchange.lookout import Lookout
 from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Glance, Mailbox, Pull
 from gala_mpi.topology import Topology
 
@@ -45,16 +49,26 @@ class Gossip:
         topology: who reads whom.
         staleness: τ; None: never wait.
         checksum: whether messages carry a checksum that their readers verify.
+        survive: after how many seconds without a sign of life a peer is lost, at least; None: never. Not in lock-step.
     """
 
-    def __init__(self, comm: MPI.Intracomm, length: int, topology: Topology, staleness: int | None, checksum: bool = False):
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        length: int,
+        topology: Topology,
+        staleness: int | None,
+        checksum: bool = False,
+        survive: float | None = None,
+    ):
         self._comm, self._topology, self._bound = comm, topology, staleness
         self._lockstep = staleness == 0
         # Of each round: looked up at every poke.
         self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
-        self._mailbox = Mailbox(comm, length, checksum)
+        self._mailbox = Mailbox(comm, length, checksum, survive is not None)
         self._pulls = {peer: Pull(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
+        self._lookout = Lookout(self._mailbox, survive) if survive is not None else None
         self._readers: dict[int, Glance] = {}  # lock-step: the headers of those who read me
         self._mixed = dict.fromkeys(self._pulls, 0)  # the version of each peer that was last mixed
         # A message that comes at once (shared memory) is read when it is mixed, so that it is as new as can be. One that
@@ -71,7 +85,11 @@ class Gossip:
         if self._lockstep and len(set(versions)) > 1:
             raise ValueError(f"lock-step agents begin at the same update; these begin at {versions}")
         self._mixed = {peer: versions[peer] for peer in self._pulls}
-        self._mailbox.meet(self._pulls)
+        if self._lookout is None:
+            self._mailbox.meet(self._pulls)
+        else:  # I may come to read anybody
+            self._mailbox.meet(peer for peer in range(self._comm.size) if peer != self._comm.rank)
+            self._lookout.follow(self._pulls)
 
     def gradient(self, gradient: np.ndarray) -> None: ...
 
@@ -89,8 +107,35 @@ class Gossip:
         self._mailbox.post(MIXED, self._version)
 
     def _in_peers(self, version: int) -> list[int]:
-        """Whom I read at update `version`."""
-        return self._peers[version % len(self._peers)]
+        """Whom I read at update `version`: in place of the lost, those whom they would have read."""
+        peers = self._peers[version % len(self._peers)]
+        if self._lookout is None or not self._lookout.lost:
+            return peers
+        candidates = list(peers)
+        for peer in candidates:  # which grows: those in place of a lost one may be lost as well
+            if peer in self._lookout.lost:
+                others = self._topology.in_peers(peer, version)
+                candidates += [other for other in others if other not in candidates and other != self._comm.rank]
+        return [peer for peer in candidates if peer not in self._lookout.lost]
+
+    def _weights(self, peers: list[int]) -> list[float]:
+        """The graph's weights of `peers`; those in place of lost ones share theirs, or I keep it if nobody is."""
+        _, *weights = self._topology.weights(self._comm.rank, self._version)
+        of_graph = dict(zip(self._peers[self._version % len(self._peers)], weights))
+        left = sum(weight for peer, weight in of_graph.items() if peer not in peers)
+        substitutes = max(1, sum(peer not in of_graph for peer in peers))
+        return [of_graph.get(peer, left / substitutes) for peer in peers]
+
+    def _look(self) -> None:
+        """See whether somebody has been lost, or has come back; then I may have to read others."""
+        if self._lookout is None or not self._lookout.look():
+            return
+        for round in range(len(self._topology.rounds)):
+            for peer in self._in_peers(round):
+                if peer not in self._pulls:
+                    self._pulls[peer] = Pull(self._mailbox, peer)
+                    self._mixed[peer], self._slow[peer] = 0, False
+        self._lookout.follow(self._pulls)
 
     def _ask(self, peers: list[int]) -> bool:
         """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
@@ -108,6 +153,7 @@ class Gossip:
 
     def poke(self) -> None:
         self._mailbox.poke()
+        self._look()
         for peer in self._in_peers(self._version + 1):
             if self._slow[peer] and not self._lockstep:
                 self._pulls[peer].start(self._mixed[peer])
@@ -117,14 +163,17 @@ class Gossip:
     def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
         """Average the messages that are ready into `parameters`, always in the same order."""
         taken = [self._pulls[peer].take() for peer in peers]
-        weights = self._topology.weights(self._comm.rank, self._version)[1:]
+        weights = self._weights(peers)
         average(parameters, [message for message, _ in taken], weights)
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes
 
     def _exhausted(self, peers: list[int]) -> bool:
-        """Whether some peer will never have what is wanted of it."""
+        """Whether some peer will never have what is wanted of it, or others are to be read now."""
+        self._look()
+        if peers != self._in_peers(self._version):
+            return True
         wanted = {peer: self._version if self._lockstep else self._mixed[peer] + 1 for peer in peers}
         return any(0 < self._pulls[peer].header[FINISHED] <= wanted[peer] for peer in peers)
 
@@ -212,7 +261,16 @@ class Gossip:
         if corrupt > self._corrupt:
             self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
         self._corrupt = corrupt
-        return Counters(self._mixes, self._staleness, torn, corrupt, gap)
+        return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._lookout.lost) if self._lookout else {})
+
+    def serve(self, until: Callable[[dict[int, int]], bool]) -> None:
+        """Once I publish no more: serve the others until `until(lost)` holds (see Counters.lost). Not collective."""
+        self._mailbox.post(FINISHED, self._version + 1)
+        while not until(self._lookout.lost):
+            self._mailbox.poke()
+            self._look()
+            self._listen()
+            time.sleep(0.001)
 
     def close(self) -> None:
         if self._mailbox.closed:

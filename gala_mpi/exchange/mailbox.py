@@ -21,6 +21,7 @@ others, and the reader throws away and counts (`corrupt`) what does not match. T
 
 from __future__ import annotations
 
+import functools
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ FINISHED = 2  # once this rank publishes nothing more: 1 + its last version (one
 STOP_AT = 3  # the update at which all stop; 0: none
 SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word a slot: the version whose writing has begun there
+ALIVE = 15  # how often this rank has poked: it grows as long as the rank lives
 HEADER_BYTES = 128
 ALIGNMENT = 64
 SECONDS_OF_A_BURST = 1e-3
@@ -124,10 +126,11 @@ class Mailbox:
         comm: the ranks that read each other.
         length: how many float32 a message holds.
         checksum: whether messages carry a CRC-32, which their readers verify. The same on all ranks.
+        survive: whether a rank that MPI cannot reach is read no more. Otherwise that is an error.
     """
 
-    def __init__(self, comm: MPI.Intracomm, length: int, checksum: bool = False):
-        self.comm, self.length, self.checksum = comm, length, checksum
+    def __init__(self, comm: MPI.Intracomm, length: int, checksum: bool = False, survive: bool = False):
+        self.comm, self.length, self.checksum, self.survive = comm, length, checksum, survive
         self._progress = Progress()
         self.reach = probe(comm, self._progress)
         self.words = length + checksum  # of a slot: the payload and its checksum
@@ -192,6 +195,7 @@ class Mailbox:
         now = time.perf_counter()
         self.poke_gap = max(self.poke_gap, now - self._last_poke)
         self._progress.test(self.reach.tests_per_poke)
+        self.header[ALIVE] += 1
         self._last_poke = time.perf_counter()
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -208,11 +212,30 @@ class Mailbox:
         self._progress.close()
 
 
+def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | None]:
+    """A step of a reader. Once MPI has failed to reach the peer, it is touched no more: a second try might hang."""
+
+    @functools.wraps(step)
+    def guarded(reader: Glance | Pull, *arguments, **options) -> bool | None:
+        if reader.unreachable:
+            return False
+        try:
+            return step(reader, *arguments, **options)
+        except MPI.Exception:
+            if not reader.mailbox.survive:
+                raise
+            reader.unreachable = True
+            return False
+
+    return guarded
+
+
 class Glance:
     """A peer's header, read again and again without waiting: `header` (int64 [16]) as it last arrived, each word by itself."""
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
+        self.unreachable = False
         self.header = np.zeros(HEADER_BYTES // 8, np.int64)
         self._incoming = np.zeros_like(self.header)
         self._request: MPI.Request | None = None
@@ -223,11 +246,13 @@ class Glance:
         """Whether nothing is on its way."""
         return self._request is None
 
+    @while_reachable
     def start(self) -> None:
         """Begin to read the header, unless something is on its way."""
         if self.idle:
             self._request = self.mailbox.get_header(self.peer, self._incoming)
 
+    @while_reachable
     def advance(self) -> bool:
         """Whether a header has arrived since `start`."""
         if self.idle or not self._request.Test():
@@ -237,6 +262,7 @@ class Glance:
         self.header[:] = self._incoming
         return True
 
+    @while_reachable
     def drain(self) -> None:
         """Wait for what is on its way, so that the window can be freed."""
         while not self.idle and not self._request.Test():
@@ -263,7 +289,7 @@ class Pull:
         self._slot = np.zeros(mailbox.words, np.float32)
         self.payload = self._slot[: mailbox.length]
         self.version = 0
-        self.ready = False
+        self.ready = self.unreachable = False
         self.torn = self.corrupt = 0
         self._glance = Glance(mailbox, peer)
         self._payload_request: MPI.Request | None = None
@@ -291,6 +317,7 @@ class Pull:
             self._newer_than, self._exactly = newer_than, exactly
             self._glance.start()
 
+    @while_reachable
     def advance(self) -> bool:
         """Take every step that needs no waiting. True once a whole message is there."""
         while True:
@@ -336,6 +363,7 @@ class Pull:
         self._newer_than = self.version  # the header that may be on its way does not bring it again
         return self.payload, self.version
 
+    @while_reachable
     def drain(self) -> None:
         """Wait for the payload on its way, so that the window can be freed."""
         while self._payload_request is not None and not self._payload_request.Test():

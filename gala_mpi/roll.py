@@ -1,0 +1,88 @@
+"""Who is there at the end of a run that outlives a rank, agreed upon by files: no collective of MPI returns without the dead.
+
+Every rank has one file in the run directory, and whoever creates it first decides how that rank's part ended: the rank
+itself, when it has left the training loop, or the one that misses it first. It never changes, so all see the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gala_mpi import store
+from gala_mpi.world import World
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class End:
+    """How a rank's part of the run ended."""
+
+    rank: int
+    host: str
+    lost: bool
+    update: int  # its last one, as far as is known
+    generation: int = 0  # of its last checkpoint; 0: none, or not known
+
+
+class Roll:
+    """The ends of all ranks.
+
+    Args:
+        run: the run directory, which all hosts see.
+        world: all ranks.
+
+    Attributes:
+        ends: those of all ranks, in their order; empty before the end.
+    """
+
+    def __init__(self, run: Path, world: World):
+        self._run, self._world = run, world
+        self._missed: set[int] = set()
+        self._looked = 0.0
+        self.ends: list[End] = []
+
+    @property
+    def lost(self) -> list[End]:
+        return [end for end in self.ends if end.lost]
+
+    @property
+    def spokesman(self) -> bool:
+        """Whether I am the first rank of those that are left."""
+        return self._world.rank == min(end.rank for end in self.ends if not end.lost or end.rank == self._world.rank)
+
+    def miss(self, lost: dict[int, int]) -> None:
+        """Ranks that I have lost, and their last versions. Who misses a rank first tells."""
+        for rank in lost.keys() - self._missed:
+            if self._decide(End(rank, self._world.hosts[rank], True, lost[rank])):
+                self._say(
+                    f"rank {rank} on {self._world.hosts[rank]} is lost, last seen at update {lost[rank]}; the others go on"
+                )
+        for rank in self._missed - lost.keys():
+            self._say(f"rank {rank} on {self._world.hosts[rank]} is back; the end does not wait for it")
+        self._missed = set(lost)
+
+    def answer(self, update: int, generation: int) -> None:
+        """I have left the training loop, after this update and checkpoint."""
+        self._decide(End(self._world.rank, self._world.host, False, update, generation))
+
+    def complete(self, lost: dict[int, int]) -> bool:
+        """Whether every rank's part has ended. To be asked until it has, with those that I have lost."""
+        if time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+            return False
+        self._looked = time.monotonic()
+        self.miss(lost)
+        files = [store.end_file(self._run, rank) for rank in range(self._world.size)]
+        if all(file.exists() for file in files):
+            self.ends = [End(**json.loads(file.read_text())) for file in files]
+        return bool(self.ends)
+
+    def _decide(self, end: End) -> bool:
+        return store.first(store.end_file(self._run, end.rank), json.dumps(asdict(end)))
+
+    def _say(self, what: str) -> None:
+        print(f"gala_mpi: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""`ill.py ILLNESS flags...`: the doctor, on ranks one of which falls ill, or with an MPI that does."""
+
+import os
+import signal
+import sys
+
+from mpi4py import MPI
+
+from gala_mpi.doctor import __main__ as doctor
+from gala_mpi.exchange import examine
+
+illness, *flags = sys.argv[1:]
+
+
+def stop_rank_1() -> None:
+    if MPI.COMM_WORLD.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class LostGets(MPI.Win):
+    """A request that is complete at once, and nothing has come."""
+
+    def Rget(self, origin, target_rank, target=None):
+        return MPI.REQUEST_NULL
+
+
+class EndlessGets(MPI.Win):
+    """A request that is never complete."""
+
+    def Rget(self, origin, target_rank, target=None):
+        return MPI.COMM_SELF.Irecv([bytearray(1), MPI.BYTE], source=0, tag=99)
+
+
+if illness == "stopped-before":
+    gather = examine.gather
+    examine.gather = lambda *arguments: (stop_rank_1(), gather(*arguments))[1]
+elif illness == "stopped-among":
+    busy_target = examine._busy_target
+    examine._busy_target = lambda *arguments: (stop_rank_1(), busy_target(*arguments))[1]
+else:
+    MPI.Win = {"lost-gets": LostGets, "endless-gets": EndlessGets}[illness]
+
+doctor.main(flags)

@@ -1,0 +1,68 @@
+"""A run that loses a rank, under a launcher that spares the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+
+from commandline import SMALL, STEPS_PER_UPDATE, flushed, start, states, table, train
+from gala_mpi import checkpoint, store
+
+SECONDS = 4.0  # without a sign of life
+
+
+def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
+    """`victim` is killed in the middle: the others do all their updates, save, say who is missing, and end."""
+    flags = ("--survive", SECONDS, "--total-steps", updates * n * STEPS_PER_UPDATE, "--checkpoint-minutes", 0.02)
+    with start(n, run, *SMALL, *flags) as job:
+        job.wait_until(lambda: all(_begun(run, rank) for rank in range(n)) and checkpoint.complete(run), 240)
+        os.kill(job.ranks()[victim], signal.SIGKILL)
+        result = job.wait(240)
+    said = [line for line in result.stderr.splitlines() if "is lost" in line]
+    assert len(said) == 1, result.stderr
+    seen = re.search(rf"rank {victim} on {socket.gethostname()} is lost, last seen at update (\d+)", said[0])
+    assert seen, said
+    assert 20 < int(seen[1]) < updates
+    assert result.stdout.count(f"ended without rank {victim} on ") == 1, result.stdout
+    assert "Traceback" not in result.stderr
+    assert store.lost(run) == {victim}
+    newest = checkpoint.newest(run)
+    living = [rank for rank in range(n) if rank != victim]
+    assert checkpoint.ranks(run, newest) == living
+    for rank in living:
+        assert int(checkpoint.load(run, newest, rank).learner["updates"]) == updates
+        assert table(run, rank, "updates")["update"].tolist() == list(range(1, updates + 1))
+    # Who read the dead one reads on: the one that it would have read.
+    read = table(run, (victim + 1) % n, "mixes")["peer"]
+    assert set(read) == {victim, (victim - 1) % n} and read[-1] == (victim - 1) % n
+
+
+def is_whole_again(run: Path, n: int, victim: int, updates: int) -> None:
+    """A resume with all ranks: the dead one goes on from its own last checkpoint, and all reach the end."""
+    before = max(
+        int(checkpoint.load(run, generation, victim).learner["updates"])
+        for generation in checkpoint.generations(run)
+        if victim in checkpoint.ranks(run, generation)
+    )
+    assert 0 < before < updates
+    train(n, run, "--resume", timeout=240)
+    assert store.lost(run) == set()
+    assert [int(state.learner["updates"]) for state in states(run, n)] == [updates] * n
+    assert len({state.learner["parameters"].tobytes() for state in states(run, n)}) == n
+    done = table(run, victim, "updates")["update"]
+    assert done.tolist() == list(range(1, updates + 1))
+    with store.reading(store.metrics_files(run, victim)[-1]) as file:
+        assert file.attrs["after_update"] == before
+    assert np.isfinite(states(run, n)[victim].learner["parameters"]).all()
+
+
+def _begun(run: Path, rank: int) -> bool:
+    try:
+        return flushed(run, rank) > 20
+    except (OSError, KeyError, ValueError):  # files that are not there yet
+        return False

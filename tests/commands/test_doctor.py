@@ -1,0 +1,156 @@
+"""`python -m gala_mpi.doctor`: a healthy machine is all well; each planted illness is found, with its remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import launch
+from launch import mpirun
+
+DOCTOR = ("-m", "gala_mpi.doctor")
+SMALL = ("--env", "CartPole-v1")
+HERE = Path(__file__).parent
+root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
+mpich = pytest.mark.skipif(launch.OPEN_MPI, reason="by variables of MPICH")
+
+
+def examine(n: int, *flags: object, status: int, program=DOCTOR, env: Mapping[str, str] = {}, timeout: float = 120) -> dict:
+    """What the doctor says, by what was looked at."""
+    result = mpirun(n, *program, *flags, "--json", env=env, timeout=timeout)
+    assert result.returncode == status, result.stdout + result.stderr
+    said = json.loads(result.stdout.splitlines()[0])
+    assert said["ranks"] == n
+    return {finding["what"]: finding for finding in said["findings"]} | {"seconds": said["seconds"]}
+
+
+def within(setup: str, monkeypatch, folder: Path) -> None:
+    """From now on jobs run in a mount namespace of their own, in which `setup` has been done."""
+    command = f'{setup} && exec {shlex.quote(str(launch.LAUNCHER))} "$@"'
+    launch_by(f"unshare --mount --propagation private sh -c {shlex.quote(command)} sh", monkeypatch, folder)
+
+
+def launch_by(command: str, monkeypatch, folder: Path) -> None:
+    """From now on mpirun is started by another command."""
+    script = folder / "mpirun"
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(launch, "LAUNCHER", script)
+
+
+def test_a_healthy_machine(tmp_path):
+    ranks = 2 * len(os.sched_getaffinity(0))
+    found = examine(ranks, "--run-dir", tmp_path / "run", status=0)
+    assert found.pop("seconds") < 60  # 15 on a machine that does nothing else
+    assert {finding["state"] for finding in found.values()} == {"ok"}, found
+    asked = {"MPI", "answers", "cores", "/dev/shm", "memory", "run directory", "HDF5 locks", "GPU", "CMA", "gets", "speed"}
+    assert set(found) == asked | {"busy target"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_rank_and_a_table(tmp_path):
+    result = mpirun(1, *DOCTOR, *SMALL, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for words in ("all ok", "run directory", "1 rank × 16 simulators"):
+        assert words in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_flags_are_refused():
+    result = mpirun(2, *DOCTOR, *SMALL, "--num-envs", 0)
+    assert result.returncode == 2 and "--num-envs 0" in result.stderr and "Traceback" not in result.stderr
+
+
+@root
+def test_tiny_shared_memory(tmp_path, monkeypatch):
+    within("mount -t tmpfs -o size=30M tmpfs /dev/shm", monkeypatch, tmp_path)
+    flags = ("--network", "nature", "--env", "pong", "--run-dir", tmp_path / "run")
+    finding = examine(2, *flags, status=1)["/dev/shm"]
+    assert finding["state"] == "error" and "of 30 MiB" in finding["seen"] and "--shm-size" in finding["remedy"]
+    result = mpirun(2, "-m", "gala_mpi.train", *flags)
+    assert result.returncode == 2 and "/dev/shm" in result.stderr and "--shm-size" in result.stderr
+
+
+@root
+@pytest.mark.parametrize("program, status", [("doctor", 1), ("train", 2)])
+def test_shared_memory_in_which_mpi_itself_would_crash(tmp_path, monkeypatch, program, status):
+    within("mount -t tmpfs -o size=12M tmpfs /dev/shm", monkeypatch, tmp_path)
+    result = mpirun(2, "-m", f"gala_mpi.{program}", *SMALL, "--run-dir", tmp_path / "run")
+    assert result.returncode == status
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("gala_mpi: ")]
+    assert "12 MiB free" in line and "--shm-size" in line
+    assert "Segmentation fault" not in result.stderr
+
+
+@root
+def test_read_only_run_directory(tmp_path, monkeypatch):
+    """root ignores the bits of permissions, but not this."""
+    place = tmp_path / "archive"
+    place.mkdir()
+    setup = f"mount --bind {place} {place} && mount -o remount,bind,ro {place}"
+    within(setup, monkeypatch, tmp_path)
+    finding = examine(2, *SMALL, "--run-dir", place / "run", status=1)["run directory"]
+    assert finding["state"] == "error" and "Read-only file system" in finding["seen"] and "--run-dir" in finding["remedy"]
+
+
+def test_too_many_ranks_for_the_cores(tmp_path, monkeypatch):
+    core = min(os.sched_getaffinity(0))
+    launch_by(f"taskset -c {core} {launch.LAUNCHER}", monkeypatch, tmp_path)
+    found = examine(4, *SMALL, status=0)
+    assert found["cores"]["state"] == "warning"
+    assert "4 ranks share a core" in found["cores"]["seen"] and "fewer ranks" in found["cores"]["remedy"]
+    assert found["gets"]["state"] == found["busy target"]["state"] == "ok"
+    result = mpirun(4, "-m", "gala_mpi.train", *SMALL, "--total-steps", 320, "--run-dir", tmp_path / "run")
+    assert result.returncode == 0 and "warning: cores: " in result.stdout and "plan: " in result.stdout
+
+
+@mpich
+def test_a_busy_target_is_not_served(tmp_path):
+    """TCP between all ranks: nothing moves while the target is outside MPI."""
+    network = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
+    finding = examine(2, "--env", "pong", status=0, env=network)["busy target"]
+    assert finding["state"] == "warning", finding
+    assert "not served while it computes" in finding["seen"] and "MPIR_CVAR_ASYNC_PROGRESS=1" in finding["remedy"]
+
+
+@pytest.mark.parametrize("where", ["before", "among"])
+def test_a_rank_that_is_stopped(where):
+    """By SIGSTOP, before the reads or in the middle of them: it is named."""
+    found = examine(3, *SMALL, status=1, program=(HERE / "ill.py", f"stopped-{where}"))
+    assert found["answers"]["state"] == "error"
+    assert "rank 1 on" in found["answers"]["seen"] and "stopped" in found["answers"]["remedy"]
+
+
+@pytest.mark.parametrize("illness, words", [("lost-gets", "something else"), ("endless-gets", "not complete")])
+def test_broken_request_based_gets(illness, words):
+    """As an MPI has them whose request-based gets do not bring anything, or never end."""
+    finding = examine(2, *SMALL, status=1, program=(HERE / "ill.py", illness))["gets"]
+    assert finding["state"] == "error" and words in finding["seen"] and "another version, MPI or transport" in finding["remedy"]
+
+
+@pytest.mark.skipif(not launch.OPEN_MPI, reason="by a variable of Open MPI")
+def test_one_sided_mpi_is_off():
+    finding = examine(2, *SMALL, status=1, env={"OMPI_MCA_osc": "monitoring"})["gets"]
+    assert finding["state"] == "error" and "no window" in finding["seen"] and "OMPI_MCA_osc" in finding["remedy"]
+
+
+@mpich
+def test_ranks_that_do_not_know_each_other():
+    """As under a launcher that is not this MPI's."""
+    result = subprocess.run(
+        [sys.executable, *DOCTOR, *SMALL, "--json"],
+        env=launch.environment() | {"SLURM_STEP_NUM_TASKS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    findings = {finding["what"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert result.returncode == 1 and findings["MPI"]["state"] == "error"
+    assert "4 were started" in findings["MPI"]["seen"] and "--mpi=pmi2" in findings["MPI"]["remedy"]

@@ -1,0 +1,34 @@
+"""A rank dies, and the others go on: Open MPI with its fault tolerance. tests/slurm has MPICH under Slurm."""
+
+from __future__ import annotations
+
+import pytest
+
+import launch
+from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, train
+from gala_mpi import store
+from lost_rank import is_whole_again, loses_a_rank
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not launch.OPEN_MPI, reason="MPICH's mpirun ends all ranks with the first that dies")
+def test_a_rank_is_killed(run, tmp_path, monkeypatch):
+    script = tmp_path / "mpirun"
+    script.write_text(f'#!/bin/sh\nexec {launch.LAUNCHER} --with-ft ulfm "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(launch, "LAUNCHER", script)
+    loses_a_rank(run, n=4, victim=3, updates=800)
+    is_whole_again(run, n=4, victim=3, updates=800)
+
+
+def test_nobody_dies(run):
+    """Then the run ends as any other."""
+    result = train(3, run, *SMALL, "--survive", 5, "--staleness", 2, "--total-steps", 30 * 3 * STEPS_PER_UPDATE)
+    assert f"finished: {run}" in result.stdout and "lost" not in result.stderr
+    assert_complete(run, 3, updates=30)
+    assert store.lost(run) == set()

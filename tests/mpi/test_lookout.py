@@ -1,0 +1,78 @@
+"""Who is silent is lost, and is back when it moves."""
+
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from gala_mpi import topology
+from gala_mpi.exchange.gossip import Gossip
+from gala_mpi.exchange.lookout import Lookout
+from gala_mpi.exchange.mailbox import Mailbox
+
+SECONDS = 2.0
+SILENT = 1  # this rank
+
+
+@pytest.fixture(autouse=True)
+def somebody_to_read(comm):
+    if comm.size == 1:
+        pytest.skip("needs 2 ranks or more")
+
+
+def test_a_silent_rank_is_lost_until_it_moves(comm):
+    with closing(Mailbox(comm, 3, survive=True)) as mailbox:
+        others = [rank for rank in range(comm.size) if rank != comm.rank]
+        mailbox.meet(others)
+        mailbox.publish(np.zeros(3, np.float32), 7 + comm.rank)
+        comm.Barrier()
+        lookout = Lookout(mailbox, SECONDS)
+        lookout.follow(others)
+
+        def watch_until(condition, seconds: float = 60) -> None:
+            deadline = time.monotonic() + seconds
+            while not condition():
+                mailbox.poke()
+                lookout.look()
+                time.sleep(0.002)
+                assert time.monotonic() < deadline, f"rank {comm.rank} sees lost: {lookout.lost}"
+
+        until = time.monotonic() + 1
+        watch_until(lambda: time.monotonic() > until)
+        assert lookout.lost == {}
+        comm.Barrier()
+        if comm.rank == SILENT:
+            time.sleep(3 * SECONDS)
+        else:
+            watch_until(lambda: lookout.lost)
+            assert lookout.lost == {SILENT: 7 + SILENT}
+        watch_until(lambda: not lookout.lost)
+        everybody = comm.Ibarrier()
+        watch_until(everybody.Test)
+
+
+def test_others_are_read_in_place_of_the_lost(comm):
+    """On a ring: who read the silent one reads the one before it, and mixes its messages."""
+    gossip = Gossip(comm, 4, topology.build("ring", comm.size), None, survive=SECONDS)
+    parameters = np.full(4, comm.rank, np.float32)
+    gossip.start(0, parameters)
+    comm.Barrier()
+    deadline = time.monotonic() + 60
+    mixed: set[int] = set()
+    heir, source = (SILENT + 1) % comm.size, (SILENT - 1) % comm.size
+    everybody = None
+    if comm.rank == SILENT:
+        time.sleep(4 * SECONDS)
+    while everybody is None or not everybody.Test():
+        gossip.poke()
+        gossip.parameters(parameters)
+        mixed |= {peer for peer, _ in gossip.counters().mixes}
+        time.sleep(0.005)
+        done = comm.rank != heir or comm.size == 2 or source in mixed
+        if everybody is None and done:
+            everybody = comm.Ibarrier()
+        assert time.monotonic() < deadline
+    gossip.close()
+    if comm.size > 2:
+        assert mixed <= ({SILENT, source} if comm.rank == heir else {(comm.rank - 1) % comm.size})

@@ -1,0 +1,131 @@
+"""How ranks' parts end, agreed upon by files; and how the dead are replaced."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gala_mpi import checkpoint, store
+from gala_mpi.checkpoint import Checkpoints, State
+from gala_mpi.config import Config
+from gala_mpi.roll import End, Roll
+
+
+def world(rank: int, size: int = 3) -> SimpleNamespace:
+    """All of a World that a roll looks at."""
+    return SimpleNamespace(rank=rank, size=size, host=f"host{rank}", hosts=[f"host{other}" for other in range(size)])
+
+
+def state(rank: int, updates: int, agents: int = 3) -> State:
+    learner = {"parameters": np.full(4, rank, np.float32), "square_average": np.full(4, updates, np.float32)}
+    learner |= {"updates": np.int64(updates), "steps": np.int64(80 * updates)}
+    return State("mlp", agents, 1.0, 2.0, learner)
+
+
+def save(run: Path, generation: int, ranks: list[int]) -> None:
+    for rank in ranks:
+        checkpoint.write(run, generation, rank, state(rank, 10 * generation))
+
+
+def lose(run: Path, rank: int) -> None:
+    store.first(store.end_file(run, rank), json.dumps({"rank": rank, "lost": True}))
+
+
+def try_it(path: Path, number: int) -> int | None:
+    return number if store.first(path, str(number)) else None
+
+
+def test_one_of_many_is_first(tmp_path):
+    for attempt in range(5):
+        path = tmp_path / "ends" / f"{attempt}"
+        with multiprocessing.get_context("fork").Pool(4) as pool:
+            (winner,) = {*pool.starmap(try_it, [(path, number) for number in range(4)], chunksize=1)} - {None}
+        assert path.read_text() == str(winner)
+    assert len(list(path.parent.iterdir())) == 5
+
+
+def test_all_see_the_same_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gala_mpi.roll.SECONDS_BETWEEN_LOOKS", 0.0)
+    rolls = [Roll(tmp_path, world(rank)) for rank in range(3)]
+    rolls[0].miss({2: 41})
+    rolls[1].miss({2: 40})  # later, and less is known
+    rolls[0].answer(100, 4)
+    assert not rolls[0].complete({2: 41})
+    rolls[2].answer(50, 3)  # it was not dead, but too late
+    rolls[1].answer(100, 5)
+    expected = [End(0, "host0", False, 100, 4), End(1, "host1", False, 100, 5), End(2, "host2", True, 41)]
+    for rank, roll in enumerate(rolls):
+        assert roll.complete({} if rank == 2 else {2: 41})
+        assert roll.ends == expected and roll.lost == expected[2:]
+    assert [roll.spokesman for roll in rolls] == [True, False, False]
+    assert store.lost(tmp_path) == {2}
+    assert capsys.readouterr().err.count("rank 2 on host2 is lost, last seen at update 41") == 1
+
+
+def test_nobody_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr("gala_mpi.roll.SECONDS_BETWEEN_LOOKS", 0.0)
+    rolls = [Roll(tmp_path, world(rank, 2)) for rank in range(2)]
+    for roll in rolls:
+        assert not roll.complete({})
+        roll.answer(7, 1)
+    assert all(roll.complete({}) and roll.lost == [] for roll in rolls)
+    assert store.lost(tmp_path) == set()
+    store.forget_ends(tmp_path)
+    assert not rolls[0]._run.joinpath("ends").exists()
+
+
+def test_a_checkpoint_without_the_dead_is_complete(tmp_path):
+    save(tmp_path, 1, [0, 1, 2])
+    save(tmp_path, 2, [0, 1])
+    assert checkpoint.complete(tmp_path) == [1]
+    lose(tmp_path, 2)
+    assert checkpoint.complete(tmp_path) == [1, 2] and checkpoint.newest(tmp_path) == 2
+    assert checkpoint.ranks(tmp_path, 2) == [0, 1]
+
+
+def test_the_dead_go_on_from_their_own_last_checkpoint(tmp_path):
+    save(tmp_path, 1, [0, 1, 2])
+    save(tmp_path, 2, [0, 1, 2])
+    save(tmp_path, 3, [0, 1])
+    lose(tmp_path, 2)
+    checkpoint.replace_lost(tmp_path)
+    store.forget_ends(tmp_path)
+    assert checkpoint.newest(tmp_path) == 3
+    assert [int(checkpoint.load(tmp_path, 3, rank).learner["updates"]) for rank in range(3)] == [30, 30, 20]
+    assert checkpoint.load(tmp_path, 3, 2).learner["parameters"].tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("lost, neighbour", [(2, 1), (0, 2)])
+def test_without_a_checkpoint_of_its_own_a_neighbour_lends_its_parameters(tmp_path, lost, neighbour):
+    save(tmp_path, 1, [rank for rank in range(3) if rank != lost])
+    lose(tmp_path, lost)
+    checkpoint.replace_lost(tmp_path)
+    store.forget_ends(tmp_path)
+    replaced = checkpoint.load(tmp_path, 1, lost)
+    assert checkpoint.newest(tmp_path) == 1
+    assert replaced.learner["parameters"].tolist() == [neighbour] * 4
+    assert (int(replaced.learner["updates"]), int(replaced.learner["steps"])) == (0, 0)
+
+
+def test_nothing_is_replaced_where_nobody_died(tmp_path):
+    save(tmp_path, 1, [0, 1, 2])
+    save(tmp_path, 2, [0, 1])
+    checkpoint.replace_lost(tmp_path)
+    assert checkpoint.ranks(tmp_path, 2) == [0, 1]
+
+
+def test_the_last_checkpoint_of_the_dead_is_kept(tmp_path):
+    lose(tmp_path, 1)
+    config = Config(keep_checkpoints=2)
+    first = Checkpoints(tmp_path, 1, config, 0)
+    for _ in range(2):
+        first.save(state(1, 1, agents=2))
+    checkpoints = Checkpoints(tmp_path, 0, config, 0)
+    for generation in range(1, 8):
+        checkpoints.save(state(0, generation, agents=2))
+    assert checkpoint.generations(tmp_path) == [2, 6, 7]
