@@ -67,7 +67,7 @@ def test_others_are_read_in_place_of_the_lost(comm):
     while everybody is None or not everybody.Test():
         gossip.poke()
         gossip.parameters(parameters)
-        mixed |= {peer for peer, _ in gossip.counters().mixes}
+        mixed |= {mix.peer for mix in gossip.counters().mixes}
         time.sleep(0.005)
         done = comm.rank != heir or comm.size == 2 or source in mixed
         if everybody is None and done:
