@@ -40,9 +40,8 @@ def check(settings: Config, threads: list[int]) -> None:
         here, there = getattr(settings, name), getattr(before, name)
         if here != there:
             raise SettingError(f"--replay {run}: {name} {here}; the run's {there} is expected")
-    then = list(starts[0]["threads"])
-    if then != threads:
-        raise SettingError(f"--replay {run}: ranks with {threads} threads; as many as then, {then}, are expected")
+    if list(starts[0]["threads"]) != threads:
+        raise SettingError(f"--replay {run}: threads {threads}; the run's {list(map(int, starts[0]['threads']))} are expected")
 
 
 def repeats(recorded: Path, run: Path, rank: int) -> bool:
