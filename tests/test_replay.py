@@ -63,5 +63,5 @@ def test_what_was_resumed_or_did_not_gossip_is_refused(tmp_path):
 def test_a_replay_needs_a_run_and_is_not_resumed(tmp_path):
     with pytest.raises(SettingError, match=f"--replay {tmp_path}: a run is expected there"):
         parse(["--replay", str(tmp_path)])
-    with pytest.raises(SettingError, match="--resume --replay .*: one of the two is expected"):
+    with pytest.raises(SettingError, match=r"--resume --replay .*: one of the two is expected"):
         check(Config(resume=True, replay=tmp_path))
