@@ -192,7 +192,7 @@ def _stored(arguments: list[str]) -> Config:
 
     if known.replay is not None:
         stored = store.read_config(known.replay, "--replay")
-        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None)
+        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None, survive=None)
     if not known.resume:
         return Config()
     if known.run_dir is None:
