@@ -62,7 +62,8 @@ class Config:
     """Who reads whom under gossip: a graph's name, or a file with one.
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
     one-peer-exponential = 1 peer, another one at every update;
-    torus = the 4 neighbours on a 2-D grid that wraps around (fewer if a side is 1 or 2).
+    torus = the 4 neighbours on a 2-D grid that wraps around (fewer if a side is 1 or 2);
+    hierarchical:K = a ring inside each node, and every K updates one over the nodes, by the hosts of the ranks.
     A file holds lines "reader peer [weight]" or a matrix of weights; python -m gala_mpi.topology shows it."""
     staleness: Optional[int] = None
     """After how many updates without mixing an agent waits for its peers. None: never.
@@ -191,7 +192,7 @@ def _stored(arguments: list[str]) -> Config:
 
     if known.replay is not None:
         stored = store.read_config(known.replay, "--replay")
-        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None)
+        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None, survive=None)
     if not known.resume:
         return Config()
     if known.run_dir is None:
@@ -282,9 +283,11 @@ class GraphView:
     """What a graph is like: who reads whom, how fast it averages, what it costs."""
 
     topology: str
-    """ring, exponential, one-peer-exponential, complete, torus, or a file as for --topology of a training run."""
+    """ring, exponential, one-peer-exponential, complete, torus, hierarchical:K, or a file as for --topology of training."""
     agents: Optional[int] = None
     """How many agents; -n for short. A file may say so itself."""
+    nodes: int = 4
+    """Over how many nodes the agents of hierarchical:K are dealt."""
     parameters: int = 866_439
     """Length of the vectors that are sent, as float32. The default is that of network gala on Pong."""
     out: Optional[Path] = None
@@ -313,6 +316,8 @@ def check_graph_view(wanted: GraphView) -> None:
     """Refuse what cannot work. Raises SettingError."""
     if wanted.agents is not None and wanted.agents < 1:
         raise SettingError(f"-n {wanted.agents}: a whole number, 1 or more, is expected")
+    if wanted.nodes < 1:
+        raise SettingError(f"--nodes {wanted.nodes}: a whole number, 1 or more, is expected")
     if wanted.parameters < 1:
         raise SettingError(f"--parameters {wanted.parameters}: a whole number, 1 or more, is expected")
     if wanted.out is not None:

@@ -86,7 +86,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
         raise SettingError(
             f"--env {wanted.env}: images of {height}×{width} pixels; {model.SMALLEST_IMAGE} or more a side are expected"
         )
-    wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology))
+    wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology, world.hosts))
     _graph(wanted, world.size)
     device = _device(wanted.device)
     slow, _ = wanted.slowness()

@@ -14,7 +14,7 @@ from gala_mpi.errors import SettingError
 
 # What does not touch the parameters: how they are kept, and how messages came to be mixed when they were.
 FREE = {"replay", "resume", "run_dir", "checkpoint_minutes", "keep_checkpoints", "wall_minutes", "sketch_updates"}
-FREE |= {"staleness", "checksum", "slow_rank"}
+FREE |= {"staleness", "checksum", "slow_rank", "survive"}
 COLUMNS = ("policy_loss", "value_loss", "entropy", "grad_norm", "step_norm")
 
 
@@ -40,9 +40,8 @@ def check(settings: Config, threads: list[int]) -> None:
         here, there = getattr(settings, name), getattr(before, name)
         if here != there:
             raise SettingError(f"--replay {run}: {name} {here}; the run's {there} is expected")
-    then = list(starts[0]["threads"])
-    if then != threads:
-        raise SettingError(f"--replay {run}: ranks with {threads} threads; as many as then, {then}, are expected")
+    if list(starts[0]["threads"]) != threads:
+        raise SettingError(f"--replay {run}: threads {threads}; the run's {list(map(int, starts[0]['threads']))} are expected")
 
 
 def repeats(recorded: Path, run: Path, rank: int) -> bool:

@@ -159,6 +159,40 @@ def test_a_torus_reads_its_neighbours_on_the_grid(size):
         assert set(graph.in_peers(rank, 0)) == {r * columns + c for r, c in grid[place]} - {rank}
 
 
+# Nodes.
+
+HOSTS = [["a"] * 4, ["a", "a", "b", "b"], ["a", "b"] * 4, ["a", "a", "a", "b", "c", "c", "b"], ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("hosts", HOSTS)
+def test_hierarchical_reads_inside_nodes_always_and_between_them_now_and_then(hosts, every):
+    graph = build(topology.resolve(f"hierarchical:{every}", hosts), len(hosts))
+    assert (graph.name, graph.size, graph.period) == (f"hierarchical:{every}", len(hosts), every)
+    for round in range(every):
+        matrix = graph.mixing_matrix(round)
+        np.testing.assert_allclose([matrix.sum(axis=0), matrix.sum(axis=1)], 1)
+        inside = sum(hosts[peer] == hosts[rank] for rank in range(len(hosts)) for peer in graph.in_peers(rank, round))
+        between = sum(hosts[peer] != hosts[rank] for rank in range(len(hosts)) for peer in graph.in_peers(rank, round))
+        nodes = [hosts.count(host) for host in set(hosts)]
+        assert inside == sum(agents for agents in nodes if agents > 1)
+        assert between == (len(nodes) if round == every - 1 and len(nodes) > 1 else 0)
+    assert mixing_rate(graph) < 1 and np.all(np.linalg.matrix_power(product_of_rounds(graph), 50) > 0)
+
+
+def test_a_resumed_hierarchy_goes_by_the_new_hosts():
+    resolved = topology.resolve("hierarchical:2", ["x", "x", "y"])
+    assert resolved == "hierarchical:2\n0 0 1"
+    assert topology.resolve(resolved, ["p", "q", "q"]) == "hierarchical:2\n0 1 1"
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
+def test_figures_of_a_hierarchy(size):
+    graph = build(topology.resolve("hierarchical:4", [str(agent // 4) for agent in range(size)]), size)
+    product = product_of_rounds(graph)
+    assert figures(graph, 1).beta == pytest.approx(np.linalg.svd(product, compute_uv=False)[1], abs=1e-12)
+
+
 # Weights.
 
 
@@ -311,9 +345,9 @@ def test_a_bad_file_names_its_line(text, what, line):
 def test_what_is_resolved_needs_no_file_any_more(tmp_path):
     path = tmp_path / "my.txt"
     path.write_text(WEIGHTED)
-    resolved = topology.resolve(str(path))
+    resolved = topology.resolve(str(path), [])
     path.unlink()
-    assert topology.title(resolved) == str(path) and topology.resolve(resolved) == resolved
+    assert topology.title(resolved) == str(path) and topology.resolve(resolved, []) == resolved
     graph = build(resolved, 3)
     assert graph == build(resolved, None) and graph.name == str(path)
     np.testing.assert_allclose(graph.mixing_matrix(0), ROWS)
@@ -325,21 +359,21 @@ def test_line_numbers_count_from_the_files_first_line(tmp_path):
     path = tmp_path / "my.txt"
     path.write_text("# a comment\n0 1\n0 1\n")
     with pytest.raises(SettingError, match="line 3: 0 1 stands in line 2 already"):
-        build(topology.resolve(str(path)), 2)
+        build(topology.resolve(str(path), []), 2)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_names_resolve_to_themselves(name):
-    assert topology.resolve(name) == topology.title(name) == name
+    assert topology.resolve(name, []) == topology.title(name) == name
 
 
 def test_what_is_neither_a_name_nor_a_file_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"^--topology rinng: ring, .* or a file is expected \(did you mean ring\?\)$"):
-        topology.resolve("rinng")
+        topology.resolve("rinng", [])
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "binary"):
         with pytest.raises(SettingError, match="a text file is expected"):
-            topology.resolve(str(path))
+            topology.resolve(str(path), [])
 
 
 # Drawing.

@@ -7,23 +7,35 @@ it. `python -m gala_mpi.topology ring -n 32` prints and draws.
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 
 from gala_mpi.errors import SettingError
 from gala_mpi.topology import files
 from gala_mpi.topology.figures import mixing_rate, second_singular_value
-from gala_mpi.topology.graphs import BUILT_IN, Shifts, Table, Topology
+from gala_mpi.topology.graphs import BUILT_IN, Shifts, Table, Topology, hierarchical
 
 __all__ = ["BUILT_IN", "Shifts", "Table", "Topology", "build", "mixing_rate", "resolve", "second_singular_value", "title"]
 
 
-def resolve(wanted: str) -> str:
-    """What a user names → what `build` takes on any rank and at any time: a built-in name, or a file's name and whole text.
+HIERARCHICAL = re.compile(r"hierarchical:([1-9]\d*)")
 
-    What was resolved once stays as it is, so that a run can be resumed when the file is gone.
+
+def resolve(wanted: str, hosts: Sequence[str]) -> str:
+    """What a user names → what `build` takes on any rank and at any time: a built-in name, a file's name and whole text, or
+    hierarchical:K and the node of each agent.
+
+    The text of a file stays as it is, so that a run can be resumed when the file is gone.
+
+    Args:
+        hosts: of each agent.
 
     Raises:
         SettingError: there is no such graph and no such file.
     """
+    if HIERARCHICAL.fullmatch(title(wanted)):  # a resumed run may have other hosts
+        nodes = list(dict.fromkeys(hosts))
+        return f"{title(wanted)}\n{' '.join(str(nodes.index(host)) for host in hosts)}"
     if wanted in BUILT_IN or "\n" in wanted:
         return wanted
     try:
@@ -32,7 +44,7 @@ def resolve(wanted: str) -> str:
     except FileNotFoundError:
         near = difflib.get_close_matches(wanted, BUILT_IN, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise SettingError(f"--topology {wanted}: {', '.join(BUILT_IN)} or a file is expected{hint}") from None
+        raise SettingError(f"--topology {wanted}: {', '.join(BUILT_IN)}, hierarchical:K or a file is expected{hint}") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SettingError(f"--topology {wanted}: a text file is expected ({error})") from None
 
@@ -53,6 +65,9 @@ def build(resolved: str, size: int | None) -> Topology:
         if size is None:
             raise SettingError(f"--topology {name}: the number of agents is expected (-n 32)")
         return Topology(name, size, BUILT_IN[name](size) if size > 1 else (Shifts((1,), ()),))
+    if match := HIERARCHICAL.fullmatch(name):
+        nodes = text.split()
+        return Topology(name, len(nodes), hierarchical(nodes, int(match[1])))
     graph = files.parse(name, text)
     if size not in (None, graph.size):
         raise SettingError(f"--topology {name}: a graph of {graph.size} agents, but there are {size}; as many are expected")

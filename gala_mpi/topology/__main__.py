@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> None:
     wanted = config.parse_graph_view(arguments)
     try:
         config.check_graph_view(wanted)
-        graph = topology.build(topology.resolve(wanted.topology), wanted.agents)
+        hosts = [str(agent * wanted.nodes // (wanted.agents or 1)) for agent in range(wanted.agents or 0)]
+        graph = topology.build(topology.resolve(wanted.topology, hosts), wanted.agents)
         if wanted.out is not None:
             save(graph, wanted.out)
     except SettingError as error:
@@ -72,7 +73,7 @@ def table(found: Figures) -> Table:
         rows.add_row("β, second singular value", f"{found.beta:.12g}")
         rows.add_row("β/(1−β)", ratio(found.ratio))
     rows.add_row("updates to halve a disagreement", halving(found))
-    rows.add_row("bytes an agent reads in an update", f"{found.bytes_per_update:,}")
+    rows.add_row("bytes an agent reads in an update, at most", f"{found.bytes_per_update:,}")
     return rows
 
 

@@ -11,7 +11,7 @@ in-peers, Σ_j w_rj = 1. A round is given in one of two ways:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -95,6 +95,35 @@ BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
     "complete": lambda n: _ring(n, list(range(1, n))),
     "torus": _torus,
 }
+
+
+def hierarchical(nodes: Sequence[str], every: int) -> tuple[Table, ...]:
+    """A ring inside each node at every update; at every `every`-th one beside it a ring over the nodes' first agents.
+
+    Both matrices are doubly stochastic, and so is their mean, with which agents mix when both are there.
+
+    Args:
+        nodes: where each agent is.
+    """
+    members: dict[str, list[int]] = {}
+    for agent, node in enumerate(nodes):
+        members.setdefault(node, []).append(agent)
+    inside = {agent: agents[i - 1] for agents in members.values() for i, agent in enumerate(agents)}
+    first = [agents[0] for agents in members.values()]
+    between = {agent: first[i - 1] for i, agent in enumerate(first)}
+    return (*[_mean_of_rings(len(nodes), inside)] * (every - 1), _mean_of_rings(len(nodes), inside, between))
+
+
+def _mean_of_rings(size: int, *rings: dict[int, int]) -> Table:
+    """Rings: reader → peer. An agent that is not in one, or alone in it, has only itself there."""
+    rows = []
+    for agent in range(size):
+        shares = {agent: 0}
+        for ring in rings:
+            for other in (agent, ring.get(agent, agent)):
+                shares[other] = shares.get(other, 0) + 1
+        rows.append(shares)
+    return Table(tuple(tuple(row)[1:] for row in rows), tuple(tuple(map(float, row.values())) for row in rows))
 
 
 @dataclass(frozen=True)

@@ -140,3 +140,25 @@ def test_lockstep_is_the_same_as_in_shared_memory(tmp_path, n, monkeypatch):
         train(n, far, *flags)
     for one, other in zip(parameters(here, n), parameters(far, n), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.long
+def test_a_hierarchy_sends_less_between_hosts(tmp_path, monkeypatch):
+    """4 hosts with 2 ranks each. What a run costs that does next to nothing is taken away."""
+    every, updates = 4, 40
+
+    def traffic(topology: str, updates: int) -> float:
+        flags = ("--env", "pong", "--num-envs", 1, *GOSSIP, "--staleness", 0, "--topology", topology)
+        with Network(hosts=4, ranks_per_host=2) as hosts:
+            monkeypatch.setattr(launch, "LAUNCHER", hosts.launcher)
+            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * 5 * updates, timeout=300)
+            hosts.close()
+            return hosts.traffic["bytes"]
+
+    def sent(topology: str) -> float:
+        return traffic(topology, every + updates) - traffic(topology, every)
+
+    ring, hierarchy = sent("ring"), sent(f"hierarchical:{every}")
+    print(f"between hosts: {ring:,.0f} bytes on a ring, {hierarchy:,.0f} in a hierarchy, {hierarchy / ring:.4f} of them")
+    assert ring > updates * 4 * 3.4e6
+    assert hierarchy <= ring / every

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, complaints, flushed, parameters, start, table, train
+from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, flushed, parameters, start, table, train
 from gala_mpi import store
 from launch import mpirun
 
@@ -59,23 +59,6 @@ def test_a_killed_run_repeats_as_far_as_it_was_recorded(tmp_path):
         assert len(updates) > 20
         then = table(run, rank, "mixes")
         assert np.array_equal(mixes, then[then["update"] <= updates["update"][-1]])
-
-
-def test_what_cannot_come_out_the_same_is_refused(tmp_path):
-    run, again = tmp_path / "run", tmp_path / "again"
-    train(2, run, *SMALL, "--total-steps", 2 * 5 * STEPS_PER_UPDATE)
-
-    def refused(n: int, *flags: object) -> str:
-        result = mpirun(n, "-m", "gala_mpi.train", "--run-dir", again, *flags)
-        assert result.returncode == 2 and not again.exists()
-        (line,) = complaints(result)
-        return line.removeprefix("gala_mpi: ")
-
-    assert refused(2, "--replay", tmp_path / "nothing").startswith(f"--replay {tmp_path / 'nothing'}: a run is expected there")
-    assert refused(2, "--replay", run, "--seed", 1) == f"--replay {run}: seed 1; the run's 0 is expected"
-    assert refused(3, "--replay", run) == f"--replay {run}: 3 ranks; the run's 2 are expected (mpirun -n 2)"
-    train(2, run, "--resume", "--total-steps", 2 * 6 * STEPS_PER_UPDATE)
-    assert refused(2, "--replay", run).endswith("the run was started 2 times; one that was never resumed is expected")
 
 
 def test_a_replay_that_differs_says_from_where(tmp_path):

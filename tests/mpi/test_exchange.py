@@ -248,6 +248,14 @@ def test_an_average_has_its_weights(weights):
     np.testing.assert_allclose(mixed, np.array([1 - sum(weights), *weights]) @ vectors.astype(float), atol=1e-6)
 
 
+def test_lockstep_is_hierarchical_by_nodes(comm):
+    """Two nodes, unequal if they must be."""
+    graph = topology.resolve("hierarchical:3", [str(2 * rank // comm.size) for rank in range(comm.size)])
+    trace = run(comm, gossip(graph, 0), 40, gradient=bowl(comm.rank, 0.1), pause=jitter(comm.rank))
+    expected = simulate(topology.build(graph, comm.size), 40)[comm.rank]
+    np.testing.assert_allclose(trace.parameters, expected, rtol=1e-4, atol=1e-5)
+
+
 def simulate(graph: topology.Topology, updates: int) -> np.ndarray:
     x = np.zeros((graph.size, LENGTH))
     for k in range(1, updates + 1):

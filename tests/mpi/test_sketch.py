@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from itertools import combinations
 
@@ -38,6 +39,22 @@ def test_distances_and_angles_between_agents(comm, exchange):
                 assert other == pytest.approx(one, abs=4.5 / np.sqrt(SIZE))
             if exchange != "allreduce":
                 assert np.linalg.norm(sketches[0]) == pytest.approx(grad_norm, rel=0.05)
+
+
+def test_sketches_cost_less_than_a_hundredth_of_an_update(comm):
+    config = Config(env="pong", network="gala", precision="bf16")
+    with closing(agent.build(config, comm, 0, 1)) as me:
+        me.start()
+        update = min(seconds(me.update) for _ in range(5))
+        sketch = min(seconds(me.sketch, me.learner.flat.data) for _ in range(5))
+    print(f"a sketch takes {1e3 * sketch:.2f} ms, an update {1e3 * update:.1f} ms")
+    assert 2 * sketch / config.sketch_updates < 0.01 * update
+
+
+def seconds(call, *arguments) -> float:
+    began = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - began
 
 
 def catch_gradients(me: agent.Agent) -> list[np.ndarray]:

@@ -1,0 +1,67 @@
+"""What is refused before a replay begins, and how its end is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from gala_mpi import replay, store
+from gala_mpi.config import A2CSettings, Config, check, parse
+from gala_mpi.errors import SettingError
+
+RECORDED = Config(env="CartPole-v1", network="mlp", precision="fp32", wall_minutes=3.0, slow_rank="1:5ms")
+
+
+def record(run: Path, config: Config = RECORDED) -> Config:
+    """A run of two ranks with a thread each; the settings of its replay."""
+    store.write_run(run, dataclasses.replace(config, run_dir=run), 2, {"threads": [1, 1]})
+    return parse(["--replay", str(run), "--run-dir", "again"])
+
+
+def test_a_replay_has_the_settings_of_its_run(tmp_path):
+    settings = record(tmp_path / "run")
+    assert settings == dataclasses.replace(
+        RECORDED, replay=tmp_path / "run", run_dir=Path("again"), wall_minutes=None, slow_rank=None
+    )
+    replay.check(settings, [1, 1])
+    replay.check(dataclasses.replace(settings, sketch_updates=1, checkpoint_minutes=1.0, staleness=3), [1, 1])
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"seed": 1}, "seed 1; the run's 0 is expected"),
+        ({"total_steps": 5}, "total_steps 5; the run's 40000000 is expected"),
+        ({"a2c": A2CSettings(discount=0.9)}, "a2c A2CSettings(discount=0.9"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, change, what):
+    settings = dataclasses.replace(record(tmp_path / "run"), **change)
+    with pytest.raises(SettingError) as error:
+        replay.check(settings, [1, 1])
+    assert str(error.value).startswith(f"--replay {tmp_path / 'run'}: {what}")
+
+
+def test_other_ranks_and_threads_are_refused(tmp_path):
+    settings = record(tmp_path / "run")
+    with pytest.raises(SettingError, match=r"3 ranks; the run's 2 are expected \(mpirun -n 2\)"):
+        replay.check(settings, [1, 1, 1])
+    with pytest.raises(SettingError, match=r"threads \[2, 2\]; the run's \[1, 1\] are expected"):
+        replay.check(settings, [2, 2])
+
+
+def test_what_was_resumed_or_did_not_gossip_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="--exchange allreduce; gossip is expected"):
+        replay.check(record(tmp_path / "a2c", dataclasses.replace(RECORDED, exchange="allreduce")), [1, 1])
+    record(tmp_path / "run")
+    with pytest.raises(SettingError, match="was started 2 times; one that was never resumed is expected"):
+        replay.check(record(tmp_path / "run"), [1, 1])
+
+
+def test_a_replay_needs_a_run_and_is_not_resumed(tmp_path):
+    with pytest.raises(SettingError, match=f"--replay {tmp_path}: a run is expected there"):
+        parse(["--replay", str(tmp_path)])
+    with pytest.raises(SettingError, match=r"--resume --replay .*: one of the two is expected"):
+        check(Config(resume=True, replay=tmp_path))
