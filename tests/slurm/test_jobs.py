@@ -75,6 +75,13 @@ def evaluated(cluster, time_limited) -> Batch:
 
 
 @pytest.fixture(scope="module")
+def reported(cluster, runs, time_limited, evaluated) -> Batch:
+    """What waits for the evaluation."""
+    to_file = ("--out", runs / "report.html")
+    return cluster.sbatch(f"--dependency=afterok:{evaluated.number}", "jobs/slurm/report.sh", time_limited.run, *to_file)
+
+
+@pytest.fixture(scope="module")
 def over_nodes(cluster, runs) -> dict[str, Training]:
     """4 ranks on 4 nodes, by every launcher."""
     launchers = {"mpirun": MPIRUN, "srun": PMI2, "openmpi": OPEN_MPI}
@@ -102,7 +109,7 @@ def undisturbed(cluster, runs) -> Training:
 def submitted(request) -> None:
     """What the tests wait for is on its way before the first of them."""
     wanted = {name for item in request.session.items for name in item.fixturenames}
-    for name in ("time_limited", "evaluated", "over_nodes", "sweep", "undisturbed"):
+    for name in ("time_limited", "evaluated", "reported", "over_nodes", "sweep", "undisturbed"):
         if name in wanted:
             request.getfixturevalue(name)
 
@@ -314,7 +321,9 @@ def test_time_limits(time_limited, undisturbed):
     assert_bitwise_as(time_limited, undisturbed)
 
 
-def test_evaluation_after_training(evaluated, time_limited):
+def test_evaluation_and_report_after_training(evaluated, reported, time_limited, runs):
     evaluated.wait()
+    reported.wait()
+    assert "</html>" in (runs / "report.html").read_text()
     with store.reading(store.run_file(time_limited.run)) as file:
         assert len(file["evaluations/0"])
