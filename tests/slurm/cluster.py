@@ -108,6 +108,8 @@ class Cluster:
         self.files = Path(tempfile.mkdtemp(prefix=f"{FILES}{os.getpid()}-"))
         self.files.chmod(0o755)  # munged wants to be reached by all
         self._environment = environment() | {"SLURM_CONF": str(self.files / "slurm.conf"), "VENV": sys.prefix}
+        # Slurm says how many ranks go on a node; told to oversubscribe, Open MPI puts all on the first.
+        del self._environment["PRTE_MCA_rmaps_default_mapping_policy"]
         self._daemons: list[subprocess.Popen] = []
         try:
             self._write(nodes)

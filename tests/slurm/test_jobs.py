@@ -64,7 +64,9 @@ def runs(tmp_path_factory) -> Path:
 def time_limited(cluster, runs) -> Training:
     """56 s of work at least. Slurm looks every 30 s whom to warn, and is up to 30 s early: here that is after 15 to 45 s."""
     limit = ("--time=2", "--signal=B:USR1@75", "--nodelist=n[1-2]")
-    return train(cluster, runs / "limited", *EXACT, "--slow-rank", "1:100ms", nodes=2, to_sbatch=limit)
+    return train(
+        cluster, runs / "limited", *EXACT, "--slow-rank", "1:100ms", nodes=2, to_sbatch=limit, env=MPIRUN | {"PATIENCE": "20"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,13 @@ def evaluated(cluster, time_limited) -> Batch:
     """What waits for the run to be finished."""
     options = (f"--dependency=afterok:{time_limited.job.number}", "--ntasks=2")
     return cluster.sbatch(*options, "jobs/slurm/evaluate.sh", time_limited.run, "--episodes", 2)
+
+
+@pytest.fixture(scope="module")
+def reported(cluster, runs, time_limited, evaluated) -> Batch:
+    """What waits for the evaluation."""
+    to_file = ("--out", runs / "report.html")
+    return cluster.sbatch(f"--dependency=afterok:{evaluated.number}", "jobs/slurm/report.sh", time_limited.run, *to_file)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,7 @@ def undisturbed(cluster, runs) -> Training:
 def submitted(request) -> None:
     """What the tests wait for is on its way before the first of them."""
     wanted = {name for item in request.session.items for name in item.fixturenames}
-    for name in ("time_limited", "evaluated", "over_nodes", "sweep", "undisturbed"):
+    for name in ("time_limited", "evaluated", "reported", "over_nodes", "sweep", "undisturbed"):
         if name in wanted:
             request.getfixturevalue(name)
 
@@ -238,38 +247,26 @@ def assert_bitwise_as(training: Training, undisturbed: Training) -> None:
 
 @pytest.fixture(scope="module")
 def disturbed(cluster, runs, over_nodes, undisturbed) -> dict[str, Training]:
-    """One run is preempted, one has time to save when it is, one loses its node."""
-    for training in over_nodes.values():  # these use the nodes, too
+    """One run is preempted at once, one has time to save, one loses its node; each on a node of its own."""
+    for training in (*over_nodes.values(), undisturbed):  # these use the nodes, too
         training.job.wait()
-    undisturbed.job.wait()
-    flags = (*EXACT, "--slow-rank", "0:30ms")
-    where = {"preempted": "n2", "grace": "n3", "node": "n4"}
-    partitions = {"grace": ("--partition=grace",)}
-    trainings = {
-        name: train(cluster, runs / name, *flags, to_sbatch=(f"--nodelist={node}", *partitions.get(name, ())))
-        for name, node in where.items()
-    }
+    options = {"preempted": ("--nodelist=n2",), "grace": ("--nodelist=n3", "--partition=grace"), "node": ("--nodelist=n4",)}
+    slow = (*EXACT, "--slow-rank", "0:30ms")
+    trainings = {name: train(cluster, runs / name, *slow, to_sbatch=option) for name, option in options.items()}
+    for training in trainings.values():
+        training.wait_until_saved()
+    for node in ("n2", "n3"):
+        cluster.sbatch("--partition=high", f"--nodelist={node}", "--exclusive", "--wrap=sleep 1")
+    cluster("scontrol", "update", "nodename=n4", "state=down", "reason=test")
     return trainings
 
 
-def test_preempted(cluster, disturbed, undisturbed):
-    """A job of a higher partition takes the nodes; when it is done the run goes on."""
-    for name, node in (("preempted", "n2"), ("grace", "n3")):
-        disturbed[name].wait_until_saved()
-        cluster.sbatch("--partition=high", f"--nodelist={node}", "--exclusive", "--wrap=sleep 1").wait()
-    for name in ("preempted", "grace"):
-        disturbed[name].job.wait()
-        assert disturbed[name].job.restarts == 1
-        assert_bitwise_as(disturbed[name], undisturbed)
-
-
-def test_node_failure(cluster, disturbed, undisturbed):
-    training = disturbed["node"]
-    training.wait_until_saved()
-    cluster("scontrol", "update", "nodename=n4", "state=down", "reason=test")
-    training.job.wait()
-    assert training.job.restarts == 1
-    assert_bitwise_as(training, undisturbed)
+@pytest.mark.parametrize("name", ["preempted", "grace", "node"])
+def test_preemption_and_node_failure(disturbed, undisturbed, name):
+    """The run goes on, and ends as if nothing had been."""
+    disturbed[name].job.wait()
+    assert disturbed[name].job.restarts == 1
+    assert_bitwise_as(disturbed[name], undisturbed)
 
 
 def test_sweep(cluster, sweep, runs):
@@ -314,7 +311,9 @@ def test_time_limits(time_limited, undisturbed):
     assert_bitwise_as(time_limited, undisturbed)
 
 
-def test_evaluation_after_training(evaluated, time_limited):
+def test_evaluation_and_report_after_training(evaluated, reported, time_limited, runs):
     evaluated.wait()
+    reported.wait()
+    assert "</html>" in (runs / "report.html").read_text()
     with store.reading(store.run_file(time_limited.run)) as file:
         assert len(file["evaluations/0"])
