@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
 import stats
@@ -105,8 +106,7 @@ def cosines(run: Run) -> np.ndarray:
 
 def draw(ax, c: Correlation, largest: float) -> None:
     shown = np.where(np.eye(c.agents, dtype=bool), np.nan, c.mean)
-    image = ax.imshow(shown, cmap="PuOr_r", vmin=-largest, vmax=largest)
-    image.cmap.set_bad("#bbbbbb")
+    ax.imshow(shown, cmap=colormaps["PuOr_r"].with_extremes(bad="#bbbbbb"), vmin=-largest, vmax=largest)
     for reader, sender in np.argwhere(c.peers):
         ax.add_patch(Rectangle((sender - 0.47, reader - 0.47), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.6))
     if c.agents <= MOST_WRITTEN:

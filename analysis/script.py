@@ -110,7 +110,7 @@ def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(7 if columns == 1 else 5 * columns, height * rows),
+        figsize=(7 if columns == 1 else 4 * columns, height * rows),
         layout="constrained",
         squeeze=False,
         **options,

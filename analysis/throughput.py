@@ -133,13 +133,15 @@ def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callab
         ranks = sorted({speed.ranks for speed in mine})
         middle = [np.mean([value(speed) for speed in mine if speed.ranks == n]) for n in ranks]
         ax.plot(ranks, middle, **style)
-        words = f"{name}, {simulators} simulators a rank"
+        words = f"{name}, {simulators} a rank"
         ax.plot([s.ranks for s in mine], [value(s) for s in mine], marker, color=style["color"], alpha=0.8, label=words)
     ticks = sorted({speed.ranks for speed in speeds})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
-    ax.set(xlabel="ranks", ylabel=label, ylim=(0, 1.1 * np.nanmax([value(speed) for speed in speeds])))
+    ax.set(
+        xlabel="ranks (legend: simulators a rank)", ylabel=label, ylim=(0, 1.1 * np.nanmax([value(speed) for speed in speeds]))
+    )
     ax.margins(x=0.1)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
 
@@ -154,7 +156,7 @@ def draw_sections(ax: Axes, bars: dict[str, np.ndarray]) -> None:
     ax.set_yticks(range(len(bars)), bars.keys(), fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="mean wall time of an update (ms); rows: group, ranks × simulators")
+    ax.set(xlabel="mean wall time of an update (ms)", ylabel="group, ranks × simulators a rank")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=7, fontsize=8, handlelength=1, columnspacing=0.8)
 
 

@@ -826,7 +826,7 @@ def test_without_tensorboardx_it_is_said(tmp_path):
     words = [sys.executable, "-c", without, str(ANALYSIS), "__main__", str(ANALYSIS / "export.py"), "r", "--to", "out"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed; pip install tensorboardX")
+    assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed (pip install tensorboardX)")
 
 
 # Nothing of the training is needed.
