@@ -313,14 +313,8 @@ def answer(found: list[Run], options: Simulate) -> Answer:
 def prediction(options: Simulate, measured: Measured) -> Answer:
     table = Table(("method", "ranks", "updates/s", "efficiency (%)", "median age", "95% under", "skipped (%)", "D (steps)"))
     slow = (0, options.straggler) if options.straggler else (-1, 0.0)
-<<<<<<< ours
     methods = [("gossip", topology) for topology in options.topologies]
     methods += [("allreduce", "")] * bool(np.isfinite(measured.reduce))
-=======
-    methods = [("gossip", topology) for topology in options.topologies] + [("allreduce", "")] * bool(
-        np.isfinite(measured.reduce)
-    )
->>>>>>> theirs
     lines: dict[str, list[tuple[int, Outcome]]] = {}
     for exchange, topology in methods:
         for n in options.ranks:
