@@ -129,8 +129,12 @@ class World:
         if kind is None or issubclass(kind, SystemExit):
             self.node.Free()
             return
-        report = str(error) if kind is DiskError else "".join(traceback.format_exception(kind, error, trace))
+        me = f"gala_mpi: rank {self.rank} on {self.host}"
+        if kind is DiskError:
+            report = f"{me}: {error}; the job ends."
+        else:
+            report = f"{me} failed; the job ends.\n{''.join(traceback.format_exception(kind, error, trace))}"
         sys.stdout.flush()
-        print(f"gala_mpi: rank {self.rank} on {self.host} failed; the job ends.\n{report}", file=sys.stderr, flush=True)
+        print(report, file=sys.stderr, flush=True)
         self.comm.Abort(stop.FAILED)
         os._exit(stop.FAILED)  # MPICH returns from its abort, and Python would print the error once more
