@@ -143,20 +143,22 @@ def test_lockstep_is_the_same_as_in_shared_memory(tmp_path, n, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("every", [4])
-def test_a_hierarchy_sends_less_between_hosts(tmp_path, monkeypatch, every):
-    """4 hosts with 2 ranks each, in lock-step, so that nothing is skipped. What the first updates and the start cost is
-    counted with a short run and taken away."""
-    few, many = every, 61 * every
+def test_a_hierarchy_sends_less_between_hosts(tmp_path, monkeypatch):
+    """4 hosts with 2 ranks each, in lock-step, so that nothing is skipped. What the start costs is counted with a short run
+    and taken away. What rank 0 reads for the display goes by time, and is little beside messages of 3.5 MB."""
+    every = 4
 
     def traffic(topology: str, updates: int) -> float:
-        flags = (*SMALL, *GOSSIP, "--staleness", 0, "--topology", topology, "--sketch-updates", 0)
+        flags = ("--env", "pong", "--num-envs", 1, *GOSSIP, "--staleness", 0, "--topology", topology, "--sketch-updates", 0)
         with Network(hosts=4, ranks_per_host=2) as hosts:
             monkeypatch.setattr(launch, "LAUNCHER", hosts.launcher)
-            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * STEPS_PER_UPDATE * updates)
+            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * 5 * updates, timeout=250)
             hosts.close()
             return hosts.traffic["bytes"]
 
-    ring, hierarchy = (traffic(topology, many) - traffic(topology, few) for topology in ("ring", f"hierarchical:{every}"))
+    def sent(topology: str) -> float:
+        return traffic(topology, 6 * every) - traffic(topology, every)
+
+    ring, hierarchy = sent("ring"), sent(f"hierarchical:{every}")
     print(f"between hosts: {ring:,.0f} bytes on a ring, {hierarchy:,.0f} in a hierarchy, {hierarchy / ring:.4f} of them")
-    assert hierarchy <= ring / every
+    assert hierarchy <= 1.01 * ring / every
