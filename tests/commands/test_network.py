@@ -144,21 +144,21 @@ def test_lockstep_is_the_same_as_in_shared_memory(tmp_path, n, monkeypatch):
 
 @pytest.mark.long
 def test_a_hierarchy_sends_less_between_hosts(tmp_path, monkeypatch):
-    """4 hosts with 2 ranks each. What a run costs that does next to nothing is taken away."""
-    every, updates = 4, 40
+    """4 hosts with 2 ranks each, in lock-step, so that nothing is skipped. What the start costs is counted with a short run
+    and taken away. What rank 0 reads for the display goes by time, and is little beside messages of 3.5 MB."""
+    every = 4
 
     def traffic(topology: str, updates: int) -> float:
-        flags = ("--env", "pong", "--num-envs", 1, *GOSSIP, "--staleness", 0, "--topology", topology)
+        flags = ("--env", "pong", "--num-envs", 1, *GOSSIP, "--staleness", 0, "--topology", topology, "--sketch-updates", 0)
         with Network(hosts=4, ranks_per_host=2) as hosts:
             monkeypatch.setattr(launch, "LAUNCHER", hosts.launcher)
-            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * 5 * updates, timeout=300)
+            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * 5 * updates, timeout=250)
             hosts.close()
             return hosts.traffic["bytes"]
 
     def sent(topology: str) -> float:
-        return traffic(topology, every + updates) - traffic(topology, every)
+        return traffic(topology, 6 * every) - traffic(topology, every)
 
     ring, hierarchy = sent("ring"), sent(f"hierarchical:{every}")
     print(f"between hosts: {ring:,.0f} bytes on a ring, {hierarchy:,.0f} in a hierarchy, {hierarchy / ring:.4f} of them")
-    assert ring > updates * 4 * 3.4e6
-    assert hierarchy <= ring / every
+    assert hierarchy <= 1.01 * ring / every
