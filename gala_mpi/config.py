@@ -495,6 +495,7 @@ def check(config: Config) -> None:
         "RANK:TIME, for example 3:200ms or 0:1.5s,",
     )
     require(not (config.replay and config.resume), "--resume --replay", config.replay, "one of the two")
+    require(not (config.replay and config.survive), "--survive --replay", config.replay, "one of the two")
     gossip = config.exchange == "gossip"
     require(unset_or(lambda x: 0 < x < math.inf, config.survive), "--survive", config.survive, "a positive number of seconds")
     require(gossip or config.survive is None, f"--survive {config.survive} --exchange", config.exchange, "--exchange gossip")

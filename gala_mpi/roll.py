@@ -16,6 +16,7 @@ from gala_mpi import store
 from gala_mpi.world import World
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_SAVE = 120.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ class Roll:
         if all(file.exists() for file in files):
             self.ends = [End(**json.loads(file.read_text())) for file in files]
         return bool(self.ends)
+
+    def wait_for_checkpoints(self, generation: int) -> None:
+        """Until all that are left have saved their last one, or long enough: launchers end all with the first that leaves."""
+        left = [end.rank for end in self.ends if not end.lost]
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while time.monotonic() < deadline:
+            if all(store.checkpoint_file(self._run, generation, rank).exists() for rank in left):
+                return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _decide(self, end: End) -> bool:
         return store.first(store.end_file(self._run, end.rank), json.dumps(asdict(end)))

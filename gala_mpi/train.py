@@ -86,6 +86,7 @@ def train(world: World, plan: Plan) -> int:
                 progress.hide()
                 if roll.spokesman:
                     display.bereaved(config, world.size, roll.lost)
+                roll.wait_for_checkpoints(checkpoints.generation)
                 world.leave(max(stop.RESUME, stop_asked.verdict[0]))
         me.close()  # from here on all ranks are out of the loop
         if not (order.stop and config.exact_resume):  # which has just saved

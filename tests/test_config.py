@@ -275,6 +275,13 @@ def test_slow_rank(value, slowness):
     assert config.slowness() == pytest.approx(slowness)
 
 
+@pytest.mark.parametrize("other", [{"exchange": "server"}, {"staleness": 0}, {"replay": Path("runs/one")}])
+def test_survive_is_for_gossip_that_does_not_wait(other):
+    check(Config(survive=5.0, staleness=1))
+    with pytest.raises(SettingError, match="--survive"):
+        check(Config(survive=5.0, **other))
+
+
 def test_a_checksum_is_for_gossip():
     with pytest.raises(SettingError, match="--checksum"):
         check(Config(exchange="allreduce", checksum=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +67,20 @@ def test_all_see_the_same_end(tmp_path, capsys, monkeypatch):
     assert [roll.spokesman for roll in rolls] == [True, False, False]
     assert store.lost(tmp_path) == {2}
     assert capsys.readouterr().err.count("rank 2 on host2 is lost, last seen at update 41") == 1
+
+
+def test_who_is_left_waits_for_the_others_last_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr("gala_mpi.roll.SECONDS_TO_SAVE", 0.5)
+    roll = Roll(tmp_path, world(0))
+    roll.ends = [End(0, "host0", False, 100), End(1, "host1", False, 100), End(2, "host2", True, 41)]
+    save(tmp_path, 5, [0])
+    began = time.monotonic()
+    roll.wait_for_checkpoints(5)
+    assert time.monotonic() - began >= 0.5
+    monkeypatch.setattr("gala_mpi.roll.SECONDS_TO_SAVE", 60.0)
+    threading.Timer(0.3, save, [tmp_path, 5, [1]]).start()
+    roll.wait_for_checkpoints(5)
+    assert checkpoint.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 50
 
 
 def test_nobody_is_lost(tmp_path, monkeypatch):
