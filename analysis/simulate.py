@@ -5,13 +5,14 @@
     python analysis/simulate.py runs/check --validate                   the runs beside what the model says of them
 
 A discrete-event model of n agents. Measured, in runs of one game and setting: the processor time of an update (its
-distribution, from the gossip run with the fewest ranks and no straggler) and of an all-reduce (from such a run of A2C; without
-one A2C is left out). Assumed: the rest, below.
+distribution, from the gossip run with the fewest ranks and no straggler) and of an all-reduce (from such a run of A2C: the
+wait of the last to come, or what an update costs more than under gossip, whichever is less; without one A2C is left out).
+Assumed: the rest, below.
 
 The model:
 
-* a node's cores are shared evenly by its ranks, which compute all the time (one that waits in an all-reduce polls): an update
-  takes a draw from the measured processor times, times ranks / cores of the node if that is more than 1.
+* a node's cores are shared evenly by those of its ranks that compute: all of them under gossip, those not done yet under A2C
+  (who waits gives way). An update takes a draw from the measured processor times, longer by ranks / cores if that is above 1.
 * gossip: after an update an agent publishes, then mixes if it has a newer message of every in-peer of its round. A message
   inside the node is the newest at that moment. One from another node was asked for when the last one had been mixed, and takes
   latency + bytes · (ranks of a node · in-peers) / bandwidth; until it has come the agent goes on.
@@ -235,7 +236,10 @@ def allreduce(case: Case, measured: Measured) -> Outcome:
     crash, now, kept, saved, done = next(crashes), 0.0, 0, 0.0, 0
     horizon = world.updates * case.sharing * (measured.work.mean() + measured.reduce)
     while now < horizon:
-        times = case.sharing * random.choice(measured.work, n)
+        times = random.choice(measured.work, n)
+        times = np.concatenate(
+            [shared(times[i : i + case.ranks_per_node], world.cores) for i in range(0, n, case.ranks_per_node)]
+        )
         if case.slow >= 0:
             times[case.slow] += case.delay
         end = now + times.max() + case.sharing * measured.reduce + network
@@ -247,6 +251,15 @@ def allreduce(case: Case, measured: Measured) -> Outcome:
         if now - saved > world.checkpoint_seconds:
             kept, saved = done, now
     return Outcome(n * done / now, np.zeros(0), 0.0, 0.0)
+
+
+def shared(work: np.ndarray, cores: int) -> np.ndarray:
+    """When each of the ranks of a node is done, if those that compute share its cores evenly and those that are done leave."""
+    order = np.argsort(work)
+    computing = len(work) - np.arange(len(work))
+    ends = np.empty(len(work))
+    ends[order] = np.cumsum(np.diff(work[order], prepend=0) * np.maximum(1, computing / cores))
+    return ends
 
 
 def _forever(block) -> Iterator:
@@ -288,13 +301,15 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
         raise RunError(
             f"{asynchronous[0].path}: no processor times are there: too few updates, or recorded by an older version"
         )
-    exchange = float(np.median(np.concatenate([table["exchange"] for table in tables])))
+    exchange = float(np.quantile(np.concatenate([table["exchange"] for table in tables]), 0.1))  # undisturbed
     notes = [f"update times from {asynchronous[0].path}: {1000 * cpu.mean():.1f} ms of processor time"]
     reduce = np.nan
     if synchronous := [run for run in plain if run.config["exchange"] == "allreduce"]:
         rows = [table["exchange"][START:] for table in map(synchronous[0].updates, range(synchronous[0].agents))]
         common = min(map(len, rows))
-        reduce = float(np.median(np.min([row[:common] for row in rows], axis=0)))  # the last to come waits for nobody
+        last = float(np.median(np.min([row[:common] for row in rows], axis=0)))  # the last to come waits for nobody
+        busy = np.mean([run["cpu"][START:].mean() for run in map(synchronous[0].updates, range(synchronous[0].agents))])
+        reduce = max(0.0, min(last, float(busy - cpu.mean() + exchange)))  # each is too much where other programs run
         notes.append(f"all-reduce from {synchronous[0].path}: {1000 * reduce:.1f} ms")
     else:
         notes.append("A2C is left out: there is no run of it to measure an all-reduce")

@@ -519,6 +519,13 @@ def test_the_model_without_chance_is_arithmetic():
     assert simulate.simulate(case("allreduce", slow=0, delay=0.88), CONSTANT).rate == pytest.approx(8, rel=0.01)
 
 
+def test_cores_are_shared_by_those_who_compute():
+    """Three ranks on two cores: until 1.5 s each has 2/3 of a core, then the two that are left have one each."""
+    np.testing.assert_allclose(simulate.shared(np.array([3.0, 1.0, 2.0]), 2), [3.5, 1.5, 2.5])
+    np.testing.assert_allclose(simulate.shared(np.array([3.0, 1.0, 2.0]), 4), [3, 1, 2])
+    np.testing.assert_allclose(simulate.shared(np.full(8, 1.0), 2), 4)
+
+
 def test_a2c_waits_for_the_slowest_draw():
     rate = simulate.simulate(case("allreduce", ranks=16, updates=1000), VARYING).rate
     slowest = np.random.default_rng(1).choice(VARYING.work, (2000, 16)).max(axis=1).mean()
