@@ -2,7 +2,8 @@
 # make study     GALA (ring, exponential), A2C, A3C and independent agents on Pong, 4 ranks each, and a report (30 minutes)
 # make validate  real runs on 2 to 16 ranks beside what analysis/simulate.py says of them (15 minutes of a quiet machine)
 # make docs      docs/metrics.md from the code
-# make test      every test, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
+# make test      the tests, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
+# make test-long  tests of some minutes each: several hosts with a network between them, stragglers, a rank that dies
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
 # make test-kills  50 times SIGKILL at random instants: every resume works (a quarter of an hour)
@@ -16,7 +17,7 @@ N ?= 2
 MINUTES ?= 3
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train study validate docs packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm test-kills \
+.PHONY: venv train study validate docs packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm test-long test-kills \
 	lint stress bench
 
 venv: .venv/ready
@@ -91,7 +92,10 @@ packages:
 	fi
 
 test-serial: .venv/ready
-	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm
+	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m "not long"
+
+test-long: packages .venv/ready
+	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m long
 
 test-mpich: .venv/ready
 	for n in 1 2 4; do $(MPICH) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
