@@ -43,7 +43,12 @@ class Stop:
         self._began = time.monotonic()
         self._job_left = seconds_of_job(os.environ)
         self._updates = 0
-        self.verdict: tuple[int, str] = (FINISHED, "")  # the exit status asked for, and by what; a higher one counts
+        self._verdict = (FINISHED, "")
+
+    @property
+    def verdict(self) -> tuple[int, str]:
+        """The exit status asked for so far, by a signal after the last update too, and by what; a higher one counts."""
+        return _highest([self._verdict, *((STATUS[number], number.name) for number in _received)])
 
     def requested(self, save_seconds: float) -> bool:
         """Whether to stop; asked once an update.
@@ -53,14 +58,14 @@ class Stop:
         """
         self._updates += 1
         passed = time.monotonic() - self._began
-        reasons = [self.verdict, *((STATUS[number], number.name) for number in _received)]
+        reasons = [self.verdict]
         if self._wall_minutes is not None and passed >= 60 * self._wall_minutes:
             reasons.append((RESUME, f"{self._wall_minutes:g} minutes of wall time are over"))
         needed = SECONDS_BEFORE_JOB_END + 2 * save_seconds + self._notice * passed / self._updates
         if passed + needed >= self._job_left:
             reasons.append((RESUME, f"the job ends in {self._job_left - passed:.0f} s"))
-        self.verdict = max(reasons, key=lambda reason: reason[0])
-        return self.verdict[0] != FINISHED
+        self._verdict = _highest(reasons)
+        return self._verdict[0] != FINISHED
 
 
 def seconds_of_job(environment: Mapping[str, str]) -> float:
@@ -68,3 +73,7 @@ def seconds_of_job(environment: Mapping[str, str]) -> float:
     end = environment.get("SLURM_JOB_END_TIME", "")
     left = float(end) - time.time() if end.isdigit() else 0.0
     return left if left > 0 else float("inf")
+
+
+def _highest(reasons: list[tuple[int, str]]) -> tuple[int, str]:
+    return max(reasons, key=lambda reason: reason[0])

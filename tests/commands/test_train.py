@@ -107,7 +107,7 @@ def test_sketches_of_eight_agents_tell_their_distances(run, flags):
     often = ("--sketch-updates", 1, "--checkpoint-minutes", 0.01, "--keep-checkpoints", 1000)
     train(8, run, *flags, *GOSSIP, "--staleness", 0, *often, "--total-steps", 8 * 25 * STEPS_PER_UPDATE, timeout=300)
     compared = 0
-    for generation in checkpoint.complete(run, 8):
+    for generation in checkpoint.complete(run):
         learners = [checkpoint.load(run, generation, rank).learner for rank in range(8)]
         update = learners[0]["updates"]
         exact = np.array([learner["parameters"] for learner in learners], float)
