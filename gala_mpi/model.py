@@ -61,7 +61,8 @@ class Network(nn.Module):
     def forward(self, observations: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
         """Observations [N, ...] (uint8 for images) → a distribution over N actions, values [N]."""
         with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            features = self.torso(observations.to(self.dtype) * self.scale)
+            layout = torch.channels_last if self.spaces.image else torch.contiguous_format
+            features = self.torso(observations.to(self.dtype, memory_format=layout) * self.scale)
         return self.heads(features.float())
 
     def heads(self, features: torch.Tensor) -> tuple[Distribution, torch.Tensor]:

@@ -163,18 +163,19 @@ def test_allreduce_keeps_ranks_bit_identical(comm):
         assert np.array_equal(x.parameters, first)
 
 
-@pytest.mark.parametrize("name, spaces", [("mlp", Spaces((4,), False, 2)), ("gala", Spaces((4, 84, 84), True, 6))])
-def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spaces):
-    """To rounding: sums of float32 in another order differ by about 1e-6, and RMSprop's root adds a little to it.
+A_FEW_UPDATES = [("mlp", Spaces((4,), False, 2), 5), ("gala", Spaces((4, 84, 84), True, 6), 2)]
 
-    Where rounding decides whether a rectifier lets a value through, all weights of a feature get a gradient or none.
-    """
+
+@pytest.mark.parametrize("name, spaces, updates", A_FEW_UPDATES)
+def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spaces, updates):
+    """To rounding: sums of float32 in another order differ by about 1e-6, and each of the first steps of RMSprop on a network
+    with rectifiers makes 30 times as much of it."""
     simulators, mine = 2, slice(2 * comm.rank, 2 * comm.rank + 2)
     shared = a2c(name, spaces)
     alone = a2c(name, spaces)
     with closing(build(ALLREDUCE, comm, len(shared.flat))) as exchange:
         exchange.start(0, shared.flat.data.numpy())
-        for k in range(5):
+        for k in range(updates):
             rollout = Rollout(spaces, simulators * comm.size, seed=k)
             alone.gradient(rollout.batch(alone.network, slice(None)))
             shared.gradient(rollout.batch(shared.network, mine))
@@ -183,8 +184,7 @@ def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spac
             shared.step(progress=0)
             exchange.parameters(shared.flat.data.numpy())
     assert distance(alone.flat.data.numpy(), a2c(name, spaces).flat.data.numpy()) > 0.01, "nothing was learnt"
-    equal = torch.isclose(shared.flat.data, alone.flat.data, rtol=1e-3, atol=1e-5)
-    assert equal.float().mean() > (0.98 if name == "gala" else 0.9999)
+    torch.testing.assert_close(shared.flat.data, alone.flat.data, rtol=1e-3, atol=1e-5)
 
 
 def a2c(name: str, spaces: Spaces) -> A2C:
