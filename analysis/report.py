@@ -29,7 +29,7 @@ import robustness
 import scores
 import staleness
 import throughput
-from groups import incomplete, load
+from groups import grouped, incomplete, load
 from runs import Run, RunError
 from script import STYLE, Answer, Options, Table, check_folder
 
@@ -180,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise RunError(f"--out {wanted.out}: a file name that ends in .html is expected")
         check_folder(wanted.out)
         found, problems = load(wanted.runs)
+        grouped(found, wanted.by)  # refuses what is no setting; each script groups for itself
         text = page(found, problems, wanted)
         temporary = wanted.out.with_name(f".{wanted.out.name}.{os.getpid()}.tmp")
         temporary.write_text(text)
