@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -95,7 +96,9 @@ def test_it_follows_a_live_run_on_a_terminal(run):
         job.wait_until(lambda: store.run_file(run).exists())
         terminal, other_end = pty.openpty()
         watching = [sys.executable, "-m", "gala_mpi.watch", run]
-        watcher = subprocess.Popen(watching, stdout=other_end, stderr=other_end, env=environment() | {"TERM": "xterm"})
+        terminals = {"stdout": other_end, "stderr": other_end, "env": environment() | {"TERM": "xterm"}}
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which shells let background jobs ignore
+        watcher = subprocess.Popen(watching, **terminals, preexec_fn=heed)
         os.close(other_end)
         said = ""
         while said.count("steps/s") < 3:
