@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
     assert np.sort(games, order="game")["score"].tolist() == scores
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+@pytest.mark.parametrize("suffix", ["mp4", pytest.param("gif", marks=pytest.mark.long)])
 def test_film(pong, suffix):
     film = pong / f"film.{suffix}"
     result = mpirun(1, *EVALUATE, pong, "--episodes", 1, "--policies", "mean", "--video", film, timeout=180)

@@ -39,6 +39,7 @@ def test_an_asynchronous_run_repeats_bit_for_bit(tmp_path, topology):
     assert_same(run, again, 4)
 
 
+@pytest.mark.long
 def test_pong_repeats_bit_for_bit(tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     train(2, run, "--env", "pong", "--num-envs", 4, "--total-steps", 2 * 30 * STEPS_PER_UPDATE, "--slow-rank", "1:20ms")

@@ -46,11 +46,11 @@ WAYS = {
     "lock-step": (3, (*SMALL, *LOCKSTEP), signal.SIGUSR1),
     "lock-step killed": (2, (*SMALL, *LOCKSTEP), signal.SIGKILL),
     "allreduce": (2, (*SMALL, "--exchange", "allreduce"), signal.SIGUSR1),
-    "pong": (1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1),
 }
+PONG = pytest.param(1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("n, flags, number", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("n, flags, number", [*WAYS.values(), PONG], ids=[*WAYS, "pong"])
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, n, flags, number):
     """One agent is slowed down, so that the signal comes in the middle."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
