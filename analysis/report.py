@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ import staleness
 import throughput
 from groups import grouped, incomplete, load
 from runs import Run, RunError
-from script import STYLE, Answer, Options, Table, check_folder
+from script import STYLE, Answer, Options, Table, check_folder, whole
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
     learning_curves: learning_curves.Curves,
@@ -182,9 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
         found, problems = load(wanted.runs)
         grouped(found, wanted.by)  # refuses what is no setting; each script groups for itself
         text = page(found, problems, wanted)
-        temporary = wanted.out.with_name(f".{wanted.out.name}.{os.getpid()}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, wanted.out)
+        with whole(wanted.out) as temporary:
+            temporary.write_text(text)
     except (RunError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

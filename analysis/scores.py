@@ -28,7 +28,7 @@ import stats
 from groups import Group, grouped, labels
 from references import PUBLISHED, normalised
 from runs import Run, RunError
-from script import Answer, Options, Table, look, main, panels, write_csv
+from script import Answer, Options, Table, look, main, panels, whole, write_csv
 
 MEAN = -1  # the averaged policy's number
 
@@ -134,7 +134,8 @@ def write(table: Table, path: Path) -> None:
     if path.suffix == ".csv":
         write_csv(table, path)
     elif path.suffix in (".md", ".tex", ".txt"):
-        path.write_text({".md": markdown, ".tex": latex, ".txt": text}[path.suffix](table))
+        with whole(path) as temporary:
+            temporary.write_text({".md": markdown, ".tex": latex, ".txt": text}[path.suffix](table))
     else:
         raise RunError(f"--table {path}: a file name that ends in .md, .tex, .txt or .csv is expected")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -182,15 +184,27 @@ def check_folder(path: Path) -> None:
         raise RunError(f"--out {path}: there is no folder {path.parent}; a folder that is there is expected")
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write to. What is there when the block ends becomes `path`: a kill leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def bring_out(said: Answer, path: Path) -> None:
     if said.figure:
-        said.figure.savefig(path, dpi=150)
+        with whole(path) as temporary:
+            said.figure.savefig(temporary, dpi=150)
         plt.close(said.figure)
         write_csv(said.points, path.with_suffix(".csv"))
 
 
 def write_csv(table: Table, path: Path) -> None:
-    with open(path, "w", newline="") as file:
+    with whole(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([table.headings, *([_plain(value) for value in row] for row in table.rows)])
 
 

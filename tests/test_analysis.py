@@ -724,6 +724,27 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, script, arguments, said, m
     assert ended.value.code == 2 and said in error and error.count("\n") == 1 and error.startswith(f"{script}.py: ")
 
 
+def test_a_kill_leaves_the_old_file(tmp_path):
+    """Killed in the middle of the second writing: what the first one wrote is there, whole."""
+    path = tmp_path / "numbers.csv"
+    program = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from script import Table, write_csv
+def rows(last):
+    yield from ([n] for n in range(100_000))
+    yield [last()]
+path = Path(sys.argv[2])
+write_csv(Table(("n",), rows(lambda: 7)), path)
+write_csv(Table(("n",), rows(lambda: os._exit(9))), path)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(ANALYSIS), str(path)], check=False)
+    assert done.returncode == 9
+    lines = path.read_text().split()
+    assert (lines[0], lines[-1], len(lines)) == ("n", "7", 100_002)
+
+
 def test_bad_input_of_the_real_command(tmp_path):
     done = command("learning_curves", "nope", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

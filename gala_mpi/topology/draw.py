@@ -7,6 +7,7 @@ as single arrows can be told apart. Colours (digits in the terminal) tell the ro
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def _peers_of_agent_0(graph: Topology) -> list[str]:
 
 
 def picture(graph: Topology, path: Path) -> None:
-    """Write the figure to `path`."""
+    """Write the figure to `path`, under a temporary name first: a kill leaves the old file or the new one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,7 +73,12 @@ def picture(graph: Topology, path: Path) -> None:
         _draw_arrows(panels[0], graph, found)
     _draw_matrix(panels[-1], graph, found)
     figure.suptitle(f"{graph.name}, {graph.size} agents")
-    figure.savefig(path, dpi=150)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _colour(round: int) -> str:
