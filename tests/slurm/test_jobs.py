@@ -151,31 +151,12 @@ def test_four_nodes(over_nodes, name):
         assert len(table(training.run, rank, "mixes"))
 
 
-BROKEN_POLE = """
-import gymnasium
-from gymnasium.envs.classic_control import CartPoleEnv
-
-
-class BrokenPole(CartPoleEnv):
-    moves = 0
-
-    def step(self, action):
-        from mpi4py import MPI
-
-        self.moves += 1
-        if MPI.COMM_WORLD.rank == 1 and self.moves == 50:
-            raise ArithmeticError("the pole has broken")
-        return super().step(action)
-
-
-gymnasium.register("BrokenPole-v0", BrokenPole)
-"""
-
-
 def test_an_error_on_one_rank_fails_the_job_at_once(cluster, runs, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(BROKEN_POLE)  # Python imports it before anything else
+    (tmp_path / "sitecustomize.py").write_text("import broken_pole")  # Python imports it before anything else
     flags = ("--env", "BrokenPole-v0", *LONG)
-    training = train(cluster, runs / "broken", *flags, nodes=2, env=MPIRUN | {"PYTHONPATH": f"{ROOT}:{tmp_path}"})
+    training = train(
+        cluster, runs / "broken", *flags, nodes=2, env=MPIRUN | {"PYTHONPATH": f"{ROOT}:{tmp_path}:{ROOT}/tests/commands"}
+    )
     training.job.wait("FAILED")
     assert training.job.restarts == 0
     assert "gala_mpi: rank 1 on " in training.job.log
