@@ -11,12 +11,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+from gala_mpi import options
 from gala_mpi.errors import SettingError
+from gala_mpi.options import require, require_whole
 
 Exchange = Literal["gossip", "allreduce", "server", "none"]
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
@@ -162,18 +163,16 @@ def parse(arguments: list[str] | None = None) -> Config:
         SystemExit: 0 after --help, 2 after a flag that tyro refuses (it has printed why).
         SettingError: --resume or --replay without a run.
     """
-    import tyro  # only rank 0 parses, so only rank 0 pays for the import
-
     arguments = sys.argv[1:] if arguments is None else arguments
-    return tyro.cli(
+    return options.parse(
         Config,
-        prog="python -m gala_mpi.train",
-        description="Train one policy with many actor-learners: one MPI rank is one agent.\n\n"
+        "train",
+        "Train one policy with many actor-learners: one MPI rank is one agent.\n\n"
         "  mpirun -n 32 python -m gala_mpi.train                        Pong with GALA, 40 million steps\n"
         "  mpirun -n 4 python -m gala_mpi.train --env breakout --topology exponential\n"
         "  mpirun -n 4 python -m gala_mpi.train --exchange allreduce    the A2C baseline\n"
         "  mpirun -n 32 python -m gala_mpi.train --resume --run-dir runs/...",
-        args=arguments,
+        arguments,
         default=_stored(arguments),
     )
 
@@ -200,315 +199,53 @@ def _stored(arguments: list[str]) -> Config:
     return store.read_config(known.run_dir)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Play a run's policies and say how good they are."""
-
-    run: Path
-    """The run directory."""
-    episodes: int = 10
-    """Games per policy."""
-    checkpoint: str = "newest"
-    """newest, best (by training score) or a checkpoint's number."""
-    policies: Literal["all", "mean"] = "all"
-    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone."""
-    sample: bool = False
-    """Draw actions from the policy instead of taking the most probable one."""
-    seed: int = 1
-    """Seeds the games: the same seed deals the same games to every policy, on any number of ranks."""
-    video: Optional[Path] = None
-    """Also film one game of the averaged policy: FILE.mp4 or FILE.gif."""
-
-
-def parse_evaluation(arguments: list[str]) -> Evaluation:
-    """The command line of `gala_mpi.evaluate`. Raises SystemExit as `parse` does."""
-    import tyro
-
-    return tyro.cli(
-        Evaluation,
-        prog="python -m gala_mpi.evaluate",
-        description="Play a run's policies: mean score ± standard error, up to 30 no-ops at the start.\n\n"
-        "  python -m gala_mpi.evaluate runs/pong-...\n"
-        "  mpirun -n 8 python -m gala_mpi.evaluate runs/pong-... --episodes 100\n"
-        "  python -m gala_mpi.evaluate runs/pong-... --policies mean --video pong.mp4",
-        args=arguments,
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
-
-
-def check_evaluation(wanted: Evaluation) -> None:
-    """Refuse what cannot work, before the first game. Raises SettingError."""
-    if wanted.episodes < 1:
-        raise SettingError(f"--episodes {wanted.episodes}: a whole number, 1 or more, is expected")
-    if wanted.seed < 0:
-        raise SettingError(f"--seed {wanted.seed}: a whole number, 0 or more, is expected")
-    if wanted.checkpoint not in ("newest", "best") and not wanted.checkpoint.isdigit():
-        raise SettingError(f"--checkpoint {wanted.checkpoint}: newest, best or a checkpoint's number is expected")
-    if wanted.video is not None:
-        if wanted.video.suffix not in (".mp4", ".gif"):
-            raise SettingError(f"--video {wanted.video}: a name that ends in .mp4 or .gif is expected")
-        if not wanted.video.absolute().parent.is_dir():
-            raise SettingError(f"--video {wanted.video}: a file in a folder that exists is expected")
-
-
-@dataclass(frozen=True)
-class Watch:
-    """How a run is doing, from its files alone."""
-
-    run: Path
-    """The run directory, of a live or an ended run."""
-    once: bool = False
-    """Print once instead of following the run. So it is where output is no terminal, too."""
-    value: Optional[Literal["state", "steps", "rate", "score", "idle_starts"]] = None
-    """Print one value alone, for scripts. rate: steps/s; idle_starts: how many of the last starts brought no progress."""
-
-
-def parse_watch(arguments: list[str]) -> Watch:
-    """The command line of `gala_mpi.watch`. Raises SystemExit as `parse` does."""
-    import tyro
-
-    return tyro.cli(
-        Watch,
-        prog="python -m gala_mpi.watch",
-        description="How a run is doing, live or afterwards, from its files alone: on any host that sees them, without MPI.\n\n"
-        "  python -m gala_mpi.watch runs/pong-...\n"
-        "  python -m gala_mpi.watch runs/pong-... --value steps",
-        args=arguments,
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
-
-
-@dataclass(frozen=True)
-class GraphView:
-    """What a graph is like: who reads whom, how fast it averages, what it costs."""
-
-    topology: str
-    """ring, exponential, one-peer-exponential, complete, torus, hierarchical:K, or a file as for --topology of training."""
-    agents: Optional[int] = None
-    """How many agents; -n for short. A file may say so itself."""
-    nodes: int = 4
-    """Over how many nodes the agents of hierarchical:K are dealt."""
-    parameters: int = 866_439
-    """Length of the vectors that are sent, as float32. The default is that of network gala on Pong."""
-    out: Optional[Path] = None
-    """Also draw the graph into this file: FILE.png, FILE.svg or FILE.pdf."""
-    json: bool = False
-    """Print one JSON object instead of a table and a drawing."""
-
-
-def parse_graph_view(arguments: list[str]) -> GraphView:
-    """The command line of `gala_mpi.topology`. Raises SystemExit as `parse` does."""
-    import tyro
-
-    return tyro.cli(
-        GraphView,
-        prog="python -m gala_mpi.topology",
-        description="Print and draw who reads whom.\n\n"
-        "  python -m gala_mpi.topology ring -n 32\n"
-        "  python -m gala_mpi.topology exponential -n 1000 --out graph.png\n"
-        "  python -m gala_mpi.topology my_graph.txt",
-        args=[re.sub(r"^-n(\d*)$", lambda n: f"--agents={n[1]}" if n[1] else "--agents", word) for word in arguments],
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
-
-
-def check_graph_view(wanted: GraphView) -> None:
-    """Refuse what cannot work. Raises SettingError."""
-    if wanted.agents is not None and wanted.agents < 1:
-        raise SettingError(f"-n {wanted.agents}: a whole number, 1 or more, is expected")
-    if wanted.nodes < 1:
-        raise SettingError(f"--nodes {wanted.nodes}: a whole number, 1 or more, is expected")
-    if wanted.parameters < 1:
-        raise SettingError(f"--parameters {wanted.parameters}: a whole number, 1 or more, is expected")
-    if wanted.out is not None:
-        if wanted.out.suffix not in (".png", ".svg", ".pdf"):
-            raise SettingError(f"--out {wanted.out}: a name that ends in .png, .svg or .pdf is expected")
-        if not wanted.out.absolute().parent.is_dir():
-            raise SettingError(f"--out {wanted.out}: a file in a folder that exists is expected")
-
-
-@dataclass(frozen=True)
-class TrainBench:
-    """How fast the real training loop runs: one rank alone against all ranks, and where an update's time goes."""
-
-    settings: Config = field(default_factory=Config)
-    """What is trained."""
-    rounds: int = 3
-    """How often one rank and all ranks take turns; medians over the rounds are printed."""
-    updates: int = 150
-    """Updates that each rank does in a turn."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-
-@dataclass(frozen=True)
-class ExchangeBench:
-    """What an exchange costs: against copying the same bytes, against Allreduce, and as a share of an update."""
-
-    settings: Config = field(default_factory=Config)
-    """What is trained."""
-    updates: int = 200
-    """Updates that each rank does."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-
-@dataclass(frozen=True)
-class FrozenBench:
-    """Whether anybody waits: one rank is frozen (SIGSTOP) while all train; the longest stall of the others is printed."""
-
-    settings: Config = field(default_factory=Config)
-    """What is trained."""
-    frozen: Optional[int] = None
-    """The rank to freeze. None: the last one."""
-    seconds: float = 5.0
-    """How long it stays frozen."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-
-@dataclass(frozen=True)
-class StragglerBench:
-    """What one slow rank costs the others: gossip against all-reduce, each with and without a straggler."""
-
-    settings: Config = field(default_factory=Config)
-    """What is trained. Without --slow-rank the last rank is slowed tenfold."""
-    seconds: float = 15.0
-    """How long each of the four turns lasts."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-
-@dataclass(frozen=True)
-class Examination:
-    """Whether the machine, MPI and the place for a run are well."""
-
-    settings: Config = field(default_factory=Config)
-    """What will be trained: it is this run's windows, memory and directory that are looked at."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-
-
-def parse_examination(arguments: list[str]) -> Examination:
-    """The command line of `gala_mpi.doctor`. Raises SystemExit as `parse` does."""
-    import tyro
-
-    return tyro.cli(
-        Examination,
-        prog="python -m gala_mpi.doctor",
-        description="Look at the machine, MPI and the run directory; say what is wrong and what to do about it.\n\n"
-        "  mpirun -n 4 python -m gala_mpi.doctor\n"
-        "  mpirun -n 4 python -m gala_mpi.doctor --network nature --run-dir /scratch/me/runs/pong",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-
-
-Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench
-
-
-def parse_bench(arguments: list[str]) -> TrainBench:
-    """The command line of `gala_mpi.bench`. Raises SystemExit as `parse` does."""
-    import tyro
-
-    return tyro.extras.subcommand_cli_from_dict(
-        {"train": TrainBench, "exchange": ExchangeBench, "frozen": FrozenBench, "straggler": StragglerBench},
-        prog="python -m gala_mpi.bench",
-        description="Benchmarks. Machines are noisy: ratios within one call mean more than figures across calls.\n\n"
-        "  mpirun -n 2 python -m gala_mpi.bench train\n"
-        "  mpirun -n 4 python -m gala_mpi.bench train --topology exponential --network nature --json\n"
-        "  mpirun -n 4 python -m gala_mpi.bench exchange\n"
-        "  mpirun -n 4 python -m gala_mpi.bench frozen --seconds 5\n"
-        "  mpirun -n 4 python -m gala_mpi.bench straggler --slow-rank 3:200ms",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-
-
-def check_bench(bench: Bench, ranks: int) -> None:
-    """Refuse what cannot work on so many ranks. Raises SettingError."""
-    check(bench.settings)
-    for name in ("rounds", "updates"):
-        if getattr(bench, name, 1) < 1:
-            raise SettingError(f"--{name} {getattr(bench, name)}: a whole number, 1 or more, is expected")
-    if not 0 < getattr(bench, "seconds", 1.0) < math.inf:
-        raise SettingError(f"--seconds {bench.seconds}: a positive number is expected")
-    if not isinstance(bench, TrainBench) and ranks < 2:
-        raise SettingError("1 rank: 2 or more are expected (mpirun -n 2 ...)")
-    if isinstance(bench, FrozenBench) and not 0 <= (bench.frozen or 0) < ranks:
-        raise SettingError(f"--frozen {bench.frozen}: a rank from 0 to {ranks - 1} is expected")
-
-
 def check(config: Config) -> None:
     """Refuse settings that cannot work, before any long work starts.
 
     Raises:
         SettingError: names the flag, the value seen and the values allowed.
     """
-
-    def require(holds: bool, flag: str, value: object, allowed: str) -> None:
-        if not holds:
-            raise SettingError(f"{flag} {value}: {allowed} is expected")
-
-    def unset_or(holds: Callable[[Any], bool], value: object) -> bool:
-        return value is None or holds(value)
-
-    require(config.num_envs >= 1, "--num-envs", config.num_envs, "a whole number of simulators per agent, 1 or more,")
-    require(config.rollout_length >= 1, "--rollout-length", config.rollout_length, "a whole number of steps, 1 or more,")
-    require(config.total_steps >= 1, "--total-steps", config.total_steps, "a whole number of steps, 1 or more,")
-    require(config.seed >= 0, "--seed", config.seed, "a whole number, 0 or more,")
-    require(unset_or(lambda x: x >= 0, config.staleness), "--staleness", config.staleness, "a number of updates, 0 or more,")
-    require(unset_or(lambda x: 0 < x < math.inf, config.lr), "--lr", config.lr, "a positive number")
-    require(0 <= config.sticky <= 1, "--sticky", config.sticky, "a probability, 0 to 1,")
-    require(config.checkpoint_minutes > 0, "--checkpoint-minutes", config.checkpoint_minutes, "a positive number of minutes")
-    require(
-        unset_or(lambda x: x >= 1, config.checkpoint_updates),
-        "--checkpoint-updates",
-        config.checkpoint_updates,
-        "a whole number of updates, 1 or more,",
-    )
-    require(
-        config.exact_resume or config.checkpoint_updates is None,
-        "--checkpoint-updates",
-        config.checkpoint_updates,
-        "--exact-resume with it",
-    )
-    require(config.sketch_updates >= 0, "--sketch-updates", config.sketch_updates, "a number of updates, 0 or more,")
-    require(config.keep_checkpoints >= 1, "--keep-checkpoints", config.keep_checkpoints, "a whole number, 1 or more,")
-    require(
-        unset_or(lambda x: x > 0, config.wall_minutes), "--wall-minutes", config.wall_minutes, "a positive number of minutes"
-    )
-    a2c = config.a2c
+    c, a2c = config, config.a2c
+    require_whole("--num-envs", c.num_envs, 1)
+    require_whole("--rollout-length", c.rollout_length, 1)
+    require_whole("--total-steps", c.total_steps, 1)
+    require_whole("--seed", c.seed, 0)
+    require_whole("--staleness", c.staleness, 0)
+    require_whole("--checkpoint-updates", c.checkpoint_updates, 1)
+    require_whole("--sketch-updates", c.sketch_updates, 0)
+    require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
+    _require_positive("--lr", c.lr)
+    _require_positive("--checkpoint-minutes", c.checkpoint_minutes)
+    _require_positive("--wall-minutes", c.wall_minutes)
+    _require_positive("--survive", c.survive)
+    _require_positive("--a2c.rms-eps", a2c.rms_eps)
+    require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
+    require(0 <= c.sticky <= 1, "--sticky", c.sticky, "a probability, 0 to 1,")
     require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")
     require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")
-    require(
-        0 <= a2c.entropy_coefficient < math.inf, "--a2c.entropy-coefficient", a2c.entropy_coefficient, "a number, 0 or more,"
-    )
-    require(0 <= a2c.value_coefficient < math.inf, "--a2c.value-coefficient", a2c.value_coefficient, "a number, 0 or more,")
-    require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
     require(0 <= a2c.rms_alpha < 1, "--a2c.rms-alpha", a2c.rms_alpha, "a number from 0 to below 1")
-    require(0 < a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, "a positive number")
-    require(
-        unset_or(SLOW_RANK.fullmatch, config.slow_rank),
-        "--slow-rank",
-        config.slow_rank,
-        "RANK:TIME, for example 3:200ms or 0:1.5s,",
-    )
-    require(not (config.replay and config.resume), "--resume --replay", config.replay, "one of the two")
-    require(not (config.replay and config.survive), "--survive --replay", config.replay, "one of the two")
-    gossip = config.exchange == "gossip"
-    require(unset_or(lambda x: 0 < x < math.inf, config.survive), "--survive", config.survive, "a positive number of seconds")
-    require(gossip or config.survive is None, f"--survive {config.survive} --exchange", config.exchange, "--exchange gossip")
-    require(
-        config.staleness != 0 or config.survive is None,
-        f"--survive {config.survive} --staleness",
-        config.staleness,
-        "a bound of 1 or more, or none,",
-    )
-    require(gossip or not config.checksum, "--checksum --exchange", config.exchange, "--exchange gossip")
-    require(
-        gossip or config.staleness is None,
-        f"--exchange {config.exchange} --staleness",
-        config.staleness,
-        "a staleness bound only with --exchange gossip",
-    )
+    for flag, weight in (("entropy", a2c.entropy_coefficient), ("value", a2c.value_coefficient)):
+        require(0 <= weight < math.inf, f"--a2c.{flag}-coefficient", weight, "a number, 0 or more,")
+    slow = c.slow_rank is None or SLOW_RANK.fullmatch(c.slow_rank)
+    require(slow, "--slow-rank", c.slow_rank, "RANK:TIME, for example 3:200ms or 0:1.5s,")
+    _check_together(config)
+
+
+def _check_together(c: Config) -> None:
+    """Refuse what does not go together."""
+    marks = c.exact_resume or c.checkpoint_updates is None
+    require(marks, "--checkpoint-updates", c.checkpoint_updates, "--exact-resume with it")
+    for flag, other in (("--resume", c.resume), ("--survive", c.survive), ("--wall-minutes", c.wall_minutes)):
+        require(not (c.replay and other), f"{flag} --replay", c.replay, "one of the two")
+    if c.survive is not None:
+        require(c.staleness != 0, f"--survive {c.survive} --staleness", c.staleness, "a bound of 1 or more, or none,")
+    for flag, given in (
+        (f"--survive {c.survive}", c.survive is not None),
+        (f"--staleness {c.staleness}", c.staleness is not None),
+        ("--checksum", c.checksum),
+    ):
+        require(c.exchange == "gossip" or not given, f"{flag} --exchange", c.exchange, "--exchange gossip")
+
+
+def _require_positive(flag: str, value: float | None) -> None:
+    require(value is None or 0 < value < math.inf, flag, value, "a positive number")

@@ -14,22 +14,45 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
 
 import numpy as np
 import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from gala_mpi import checkpoint, config, display, envs, store
-from gala_mpi.config import Config, Evaluation
+from gala_mpi import checkpoint, display, envs, options, store
+from gala_mpi.config import Config
 from gala_mpi.envs import Episode, Simulators
 from gala_mpi.errors import SettingError
 from gala_mpi.flat import Flat
 from gala_mpi.model import Network
+from gala_mpi.options import require, require_file, require_whole
 from gala_mpi.world import World
 
 MEAN = -1  # the policy with all agents' parameters averaged
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Play a run's policies and say how good they are."""
+
+    run: Path
+    """The run directory."""
+    episodes: int = 10
+    """Games per policy."""
+    checkpoint: str = "newest"
+    """newest, best (by training score) or a checkpoint's number."""
+    policies: Literal["all", "mean"] = "all"
+    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone."""
+    sample: bool = False
+    """Draw actions from the policy instead of taking the most probable one."""
+    seed: int = 1
+    """Seeds the games: the same seed deals the same games to every policy, on any number of ranks."""
+    video: Optional[Path] = None
+    """Also film one game of the averaged policy: FILE.mp4 or FILE.gif."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +78,8 @@ def main(arguments: list[str]) -> None:
 
 def make_plan(arguments: list[str]) -> Plan:
     """Parse and check. Raises SettingError."""
-    wanted = config.parse_evaluation(arguments)
-    config.check_evaluation(wanted)
+    wanted = parse(arguments)
+    check(wanted)
     settings = store.read_config(wanted.run)
     choose = {"newest": checkpoint.newest, "best": checkpoint.best}.get(wanted.checkpoint)
     generation = choose(wanted.run) if choose else int(wanted.checkpoint)
@@ -67,6 +90,27 @@ def make_plan(arguments: list[str]) -> Plan:
     if wanted.video:
         envs.make_filmed(settings.env).close()
     return Plan(wanted, settings, generation, checkpoint.ranks(wanted.run, generation))
+
+
+def parse(arguments: list[str]) -> Evaluation:
+    return options.parse(
+        Evaluation,
+        "evaluate",
+        "Play a run's policies: mean score ± standard error, up to 30 no-ops at the start.\n\n"
+        "  python -m gala_mpi.evaluate runs/pong-...\n"
+        "  mpirun -n 8 python -m gala_mpi.evaluate runs/pong-... --episodes 100\n"
+        "  python -m gala_mpi.evaluate runs/pong-... --policies mean --video pong.mp4",
+        arguments,
+    )
+
+
+def check(wanted: Evaluation) -> None:
+    """Refuse what cannot work, before the first game. Raises SettingError."""
+    require_whole("--episodes", wanted.episodes, 1)
+    require_whole("--seed", wanted.seed, 0)
+    known = wanted.checkpoint in ("newest", "best") or wanted.checkpoint.isdigit()
+    require(known, "--checkpoint", wanted.checkpoint, "newest, best or a checkpoint's number")
+    require_file("--video", wanted.video, ".mp4", ".gif")
 
 
 def play_my_share(plan: Plan, world: World) -> np.ndarray:

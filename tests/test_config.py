@@ -90,7 +90,7 @@ def test_a_value_within_bounds_is_taken(name, value):
 
 @pytest.mark.parametrize("exchange", ["allreduce", "server", "none"])
 def test_a_staleness_bound_is_for_gossip_alone(exchange):
-    with pytest.raises(SettingError, match=rf"--exchange {exchange} --staleness 3: .*gossip"):
+    with pytest.raises(SettingError, match=rf"--staleness 3 --exchange {exchange}: .*gossip"):
         check(Config(exchange=exchange, staleness=3))
     check(Config(exchange="gossip", staleness=3))
     check(Config(exchange=exchange))

@@ -19,7 +19,7 @@ HOMES = {
     "mpi4py": {"world.py", "agent.py", "exchange/"},  # agent.py: the type of the communicator
     "matplotlib": {"topology/draw.py"},
     "pynvml": {"energy.py"},
-    "tyro": {"config.py"},
+    "tyro": {"options.py"},
     "rich": {"display.py", "evaluate.py", "bench/", "doctor/", "topology/__main__.py", "watch.py"},
 }
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gala_mpi import model, topology
-from gala_mpi.config import GraphView
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
 from gala_mpi.topology import BUILT_IN, Topology, build, draw, files, mixing_rate, second_singular_value
+from gala_mpi.topology.__main__ import GraphView
 from gala_mpi.topology.figures import diameter, figures
 from gala_mpi.topology.graphs import sides
 

@@ -11,13 +11,20 @@ Each kind is a module with two functions: `measure`, collective, returns figures
 from __future__ import annotations
 
 import json
+import math
 import sys
 
-from gala_mpi import config, plan
+from gala_mpi import config, options, plan
 from gala_mpi.bench import exchange, frozen, straggler, train
-from gala_mpi.config import Config, ExchangeBench, FrozenBench, StragglerBench, TrainBench
+from gala_mpi.bench.exchange import ExchangeBench
+from gala_mpi.bench.frozen import FrozenBench
+from gala_mpi.bench.straggler import StragglerBench
+from gala_mpi.bench.train import TrainBench
+from gala_mpi.config import Config
+from gala_mpi.options import require, require_whole
 from gala_mpi.world import World
 
+Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench
 KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, StragglerBench: straggler}
 
 
@@ -35,12 +42,39 @@ def main(arguments: list[str]) -> None:
             kind.show(figures, bench, settings)
 
 
-def prepare(arguments: list[str], world: World) -> tuple[config.Bench, Config]:
+def prepare(arguments: list[str], world: World) -> tuple[Bench, Config]:
     """Parse, check, resolve. Raises SettingError."""
-    bench = config.parse_bench(arguments)
-    config.check_bench(bench, world.size)
+    bench = parse(arguments)
+    check(bench, world.size)
     settings, _ = plan.settle(bench.settings, world)
     return bench, settings
+
+
+def parse(arguments: list[str]) -> Bench:
+    return options.parse(
+        {"train": TrainBench, "exchange": ExchangeBench, "frozen": FrozenBench, "straggler": StragglerBench},
+        "bench",
+        "Benchmarks. Machines are noisy: ratios within one call mean more than figures across calls.\n\n"
+        "  mpirun -n 2 python -m gala_mpi.bench train\n"
+        "  mpirun -n 4 python -m gala_mpi.bench train --topology exponential --network nature --json\n"
+        "  mpirun -n 4 python -m gala_mpi.bench exchange\n"
+        "  mpirun -n 4 python -m gala_mpi.bench frozen --seconds 5\n"
+        "  mpirun -n 4 python -m gala_mpi.bench straggler --slow-rank 3:200ms",
+        arguments,
+        flat=True,
+    )
+
+
+def check(bench: Bench, ranks: int) -> None:
+    """Refuse what cannot work on so many ranks. Raises SettingError."""
+    config.check(bench.settings)
+    for name in ("rounds", "updates"):
+        require_whole(f"--{name}", getattr(bench, name, 1), 1)
+    seconds = getattr(bench, "seconds", 1.0)
+    require(0 < seconds < math.inf, "--seconds", seconds, "a positive number")
+    require(isinstance(bench, TrainBench) or ranks > 1, "mpirun -n", ranks, "2 ranks or more")
+    if isinstance(bench, FrozenBench):
+        require(0 <= (bench.frozen or 0) < ranks, "--frozen", bench.frozen, f"a rank from 0 to {ranks - 1}")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from gala_mpi import agent, display, topology
-from gala_mpi.config import Config, ExchangeBench
+from gala_mpi.config import Config
 from gala_mpi.exchange import Exchange
 from gala_mpi.world import World
 
 WARM_UP_UPDATES = 10
 ALLREDUCES = 50
+
+
+@dataclass(frozen=True)
+class ExchangeBench:
+    """What an exchange costs: against copying the same bytes, against Allreduce, and as a share of an update."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained."""
+    updates: int = 200
+    """Updates that each rank does."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
 
 
 class Timed:

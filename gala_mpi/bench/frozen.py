@@ -11,21 +11,35 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
 
 import numpy as np
 from rich.table import Table
 
 from gala_mpi import agent, display, topology
 from gala_mpi.agent import Agent
-from gala_mpi.config import Config, FrozenBench
+from gala_mpi.config import Config
 from gala_mpi.exchange import Exchange
 from gala_mpi.world import World
 
 SECONDS_AROUND = 3.0  # of undisturbed training before the neighbour is frozen, and after
 WARM_UP_UPDATES = 10
 PHASES = ("before", "frozen", "after")
+
+
+@dataclass(frozen=True)
+class FrozenBench:
+    """Whether anybody waits: one rank is frozen (SIGSTOP) while all train; the longest stall of the others is printed."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained."""
+    frozen: Optional[int] = None
+    """The rank to freeze. None: the last one."""
+    seconds: float = 5.0
+    """How long it stays frozen."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
 
 
 @dataclass

@@ -5,18 +5,31 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
 
 from gala_mpi import agent, display
-from gala_mpi.config import Config, StragglerBench
+from gala_mpi.config import Config
 from gala_mpi.exchange import Order
 from gala_mpi.world import World
 
 EXCHANGES = ("gossip", "allreduce")
 SLOWED = 10  # by what factor, unless --slow-rank says otherwise
 WARM_UP_UPDATES = 10
+
+
+@dataclass(frozen=True)
+class StragglerBench:
+    """What one slow rank costs the others: gossip against all-reduce, each with and without a straggler."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained. Without --slow-rank the last rank is slowed tenfold."""
+    seconds: float = 15.0
+    """How long each of the four turns lasts."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
 
 
 def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, Any]:

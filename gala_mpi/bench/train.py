@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gala_mpi import agent, display, envs
 from gala_mpi.clock import SECTIONS
-from gala_mpi.config import Config, TrainBench
+from gala_mpi.config import Config
 from gala_mpi.world import World
 
 WARM_UP_UPDATES = 10
 MATRIX = 1024  # rows and columns of the matrices whose product is timed
 PRODUCTS = 30
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """How fast the real training loop runs: one rank alone against all ranks, and where an update's time goes."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained."""
+    rounds: int = 3
+    """How often one rank and all ranks take turns; medians over the rounds are printed."""
+    updates: int = 150
+    """Updates that each rank does in a turn."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
 
 
 def measure(world: World, bench: TrainBench, settings: Config) -> dict[str, Any]:

@@ -20,14 +20,15 @@ import shutil  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
 import torch  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from gala_mpi import agent, config, display, plan, store, topology  # noqa: E402
-from gala_mpi.config import Config, Examination  # noqa: E402
+from gala_mpi import agent, config, display, options, plan, store, topology  # noqa: E402
+from gala_mpi.config import Config  # noqa: E402
 from gala_mpi.doctor import quick  # noqa: E402
 from gala_mpi.doctor.quick import Finding, Host, size, worst  # noqa: E402
 from gala_mpi.exchange import examine  # noqa: E402
@@ -41,6 +42,16 @@ CHECKPOINTS = 5  # of every rank: those that are kept, the best, the next
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 # What tells a process how many ranks its launcher has started, whatever MPI makes of it.
 STARTED = ("PMI_SIZE", "PMIX_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Whether the machine, MPI and the place for a run are well."""
+
+    settings: Config = field(default_factory=Config)
+    """What will be trained: it is this run's windows, memory and directory that are looked at."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
 
 
 class Prepared(NamedTuple):
@@ -78,7 +89,15 @@ def main(arguments: list[str]) -> None:
 
 def prepare(arguments: list[str], world: World) -> Prepared:
     """Parse, check, resolve. Raises SettingError."""
-    wanted = config.parse_examination(arguments)
+    wanted = options.parse(
+        Examination,
+        "doctor",
+        "Look at the machine, MPI and the run directory; say what is wrong and what to do about it.\n\n"
+        "  mpirun -n 4 python -m gala_mpi.doctor\n"
+        "  mpirun -n 4 python -m gala_mpi.doctor --network nature --run-dir /scratch/me/runs/pong",
+        arguments,
+        flat=True,
+    )
     config.check(wanted.settings)
     settings = dataclasses.replace(wanted.settings, precision="fp32")  # which is the fastest is not asked here
     settings, length = plan.settle(settings, world)

@@ -8,25 +8,45 @@ python -m gala_mpi.topology my_graph.txt
 from __future__ import annotations
 
 import json
+import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Optional
 
 from rich.console import Console
 from rich.table import Table
 
-from gala_mpi import config, topology
-from gala_mpi.config import GraphView
+from gala_mpi import options, topology
 from gala_mpi.errors import SettingError
+from gala_mpi.options import require_file, require_whole
 from gala_mpi.topology import draw
 from gala_mpi.topology.figures import Figures, figures
 from gala_mpi.topology.graphs import Topology
 
 
+@dataclass(frozen=True)
+class GraphView:
+    """What a graph is like: who reads whom, how fast it averages, what it costs."""
+
+    topology: str
+    """ring, exponential, one-peer-exponential, complete, torus, hierarchical:K, or a file as for --topology of training."""
+    agents: Optional[int] = None
+    """How many agents; -n for short. A file may say so itself."""
+    nodes: int = 4
+    """Over how many nodes the agents of hierarchical:K are dealt."""
+    parameters: int = 866_439
+    """Length of the vectors that are sent, as float32. The default is that of network gala on Pong."""
+    out: Optional[Path] = None
+    """Also draw the graph into this file: FILE.png, FILE.svg or FILE.pdf."""
+    json: bool = False
+    """Print one JSON object instead of a table and a drawing."""
+
+
 def main(arguments: list[str]) -> None:
-    wanted = config.parse_graph_view(arguments)
+    wanted = parse(arguments)
     try:
-        config.check_graph_view(wanted)
+        check(wanted)
         hosts = [str(agent * wanted.nodes // (wanted.agents or 1)) for agent in range(wanted.agents or 0)]
         graph = topology.build(topology.resolve(wanted.topology, hosts), wanted.agents)
         if wanted.out is not None:
@@ -35,6 +55,26 @@ def main(arguments: list[str]) -> None:
         print(f"gala_mpi: {error}", file=sys.stderr)
         sys.exit(2)
     show(wanted, graph, figures(graph, wanted.parameters))
+
+
+def parse(arguments: list[str]) -> GraphView:
+    return options.parse(
+        GraphView,
+        "topology",
+        "Print and draw who reads whom.\n\n"
+        "  python -m gala_mpi.topology ring -n 32\n"
+        "  python -m gala_mpi.topology exponential -n 1000 --out graph.png\n"
+        "  python -m gala_mpi.topology my_graph.txt",
+        [re.sub(r"^-n(\d*)$", lambda n: f"--agents={n[1]}" if n[1] else "--agents", word) for word in arguments],
+    )
+
+
+def check(wanted: GraphView) -> None:
+    """Refuse what cannot work. Raises SettingError."""
+    require_whole("-n", wanted.agents, 1)
+    require_whole("--nodes", wanted.nodes, 1)
+    require_whole("--parameters", wanted.parameters, 1)
+    require_file("--out", wanted.out, ".png", ".svg", ".pdf")
 
 
 def save(graph: Topology, path: Path) -> None:

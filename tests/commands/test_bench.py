@@ -93,7 +93,7 @@ def test_tables(n, arguments, words):
     [
         (2, ("train", "--rounds", 0), "--rounds 0"),
         (2, ("exchange", "--updates", 0), "--updates 0"),
-        (1, ("exchange",), "1 rank: 2 or more are expected"),
+        (1, ("exchange",), "mpirun -n 1: 2 ranks or more is expected"),
         (2, ("frozen", "--frozen", 2), "--frozen 2: a rank from 0 to 1"),
         (2, ("frozen", "--seconds", -1), "--seconds -1"),
         (2, ("straggler", "--slow-rank", "2:1s"), "--slow-rank 2:1s: a rank from 0 to 1"),

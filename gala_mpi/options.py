@@ -1,0 +1,50 @@
+"""Command lines: a dataclass of options is read by tyro; and what several programs refuse, refused in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from gala_mpi.errors import SettingError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: list[str], flat: bool = False, **more) -> T:
+    """The command line → options.
+
+    Args:
+        kind: a dataclass, whose field docstrings are the help; its fields without a default are positional. Or one for
+            each subcommand.
+        program: `python -m gala_mpi.<program>`.
+        text: what it does, and examples.
+        flat: fields of a dataclass inside it need no prefix.
+        more: for tyro, for example `default`.
+
+    Raises:
+        SystemExit: 0 after --help, 2 after a flag that tyro refuses (it has printed why).
+    """
+    import tyro  # under MPI only rank 0 parses, so only rank 0 pays for the import
+
+    read = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
+    how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
+    return read(kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, **more)
+
+
+def require(holds: object, flag: str, value: object, allowed: str) -> None:
+    """Raises SettingError unless it holds: "FLAG VALUE: ALLOWED is expected"."""
+    if not holds:
+        raise SettingError(f"{flag} {value}: {allowed} is expected")
+
+
+def require_whole(flag: str, value: int | None, lowest: int) -> None:
+    """For a whole number, or None: not set."""
+    require(value is None or value >= lowest, flag, value, f"a whole number, {lowest} or more,")
+
+
+def require_file(flag: str, path: Path | None, *endings: str) -> None:
+    """For a file to be written: its name tells the format, and its folder is there."""
+    if path is not None:
+        names = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        require(path.suffix in endings, flag, path, f"a name that ends in {names}")
+        require(path.absolute().parent.is_dir(), flag, path, "a file in a folder that exists")
