@@ -288,14 +288,14 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
         return [dict(file["starts"][name].attrs) for name in sorted(file["starts"], key=int)]
 
 
-def saved_updates(run: Path, generation: int) -> list[int]:
-    """The update at which each rank saved a generation; empty if not all of them have."""
-    updates, agents = [], 0
+def saved_updates(run: Path, generation: int) -> dict[int, int]:
+    """The update at which each rank saved a generation; empty if not all of them have, but for the dead."""
+    updates, agents = {}, 0
     for path in checkpoint_files(run, generation):
         with reading(path) as file:
-            updates.append(int(file["learner"].attrs["updates"]))
+            updates[int(path.stem.removeprefix("rank"))] = int(file["learner"].attrs["updates"])
             agents = int(file.attrs["agents"])
-    return updates if len(updates) == agents else []
+    return updates if {*range(agents)} <= {*updates} | lost(run) else {}
 
 
 def starting_hours(run: Path, rank: int) -> list[float]:

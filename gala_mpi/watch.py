@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Optional
 
 import numpy as np
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gala_mpi import config, store
+from gala_mpi import options, store
 from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
@@ -39,18 +39,31 @@ COLOURS = {"running": "green", "finished": "bold green", "stopped": "yellow", "s
 
 
 @dataclass(frozen=True)
+class Watch:
+    """How a run is doing, from its files alone."""
+
+    run: Path
+    """The run directory, of a live or an ended run."""
+    once: bool = False
+    """Print once instead of following the run. So it is where output is no terminal, too."""
+    value: Optional[Literal["state", "steps", "rate", "score", "idle_starts"]] = None
+    """Print one value alone, for scripts. rate: steps/s; idle_starts: how many of the last starts brought no progress."""
+
+
+@dataclass(frozen=True)
 class Look:
     """A run at one moment.
 
     Attributes:
         silence: s since the last row.
-        newest: the last `updates` row of every agent whose metrics can be read.
+        newest: the last `updates` row of every agent whose metrics can be read, by rank.
         rate: steps/s of these agents together, over their last updates.
         score: mean of the newest scores; NaN before the first.
         age: mean age of the messages mixed of late, updates; NaN without any.
         checkpoint: the newest generation that all agents have saved; 0 before the first.
-        saved: the update of every agent in it.
+        saved: the update of every agent in it, by rank.
         saved_ago: s.
+        lost: the ranks that have died since the run was last started.
         starts: facts about each start.
         idle_starts: how many of the last starts have brought next to no progress that lasts.
     """
@@ -58,32 +71,45 @@ class Look:
     config: Config
     agents: int
     silence: float
-    newest: list[np.void]
+    newest: dict[int, np.void]
     rate: float
     score: float
     age: float
     checkpoint: int
-    saved: list[int]
+    saved: dict[int, int]
     saved_ago: float
+    lost: set[int]
     starts: list[dict[str, Any]]
     idle_starts: int
 
     @property
     def steps(self) -> int:
-        return sum(int(row["steps"]) for row in self.newest)
+        return sum(int(row["steps"]) for row in self.newest.values())
 
     @property
     def state(self) -> str:
         if self.steps >= self.config.total_steps:
             return "finished"
-        update_seconds = max((sum(row[name] for name in SECTIONS) for row in self.newest), default=0)
+        update_seconds = max((sum(row[name] for name in SECTIONS) for row in self.newest.values()), default=0)
         if self.silence < SECONDS_OF_SILENCE + UPDATES_OF_SILENCE * update_seconds:
             return "running"
-        return "stopped" if self.saved and self.saved == [row["update"] for row in self.newest] else "stale"
+        living = {rank: row["update"] for rank, row in self.newest.items() if rank not in self.lost}
+        return "stopped" if self.saved and living.items() <= self.saved.items() else "stale"
+
+
+def parse(arguments: list[str]) -> Watch:
+    return options.parse(
+        Watch,
+        "watch",
+        "How a run is doing, live or afterwards, from its files alone: on any host that sees them, without MPI.\n\n"
+        "  python -m gala_mpi.watch runs/pong-...\n"
+        "  python -m gala_mpi.watch runs/pong-... --value steps",
+        arguments,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    wanted = config.parse_watch(sys.argv[1:] if arguments is None else arguments)
+    wanted = parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
         seen = look(wanted.run)
@@ -120,31 +146,32 @@ def look(run: Path) -> Look:
         SettingError: there is no run in `run`, or its run.h5 is damaged.
     """
     settings, agents = store.read_config(run), store.read_agents(run)
-    updates, scores, times = [], [], []
+    updates, scores, times = {}, [], []
     for rank in range(agents):
         try:
             if len(rows := store.newest_rows(run, rank, "updates", RECENT_UPDATES)):
-                updates.append(rows)
+                updates[rank] = rows
             episodes = store.newest_rows(run, rank, "episodes", RECENT_EPISODES)
         except (OSError, KeyError, ValueError):  # not there yet, or damaged: the number of agents tells
             continue
         scores.extend(episodes["score"])
         times.extend(episodes["hours"])
     recent = np.array(scores)[np.argsort(times)][-RECENT_EPISODES:]
-    ages = [age for rows in updates for age in rows["age"] if not np.isnan(age)]
+    ages = [age for rows in updates.values() for age in rows["age"] if not np.isnan(age)]
     checkpoint, saved, saved_at = _newest_checkpoint(run)
     written = [path.stat().st_mtime for path in (run / "metrics").glob("rank*.h5")]
     return Look(
         config=settings,
         agents=agents,
         silence=time.time() - max(written, default=store.run_file(run).stat().st_mtime),
-        newest=[rows[-1] for rows in updates],
-        rate=sum(map(_rate, updates)),
+        newest={rank: rows[-1] for rank, rows in updates.items()},
+        rate=sum(map(_rate, updates.values())),
         score=float(np.mean(recent)) if len(recent) else math.nan,
         age=float(np.mean(ages)) if ages else math.nan,
         checkpoint=checkpoint,
         saved=saved,
         saved_ago=time.time() - saved_at,
+        lost=store.lost(run),
         starts=store.read_starts(run),
         idle_starts=_idle_starts(run),
     )
@@ -156,7 +183,7 @@ def _rate(rows: np.ndarray) -> float:
     return float((rows["steps"][-1] - rows["steps"][0]) / seconds) if seconds > 0 else 0.0
 
 
-def _newest_checkpoint(run: Path) -> tuple[int, list[int], float]:
+def _newest_checkpoint(run: Path) -> tuple[int, dict[int, int], float]:
     """The newest generation that all agents have saved, each agent's update in it, and when; 0 before the first."""
     for folder in sorted((run / "checkpoints").glob("[0-9]*"), reverse=True):
         try:
@@ -164,7 +191,7 @@ def _newest_checkpoint(run: Path) -> tuple[int, list[int], float]:
                 return int(folder.name), saved, folder.stat().st_mtime
         except (OSError, KeyError, ValueError):  # damaged, or just deleted
             continue
-    return 0, [], math.nan
+    return 0, {}, math.nan
 
 
 def _idle_starts(run: Path) -> int:
@@ -192,19 +219,23 @@ def panel(run: Path, seen: Look) -> Panel:
     table.add_row("ranks", f"{seen.agents} on {len(where)} {'host' if len(where) == 1 else 'hosts'}{job}")
     if len(seen.newest) < seen.agents:
         table.add_row("", f"[yellow]metrics of {len(seen.newest)} of {seen.agents} agents can be read")
+    if seen.lost:
+        table.add_row("", f"[red]lost: {', '.join(f'rank {rank}' for rank in sorted(seen.lost))}")
     table.add_row("steps", f"{seen.steps:,} of {c.total_steps:,} ({share:.1%})")
     left = (c.total_steps - seen.steps) / seen.rate if seen.rate else math.nan
     table.add_row("speed", f"{seen.rate:,.0f} steps/s" + (f", {_duration(left)} left" if seen.state == "running" else ""))
     table.add_row("score", f"{_number(seen.score, '+.1f')}  [dim]mean of the newest {RECENT_EPISODES} episodes at most")
     if seen.newest:
-        updates = [row["update"] for row in seen.newest]
+        updates = [row["update"] for row in seen.newest.values()]
         table.add_row("updates", f"{min(updates):,} to {max(updates):,}  [dim]slowest and fastest agent")
-        table.add_row("trained", _duration(3600 * max(row["hours"] for row in seen.newest)))
+        table.add_row("trained", _duration(3600 * max(row["hours"] for row in seen.newest.values())))
         if c.exchange == "gossip" and seen.agents > 1:
             table.add_row("age", f"{_number(seen.age, '.1f')} updates  [dim]of the messages mixed")
-            most = max(row["staleness"] for row in seen.newest)
+            most = max(row["staleness"] for row in seen.newest.values())
             table.add_row("staleness", f"{most:,}  [dim]most updates without a mix")
-    kept = f"{seen.checkpoint}, update {min(seen.saved):,}, {_duration(seen.saved_ago)} ago" if seen.checkpoint else "none yet"
+    kept = "none yet"
+    if seen.checkpoint:
+        kept = f"{seen.checkpoint}, update {min(seen.saved.values()):,}, {_duration(seen.saved_ago)} ago"
     table.add_row("checkpoint", kept)
     idle = f"  [yellow]the last {seen.idle_starts} starts brought no progress" if seen.idle_starts > 1 else ""
     table.add_row("restarts", f"{len(seen.starts) - 1}{idle}")

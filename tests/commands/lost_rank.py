@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from commandline import SMALL, STEPS_PER_UPDATE, flushed, start, states, table, train
-from gala_mpi import checkpoint, store
+from gala_mpi import checkpoint, store, watch
 
 SECONDS = 4.0  # without a sign of life
 
@@ -34,6 +34,8 @@ def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
     newest = checkpoint.newest(run)
     living = [rank for rank in range(n) if rank != victim]
     assert checkpoint.ranks(run, newest) == living
+    seen = watch.look(run)
+    assert (seen.lost, seen.checkpoint, [*seen.saved]) == ({victim}, newest, living)
     for rank in living:
         assert int(checkpoint.load(run, newest, rank).learner["updates"]) == updates
         assert table(run, rank, "updates")["update"].tolist() == list(range(1, updates + 1))

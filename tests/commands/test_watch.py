@@ -62,7 +62,7 @@ def test_stopped_and_restarted(run):
     age(run)
     seen = watch.look(run)
     assert seen.state == "stopped" and seen.silence == pytest.approx(3600, abs=60)
-    assert seen.saved == [len(table(run, rank, "updates")) for rank in range(2)]
+    assert seen.saved == {rank: len(table(run, rank, "updates")) for rank in range(2)}
     train(2, run, "--resume", status=stop.RESUME)
     assert (len(watch.look(run).starts), watch.look(run).idle_starts) == (2, 2)
 
