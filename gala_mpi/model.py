@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
 from gala_mpi.envs import Spaces
 
@@ -30,6 +31,47 @@ class Flatten(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] → [N, H · W · C]."""
         return images.permute(0, 2, 3, 1).flatten(1)
+
+
+class Discrete:
+    """A distribution over actions 0 .. A-1. As torch's Categorical, which takes four times as long to make and draw from.
+
+    Args:
+        logits: [N, A].
+    """
+
+    def __init__(self, logits: torch.Tensor):
+        self.logits = logits
+
+    @cached_property
+    def log_probs(self) -> torch.Tensor:
+        """[N, A]."""
+        return self.logits.log_softmax(-1)
+
+    @property
+    def probs(self) -> torch.Tensor:
+        """[N, A]."""
+        return self.log_probs.exp()
+
+    @property
+    def mode(self) -> torch.Tensor:
+        """The most probable actions, int64 [N]."""
+        return self.logits.argmax(-1)
+
+    def sample(self) -> torch.Tensor:
+        """Actions, int64 [N]: argmax(logits − log E) with E ~ Exp(1) (the Gumbel-max trick, Maddison et al. 2014)."""
+        return (self.logits - torch.empty_like(self.logits).exponential_().log_()).argmax(-1)
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        """[N]."""
+        return self.log_probs.gather(-1, actions[:, None])[:, 0]
+
+    def entropy(self) -> torch.Tensor:
+        """[N], nats."""
+        return -(self.probs * self.log_probs).sum(-1)
+
+
+Policy = Discrete | Distribution
 
 
 class Network(nn.Module):
@@ -58,18 +100,18 @@ class Network(nn.Module):
         if not spaces.discrete:
             self.log_std = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, observations: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
+    def forward(self, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Observations [N, ...] (uint8 for images) → a distribution over N actions, values [N]."""
         with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             layout = torch.channels_last if self.spaces.image else torch.contiguous_format
             features = self.torso(observations.to(self.dtype, memory_format=layout) * self.scale)
         return self.heads(features.float())
 
-    def heads(self, features: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
+    def heads(self, features: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Features float32 [N, F] → a distribution over N actions, values [N]."""
         policy, value = self.policy(features), self.value(features).squeeze(-1)
         if self.spaces.discrete:
-            return Categorical(logits=policy, validate_args=False), value
+            return Discrete(policy), value
         means = policy.view(-1, *self.spaces.action_shape)
         spread = self.log_std.exp().view(self.spaces.action_shape)
         normal = Normal(means, spread.expand_as(means), validate_args=False)

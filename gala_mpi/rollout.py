@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.distributions import Distribution
 
 from gala_mpi.clock import Clock
 from gala_mpi.envs import Episode, Simulators
 from gala_mpi.kept import Kept
-from gala_mpi.model import Network
+from gala_mpi.model import Network, Policy
 
 
 @dataclass
@@ -94,7 +93,7 @@ class Collector:
             batch = self._batch(actions, rewards, discounts, next_values)
         return batch, episodes
 
-    def _forward(self, t: int) -> tuple[Distribution, torch.Tensor]:
+    def _forward(self, t: int) -> tuple[Policy, torch.Tensor]:
         """Pass `t` over the observations at hand, kept."""
         return self.network.heads(self.kept.forward(t, self.observations).float())
 

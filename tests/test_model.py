@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
 from gala_mpi.envs import Spaces
-from gala_mpi.model import SMALLEST_IMAGE, Network, fastest_precision
+from gala_mpi.model import SMALLEST_IMAGE, Discrete, Network, fastest_precision
 
 PONG, CARTPOLE = Spaces((4, 84, 84), True, 6), Spaces((4,), False, 2)
 PENDULUM, ARM = Spaces((3,), False, None, (1,)), Spaces((5,), False, None, (2, 3))
@@ -161,6 +162,13 @@ def test_categorical_log_probabilities_and_entropies_are_the_formula():
     log_probs, entropies = distribution.log_prob(actions).double(), distribution.entropy().double()
     torch.testing.assert_close(log_probs, probs.log()[range(3), actions], rtol=1e-5, atol=0)
     torch.testing.assert_close(entropies, -(probs * probs.log()).sum(1), rtol=1e-5, atol=0)
+
+
+def test_draws_follow_the_probabilities():
+    torch.manual_seed(0)
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01], dtype=torch.float64)
+    draws = Discrete(probs.log().expand(100_000, 5)).sample()
+    assert scipy.stats.chisquare(torch.bincount(draws, minlength=5).numpy(), 100_000 * probs.numpy()).pvalue > 0.01
 
 
 @pytest.mark.parametrize("shape", [(1, 84, 84), (3, 64, 96), (12, 84, 84), (3, SMALLEST_IMAGE, 50)])
