@@ -5,5 +5,9 @@ class SettingError(ValueError):
     """Bad input: names the quantity, the value seen and the values allowed. Every rank ends with status 2 (`World.decide`)."""
 
 
-class DiskError(OSError):
-    """A file of the run cannot be written: the disk is full, say. It ends the job with status 1 and names the file."""
+class JobError(Exception):
+    """What no rank can go on after: the job ends with status 1 and this one line."""
+
+
+class DiskError(JobError, OSError):
+    """A file of the run cannot be written: the disk is full, say. Names the file."""

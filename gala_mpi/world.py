@@ -16,7 +16,7 @@ mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI  # noqa: E402
 
 from gala_mpi import machine, memory, stop  # noqa: E402
-from gala_mpi.errors import DiskError, SettingError  # noqa: E402
+from gala_mpi.errors import JobError, SettingError  # noqa: E402
 from gala_mpi.machine import Machine  # noqa: E402
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class World:
             self.node.Free()
             return
         me = f"gala_mpi: rank {self.rank} on {self.host}"
-        if kind is DiskError:
+        if issubclass(kind, JobError):
             report = f"{me}: {error}; the job ends."
         else:
             report = f"{me} failed; the job ends.\n{''.join(traceback.format_exception(kind, error, trace))}"

@@ -65,3 +65,5 @@ def test_a_replay_needs_a_run_and_is_not_resumed(tmp_path):
         parse(["--replay", str(tmp_path)])
     with pytest.raises(SettingError, match=r"--resume --replay .*: one of the two is expected"):
         check(Config(resume=True, replay=tmp_path))
+    with pytest.raises(SettingError, match=r"--wall-minutes --replay .*: one of the two is expected"):
+        check(Config(wall_minutes=3, replay=tmp_path))

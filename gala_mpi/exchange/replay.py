@@ -12,6 +12,7 @@ from collections import defaultdict
 import numpy as np
 from mpi4py import MPI
 
+from gala_mpi.errors import JobError
 from gala_mpi.exchange import Counters, Mix, Order
 from gala_mpi.exchange.gossip import average
 from gala_mpi.exchange.mailbox import Progress
@@ -71,7 +72,7 @@ class Replay:
     def agree(self, wish: Order) -> Order:
         """All go on to the end of what was recorded."""
         if wish.stop:
-            raise InterruptedError("a replay cannot be stopped in order, since others wait for this rank's messages")
+            raise JobError("a replay stops nowhere but at its end, since others wait for this rank's messages")
         return Order(stop=self._version >= self._last, save=wish.save)
 
     def counters(self) -> Counters:
