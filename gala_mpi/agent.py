@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,21 @@ from gala_mpi.learner import A2C, Losses
 from gala_mpi.model import Network
 from gala_mpi.rollout import Collector
 from gala_mpi.sketch import Sketcher
+
+
+class Update(NamedTuple):
+    """What came of an update.
+
+    Attributes:
+        grad_norm: length of the gradient, before clipping.
+        episodes: those that ended.
+        sketches: now and then two: of this agent's own gradient, and of the parameters with which it goes on.
+    """
+
+    losses: Losses
+    grad_norm: float
+    episodes: list[Episode]
+    sketches: list[np.ndarray]
 
 
 @dataclass
@@ -47,13 +63,8 @@ class Agent:
     streams: Callable[[int], np.ndarray]
     delay: float = 0.0
 
-    def update(self) -> tuple[Losses, float, list[Episode], list[np.ndarray]]:
-        """A rollout, a gradient, a step and an exchange.
-
-        Returns:
-            losses, the gradient's norm, the episodes that ended, and now and then two sketches: of this agent's own
-            gradient, and of the parameters with which it goes on.
-        """
+    def update(self) -> Update:
+        """A rollout, a gradient, a step and an exchange."""
         clock, learner = self.clock, self.learner
         batch, episodes = self.collector.collect()
         with clock("simulate"):
@@ -69,7 +80,7 @@ class Agent:
         with clock("exchange"), on_host(learner.flat.data) as parameters:
             self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
         sketches += self._sketches(learner.flat.data)
-        return losses, grad_norm, episodes, sketches
+        return Update(losses, grad_norm, episodes, sketches)
 
     def _sketches(self, vector: torch.Tensor) -> list[np.ndarray]:
         """Of `vector`, if this is an update to sketch it at."""

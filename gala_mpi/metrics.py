@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from gala_mpi import store
+from gala_mpi.agent import Update
 from gala_mpi.clock import SECTIONS
 from gala_mpi.energy import Meter
-from gala_mpi.envs import Episode
 from gala_mpi.exchange import Counters
-from gala_mpi.learner import A2C, Losses
+from gala_mpi.learner import A2C
 from gala_mpi.sketch import SIZE
 
 # Of every table the columns, in order: name, type, unit and meaning. docs/metrics.md is made of it.
@@ -126,29 +126,21 @@ class Metrics:
         """Training time of the run so far."""
         return (time.monotonic() - self._began) / 3600
 
-    def record(
-        self,
-        learner: A2C,
-        losses: Losses,
-        grad_norm: float,
-        episodes: list[Episode],
-        counters: Counters,
-        sketches: list[np.ndarray],
-        seconds: dict[str, float],
-    ) -> None:
-        """One update's rows. `sketches` are those of the gradient and of the parameters, or none."""
+    def record(self, learner: A2C, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
+        """One update's rows; `seconds` of each section of it."""
+        losses = done.losses
         update, steps, hours = learner.updates, learner.steps, self.hours
         ages = [update - mix.version for mix in counters.mixes]
         age = sum(ages) / len(ages) if ages else np.nan
-        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, grad_norm, learner.step_norm]
+        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, learner.step_norm]
         row += [counters.staleness, age, counters.torn, counters.corrupt, counters.poke_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]
         self._waiting["updates"].append(tuple(row))
-        self._waiting["episodes"] += [(update, steps, hours, e.simulator, e.length, e.score) for e in episodes]
+        self._waiting["episodes"] += [(update, steps, hours, e.simulator, e.length, e.score) for e in done.episodes]
         self._waiting["mixes"] += [(update, *mix) for mix in counters.mixes]
-        if sketches:
-            gradient, parameters = sketches
+        if done.sketches:
+            gradient, parameters = done.sketches
             self._waiting["sketches"].append((update, parameters, gradient))
         if self._meter and time.monotonic() - self._metered > SECONDS_BETWEEN_READINGS:
             self._waiting["energy"].append((update, hours, *dataclasses.astuple(self._meter.read())))

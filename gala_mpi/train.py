@@ -17,6 +17,7 @@ machine.refuse_tiny_shared_memory(status=2)
 import sys  # noqa: E402
 
 from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
+from gala_mpi.agent import Update  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
 from gala_mpi.config import Config  # noqa: E402
 from gala_mpi.energy import Meter  # noqa: E402
@@ -36,69 +37,104 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(world: World, plan: Plan) -> int:
     """Train until the plan's updates are done, or somebody asks to stop. The exit status (see `stop`). Collective."""
-    config, run, origin = plan.config, plan.config.run_dir, plan.origin
+    config = plan.config
     if world.root:
-        display.welcome(config, world.size, world.library, world.threads, origin, plan.advice)
-    me = agent.build(config, world.comm, world.node.rank, world.threads)
-    learner, exchange = me.learner, me.exchange
-    hours = 0.0
-    if origin.generation:
-        hours = checkpoint.restore(run, origin, world.rank, learner)
-        me.begin()
-    last = config.updates(world.size, world.sum(learner.updates), world.sum(learner.steps))
-    metrics = Metrics(
-        *(run, world.rank, learner.updates, last - learner.updates, plan.mixes_per_update, config.sketch_updates, hours),
-        meter=Meter() if world.node.rank == 0 else None,
-        resumed_from=origin.generation,
-        new_episodes=not (origin.generation and config.exact_resume),
-    )
-    checkpoints = Checkpoints(run, world.rank, config, origin.last)
-    stop_asked = Stop(config.wall_minutes, notice=world.size + (config.checkpoint_updates or 0))
-    roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
-
-    def save(generation: int | None = None) -> None:
-        metrics.sync()
-        checkpoints.save(checkpoint.take(learner, config.network, world.size, metrics.hours, progress.score), generation)
-
-    me.start()
-    with Progress(world, config, learner.steps) as progress:
-        order = Order()
-        while learner.updates < last and not order.stop:
-            losses, grad_norm, episodes, sketches = me.update()
-            with me.clock("record"):
-                counters = exchange.counters()
-                metrics.record(learner, losses, grad_norm, episodes, counters, sketches, me.clock.lap())
-                progress.update(learner, episodes, counters)
-                wish = Order(stop=stop_asked.requested(checkpoints.slowest), save=checkpoints.due())
-                order = checkpoints.heed(exchange.agree(wish), learner.updates)
-                if order.save:
-                    save()
-                    if config.exact_resume:
-                        me.begin()  # as who resumes here
-                if roll:
-                    roll.miss(counters.lost)
-        if roll:
-            roll.answer(learner.updates, checkpoints.generation)
-            me.exchange.serve(until=roll.complete)
-            if roll.lost:
-                save(max(end.generation for end in roll.ends) + 1)
-                metrics.close()
-                progress.hide()
-                if roll.spokesman:
-                    display.bereaved(config, world.size, roll.lost)
-                roll.wait_for_checkpoints(checkpoints.generation)
-                world.leave(max(stop.RESUME, stop_asked.verdict[0]))
-        me.close()  # from here on all ranks are out of the loop
-        if not (order.stop and config.exact_resume):  # which has just saved
-            save(world.largest(checkpoints.generation) + 1)
-        metrics.close()
+        display.welcome(config, world.size, world.library, world.threads, plan.origin, plan.advice)
+    trainer = Trainer(world, plan)
+    trainer.run()
     if config.replay:
         return _compared(world, config)
-    finished = world.all(learner.updates >= last)
-    status, reason = (stop.FINISHED, "") if finished else world.largest(stop_asked.verdict)
+    finished = world.all(trainer.learner.updates >= trainer.last)
+    status, reason = (stop.FINISHED, "") if finished else world.largest(trainer.stop.verdict)
     if world.root:
         display.farewell(config, world.size, reason)
     return status
+
+
+class Trainer:
+    """One rank's part of a run: its agent, and what records, shows, saves and stops it. Collective to make and to run.
+
+    Attributes:
+        last: the update after which this agent is done.
+        stop: whether somebody has asked to stop early, and why.
+    """
+
+    def __init__(self, world: World, plan: Plan):
+        config, run, origin = plan.config, plan.config.run_dir, plan.origin
+        self.world, self.config = world, config
+        self.agent = agent.build(config, world.comm, world.node.rank, world.threads)
+        self.learner, self.exchange = self.agent.learner, self.agent.exchange
+        hours = 0.0
+        if origin.generation:
+            hours = checkpoint.restore(run, origin, world.rank, self.learner)
+            self.agent.begin()
+        updates = self.learner.updates
+        self.last = config.updates(world.size, world.sum(updates), world.sum(self.learner.steps))
+        self.metrics = Metrics(
+            *(run, world.rank, updates, self.last - updates, plan.mixes_per_update, config.sketch_updates, hours),
+            meter=Meter() if world.node.rank == 0 else None,
+            agents=world.size,
+            resumed_from=origin.generation,
+            new_episodes=not (origin.generation and config.exact_resume),
+        )
+        self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
+        self.progress = Progress(world, config, self.learner.steps)
+        self.stop = Stop(config.wall_minutes, notice=world.size + (config.checkpoint_updates or 0))
+        self.roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
+
+    def run(self) -> None:
+        """Update by update to the last one, or to where all agree to stop."""
+        self.agent.start()
+        with self.progress:
+            order = Order()
+            while self.learner.updates < self.last and not order.stop:
+                update = self.agent.update()
+                with self.agent.clock("record"):
+                    self.record(update)
+                    order = self.agree()
+                    if order.save:
+                        self.save()
+                        if self.config.exact_resume:
+                            self.agent.begin()  # as who resumes here
+            if self.roll:
+                self.end_without_the_lost(self.roll)
+            self.agent.close()  # from here on all ranks are out of the loop
+            if not (order.stop and self.config.exact_resume):  # which has just saved
+                self.save(self.world.largest(self.checkpoints.generation) + 1)
+            self.metrics.close()
+
+    def record(self, update: Update) -> None:
+        """Write an update down, and show it."""
+        counters = self.exchange.counters()
+        self.metrics.record(self.learner, update, counters, self.agent.clock.lap())
+        self.progress.update(self.learner, update.episodes, counters)
+        if self.roll:
+            self.roll.miss(counters.lost)
+
+    def agree(self) -> Order:
+        """What all do next, as far as I have heard: my wish is one of many."""
+        wish = Order(stop=self.stop.requested(self.checkpoints.slowest), save=self.checkpoints.due())
+        return self.checkpoints.heed(self.exchange.agree(wish), self.learner.updates)
+
+    def save(self, generation: int | None = None) -> None:
+        """Write a checkpoint: the next one, or `generation`."""
+        self.metrics.sync()
+        state = checkpoint.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
+        self.checkpoints.save(state, generation)
+
+    def end_without_the_lost(self, roll: Roll) -> None:
+        """Wait for the others' ends; where somebody is lost, save, say so and leave without MPI."""
+        roll.answer(self.learner.updates, self.checkpoints.generation)
+        self.exchange.serve(until=roll.complete)
+        if not roll.lost:
+            return
+        self.save(max(end.generation for end in roll.ends) + 1)
+        self.metrics.close()
+        self.progress.hide()
+        if roll.spokesman:
+            display.bereaved(self.config, self.world.size, roll.lost)
+        roll.wait_for_checkpoints(self.checkpoints.generation)
+        self.world.leave(max(stop.RESUME, self.stop.verdict[0]))
 
 
 def _compared(world: World, config: Config) -> int:

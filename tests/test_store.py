@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gala_mpi import metrics, store
+from gala_mpi.agent import Update
 from gala_mpi.clock import SECTIONS
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Episode, Spaces
@@ -296,7 +297,8 @@ class Writer:
             counters = Counters(mixes, staleness=update % 5, torn=2, poke_gap=0.5)
             sketches = [np.full(SIZE, float(update + i)) for i in range(2)] if update % SKETCH_UPDATES == 0 else []
             seconds = {section: i + update for i, section in enumerate(SECTIONS)}
-            self.metrics.record(self.learner, Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, counters, sketches, seconds)
+            done = Update(Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, sketches)
+            self.metrics.record(self.learner, done, counters, seconds)
 
 
 def read(run: Path, name: str, rank: int = 0) -> np.ndarray:
