@@ -53,13 +53,13 @@ def export(run: Run, folder: Path, format: str) -> list[Path]:
             for name, rows in tables.items():
                 write_csv(Table(rows.dtype.names, rows.tolist()), mine / f"{name}.csv")
         if format != "csv":
-            scalars(tables, mine, run.agents)
+            scalars(tables, mine, run.agents_at(rank, tables["updates"]["update"]))
         folders.append(mine)
     return folders
 
 
-def scalars(tables: dict[str, np.ndarray], folder: Path, agents: int) -> None:
-    """One event file. Raises RunError without tensorboardX."""
+def scalars(tables: dict[str, np.ndarray], folder: Path, agents: np.ndarray) -> None:
+    """One event file; `agents`: how many there were at each update. Raises RunError without tensorboardX."""
     try:
         from tensorboardX import SummaryWriter  # only who wants its files needs it
     except ImportError:

@@ -10,7 +10,8 @@ from typing import Any
 from runs import Run, RunError, find_runs, open_run
 
 # Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
-INCIDENTAL = {"run_dir", "resume", "seed", "total_steps", "wall_minutes", "checkpoint_minutes", "keep_checkpoints"}
+INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minutes"}
+INCIDENTAL |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
 
 
 @dataclass(frozen=True)

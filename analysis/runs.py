@@ -109,11 +109,13 @@ class Part:
 
     Attributes:
         after_update: all its rows have update > after_update, and supersede such rows of earlier files.
+        agents: how many the run had then; 0: not said, as many as now.
         rows: table → how many rows were written.
     """
 
     path: Path
     after_update: int
+    agents: int
     rows: dict[str, int]
 
 
@@ -191,28 +193,35 @@ class Run:
     def scores(self) -> np.ndarray:
         """The finished episodes in the order of time: steps (of all agents), hours, kilojoules (NaN unless measured), score.
 
-        Steps are the agent's at the end of the update in which the episode ended, times the agents.
+        Steps are the agent's at the end of the update in which the episode ended, times the agents that there were then.
         """
         episodes = self.all_episodes()
         episodes = episodes[np.argsort(episodes["hours"], kind="stable")]
         hours, joules, _ = self.joules
         table = np.empty(len(episodes), SCORES)
-        table["steps"], table["hours"] = episodes["steps"] * self.agents, episodes["hours"]
+        table["steps"], table["hours"] = episodes["steps"] * episodes["agents"], episodes["hours"]
         table["kilojoules"] = np.interp(episodes["hours"], hours, joules / 1000) if len(hours) else np.nan
         table["score"] = episodes["score"]
         return table
 
     def all_episodes(self) -> np.ndarray:
-        """The episodes of all ranks, rank by rank, with one more column, `rank`, at the front."""
+        """The episodes of all ranks, rank by rank, with two more columns: `rank`, and `agents`, how many there were then."""
         tables = []
         for rank in range(self.agents):
             episodes = self.episodes(rank)
-            table = np.empty(len(episodes), [("rank", "<i4"), *TABLES["episodes"].descr])
-            table["rank"] = rank
+            table = np.empty(len(episodes), [("rank", "<i4"), ("agents", "<i4"), *TABLES["episodes"].descr])
+            table["rank"], table["agents"] = rank, self.agents_at(rank, episodes["update"])
             for name in episodes.dtype.names:
                 table[name] = episodes[name]
             tables.append(table)
         return np.concatenate(tables)
+
+    def agents_at(self, rank: int, updates: np.ndarray) -> np.ndarray:
+        """How many agents the run had at these updates of a rank: an elastic resume changes it."""
+        agents = np.full(len(updates), self.agents)
+        for part in self.parts[rank]:
+            agents[updates > part.after_update] = part.agents or self.agents
+        return agents
 
     @cached_property
     def newest(self) -> np.ndarray:
@@ -360,7 +369,7 @@ def _open_part(path: Path, problems: list[str]) -> Part:
             rows[name] = min(max(counter, 0), room)
             if rows[name] != counter:
                 problems.append(f"{path}: {name} has room for {room:,} rows, the counter says {counter:,}")
-        return Part(path, int(file.attrs["after_update"]), rows)
+        return Part(path, int(file.attrs["after_update"]), int(file.attrs.get("agents", 0)), rows)
 
 
 def _check_format(file: h5py.File) -> None:

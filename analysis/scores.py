@@ -1,7 +1,7 @@
 """How good are the final policies, beside published ones?
 
     python analysis/scores.py runs
-    python analysis/scores.py runs --out scores.tex        also .md, .csv, .txt
+    python analysis/scores.py runs --table scores.tex        also .md, .csv, .txt
 
 Reads the evaluations that `python -m gala_mpi.evaluate RUN` has added to runs; only the newest of each run counts.
 
@@ -18,7 +18,9 @@ Definitions:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -58,6 +60,8 @@ class Result:
 
 
 def answer(found: list[Run], options: Scores) -> Answer:
+    if options.table and options.table.suffix not in TABLES:
+        raise RunError(f"--table {options.table}: a file name that ends in {', '.join(TABLES)} is expected")
     evaluated = [run for run in found if run.evaluations]
     if not evaluated:
         raise RunError(f"{found[0].path}: no evaluation is there; python -m gala_mpi.evaluate {found[0].path} makes one")
@@ -72,7 +76,7 @@ def answer(found: list[Run], options: Scores) -> Answer:
             words = f"{score:,.5g}" + (f" ± {spread}" if spread else "")
             table.rows.append((game, r.method, None, None, words, normalised(game, score), None, r.protocol, r.source))
     if options.table:
-        write(table, options.table)
+        TABLES[options.table.suffix](table, options.table)
     figure, alt = draw(results)
     points = Table(("env", "group", "policy", "game", "score"))
     for result in results:
@@ -129,17 +133,6 @@ def draw(results: list[Result]):
 # The table for papers and pages.
 
 
-def write(table: Table, path: Path) -> None:
-    """Raises RunError for a suffix that is none of .md, .tex, .txt, .csv."""
-    if path.suffix == ".csv":
-        write_csv(table, path)
-    elif path.suffix in (".md", ".tex", ".txt"):
-        with whole(path) as temporary:
-            temporary.write_text({".md": markdown, ".tex": latex, ".txt": text}[path.suffix](table))
-    else:
-        raise RunError(f"--table {path}: a file name that ends in .md, .tex, .txt or .csv is expected")
-
-
 def markdown(table: Table) -> str:
     rows = [list(table.headings), ["---:" if table.numeric(n) else "---" for n in range(len(table.headings))], *table.cells()]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |\n" for row in rows)
@@ -170,6 +163,15 @@ def text(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + "\n" for row in rows)
 
+
+def write_text(form: Callable[[Table], str], table: Table, path: Path) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(form(table))
+
+
+TABLES = {".csv": write_csv} | {
+    suffix: partial(write_text, form) for suffix, form in ((".md", markdown), (".tex", latex), (".txt", text))
+}
 
 if __name__ == "__main__":
     main(answer, Scores, __doc__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ ANALYSIS = ROOT / "analysis"
 FACTS = {"time": "2026-01-02T03:04:05+0000", "hosts": ["a", "b"], "threads": [1, 1], "beta": 0.5, "resumed_from": 0}
 STEPS = 80  # of an update
 ROOM = 400
+GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
 
 
 def begin(path: Path, agents: int = 2, **settings) -> Path:
@@ -25,11 +28,11 @@ def begin(path: Path, agents: int = 2, **settings) -> Path:
     return path
 
 
-def write(path: Path, rank: int, after_update: int, **tables: np.ndarray) -> Path:
+def write(path: Path, rank: int, after_update: int, agents: int = 0, **tables: np.ndarray) -> Path:
     """One more metrics file of a rank, with room for ROOM rows."""
     file = store.next_metrics_file(path, rank)
     layouts = {name: (dtype, ROOM) for name, dtype in runs.TABLES.items()}
-    writer = store.Tables(file, layouts, {"rank": rank, "after_update": after_update})
+    writer = store.Tables(file, layouts, {"rank": rank, "after_update": after_update, "agents": agents})
     for name, rows in tables.items():
         writer.append(name, rows)
     writer.close()
@@ -64,7 +67,7 @@ def make(path: Path, seed: int, agents: int = 2, number: int = 350, last: int = 
     begin(path, agents, seed=seed, **settings)
     for rank in range(agents):
         episodes = episode_rows(random, number, last)
-        write(path, rank, 0, updates=update_rows(1, last), episodes=episodes, mixes=mix_rows(1, last))
+        write(path, rank, 0, agents, updates=update_rows(1, last), episodes=episodes, mixes=mix_rows(1, last))
     return path
 
 
@@ -74,3 +77,15 @@ def cut(file: Path) -> None:
 
 def scribble(file: Path) -> None:
     file.write_bytes(b"\x00" * 5000)
+
+
+def evaluate(run_dir: Path, scores_of: dict[int, list[float]]) -> None:
+    """Games of every policy (-1: the averaged one)."""
+    rows = [(policy, n, score, 100) for policy, values in scores_of.items() for n, score in enumerate(values)]
+    store.write_evaluation(run_dir, np.array(rows, GAMES), {"checkpoint": 3, "arg_max": True, "seed": 1, "time": "now"})
+
+
+def command(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    """A script of the analysis, called as a user calls it."""
+    words = [sys.executable, str(ANALYSIS / f"{script}.py"), *map(str, arguments)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True)

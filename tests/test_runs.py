@@ -17,6 +17,7 @@ from recorded import FACTS, ROOM, ROOT, STEPS, begin, cut, episode_rows, make, m
 
 import runs
 from gala_mpi import store
+from gala_mpi.agent import Update
 from gala_mpi.config import A2CSettings
 
 
@@ -98,6 +99,22 @@ def test_later_files_supersede_rows_beyond_their_start(tmp_path):
     assert run.state == "64% done" and run.problems == []
 
 
+def test_steps_are_of_the_agents_that_there_were(tmp_path):
+    """Four agents for 50 updates, then two."""
+    run_dir = begin(tmp_path / "r", agents=2)
+    random = np.random.default_rng(3)
+    for rank in range(4):
+        write(run_dir, rank, 0, 4, updates=update_rows(1, 60), episodes=episode_rows(random, 40, 60))
+    for rank in range(2):
+        write(run_dir, rank, 50, 2, updates=update_rows(51, 100), episodes=episode_rows(random, 40, 100, 51))
+    run = runs.open_run(run_dir)
+    for rank in range(2):
+        agents = [4] * 50 + [2] * 50
+        assert run.agents_at(rank, run.updates(rank)["update"]).tolist() == agents
+    expected = [e["steps"] * (4 if e["update"] <= 50 else 2) for rank in range(2) for e in run.episodes(rank)]
+    assert sorted(run.scores["steps"]) == sorted(expected)
+
+
 def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
     """`Metrics` itself: a file that gets full, a kill, and a resume at an earlier update."""
     from gala_mpi import metrics
@@ -112,7 +129,7 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
         learner = SimpleNamespace(updates=update, steps=update * STEPS, step_norm=0.1)
         counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
         episode = SimpleNamespace(simulator=0, length=5, score=score)
-        tables.record(learner, losses, 0.1, [episode], counters, [], dict.fromkeys(metrics.SECTIONS, 0.0))
+        tables.record(learner, Update(losses, 0.1, [episode], []), counters, dict.fromkeys(metrics.SECTIONS, 0.0))
         tables.flush()
 
     run_dir = begin(tmp_path / "r", agents=1)

@@ -1,0 +1,331 @@
+"""The scripts of the analysis as a user calls them, on finished, live and damaged runs; the report in a browser; exports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recorded import ANALYSIS, ROOT, begin, command, cut, episode_rows, evaluate, make, mix_rows, update_rows, write
+
+import compare
+import learning_curves
+import report
+import robustness
+import runs
+import scores
+import simulate
+from groups import load
+from script import Options
+
+SCRIPTS = {
+    "learning_curves": learning_curves.Curves,
+    "staleness": Options,
+    "throughput": Options,
+    "scores": scores.Scores,
+    "compare": compare.Compare,
+    "robustness": robustness.Robustness,
+    "consensus": Options,
+    "gradients": Options,
+}
+
+
+# Damaged, live and finished runs; the command.
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory) -> dict[str, list[Path]]:
+    """Runs that all scripts can answer of, finished, live and cut short: two methods each."""
+    folder = tmp_path_factory.mktemp("states")
+    for state in ("finished", "live", "cut"):
+        for exchange in ("gossip", "allreduce"):
+            run_dir = begin(folder / state / exchange, 2, env="pong", exchange=exchange)
+            last = 100 if state == "finished" else 60
+            for rank in range(2):
+                random = np.random.default_rng(rank)
+                sketches = np.zeros(last // 10, runs.TABLES["sketches"])
+                sketches["update"] = np.arange(10, last + 1, 10)
+                sketches["parameters"], sketches["gradient"] = random.normal(size=(2, len(sketches), 4096))
+                updates = update_rows(1, last)
+                updates["step_norm"], updates["cpu"] = 100, 0.05
+                mixes = mix_rows(1, last) if exchange == "gossip" else np.zeros(0, runs.TABLES["mixes"])
+                mixes["peer"], mixes["version"] = 1 - rank, mixes["update"]
+                episodes = episode_rows(random, 200, last)
+                write(run_dir, rank, 0, updates=updates, episodes=episodes, mixes=mixes, sketches=sketches)
+            evaluate(run_dir, {-1: [1.0, 2.0], 0: [0.0, 1.0], 1: [2.0, 3.0]})
+        if state == "cut":
+            third = write(folder / state / "gossip", 1, 60, updates=update_rows(61, 70))
+            cut(third)
+    return {state: [folder / state] for state in ("finished", "live", "cut")}
+
+
+@pytest.mark.parametrize("state", ["finished", "live", "cut"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_answers_of_runs_in_any_state(states, tmp_path, name, state, monkeypatch, capsys):
+    module = sys.modules[name]
+    monkeypatch.chdir(tmp_path)
+    from script import main
+
+    main(module.answer, SCRIPTS[name], module.__doc__, [*map(str, states[state]), "--out", "figure.png"])
+    out, err = capsys.readouterr()
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.reader(open(tmp_path / "figure.csv")))
+    assert len(rows) > 1 and len({len(row) for row in rows}) == 1
+    assert "pong" in out or "A2C" in out
+    assert ("60% done; read as far as it goes" in err) == (state != "finished")
+    assert ("cannot be read" in err) == (state == "cut")
+
+
+def test_the_command_on_several_runs_some_of_them_broken(tmp_path):
+    for seed in range(3):
+        make(tmp_path / "all" / f"g{seed}", seed)
+    make(tmp_path / "all" / "n", 3, exchange="none", agents=1, last=50)
+    other = make(tmp_path / "all" / "pong", 4, env="pong")
+    begin(tmp_path / "all" / "new")
+    begin(tmp_path / "all" / "torn")
+    cut(tmp_path / "all" / "torn" / "run.h5")
+    (other / "metrics" / "rank00001.h5").unlink()
+    done = command("learning_curves", "all", "--by", "exchange", "--out", "curves.svg", cwd=tmp_path)
+    assert done.returncode == 0
+    notes = done.stderr.splitlines()
+    assert all(line.startswith("note: ") for line in notes)
+    assert any("all/torn/run.h5: cannot be read" in line for line in notes)
+    assert any("all/new: no finished episode" in line for line in notes)
+    assert "note: all/pong/metrics/rank00001.h5: missing" in notes
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["all/g0", "all/g1", "all/g2", "all/n", "all/pong"]
+    assert "50% done" in lines[4] and "finished, metrics of 1 of 2 agents" in lines[5]
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+BAD = [
+    ("learning_curves", ["nope"], "nope: nothing is there; a run directory is expected"),
+    ("learning_curves", ["run", "nope"], "nope: nothing is there"),
+    ("learning_curves", ["empty"], "empty: no run is there (no run.h5); a run directory or a folder of runs is expected"),
+    ("learning_curves", ["new"], "new: no finished episode is there; one or more is expected"),
+    ("learning_curves", ["torn"], "run.h5: cannot be read ("),
+    ("learning_curves", ["run", "--by", "colour"], "--by colour: no such setting; one of a2c.clip_rewards, a2c.decay_lr"),
+    ("learning_curves", ["run", "--by", "exchange,"], "--by : no such setting; one of"),
+    (
+        "learning_curves",
+        ["run", "--out", "curves.txt"],
+        "--out curves.txt: a file name that ends in .png, .pdf, .svg",
+    ),
+    ("learning_curves", ["run", "--out", "no/where.png"], "--out no/where.png: there is no folder no"),
+    ("learning_curves", ["run", "--out", "folder.png"], "folder.png"),
+    ("learning_curves", ["run", "--statistic", "iqm"], "--statistic iqm: no run of beam_rider"),
+    ("learning_curves", [], "no run is named"),
+    ("staleness", ["alone"], "no run of --exchange gossip on 2 agents or more is there"),
+    ("throughput", ["new"], "new: fewer than two updates are there"),
+    ("scores", ["run"], "run: no evaluation is there; python -m gala_mpi.evaluate run makes one"),
+    ("scores", ["run", "--table", "t.doc"], "--table t.doc: a file name that ends in .csv, .md, .tex, .txt is expected"),
+    ("compare", ["run"], "--by method: all runs are in one group, GALA ring; two or more groups are expected"),
+    ("compare", ["run", "alone", "--base", "A3C"], "--base A3C: no such group; one of GALA ring, independent is expected"),
+    ("robustness", ["run"], "CartPole-v1: no threshold is known; --threshold CartPole-v1 SCORE is expected"),
+    ("consensus", ["run"], "run: no sketches of 2 agents or more are there"),
+    ("gradients", ["alone"], "alone: no sketches of 2 agents or more are there"),
+    ("simulate", ["alone"], "alone: a run of --exchange gossip"),
+    ("simulate", ["run", "--topologies", "star"], "--topologies star: one of ring, exponential"),
+]
+
+
+@pytest.mark.parametrize("script, arguments, said", BAD)
+def test_bad_input_is_one_line_and_status_2(tmp_path, script, arguments, said, monkeypatch, capsys):
+    from script import main
+
+    make(tmp_path / "run", 0)
+    make(tmp_path / "alone", 1, agents=1, exchange="none")
+    begin(tmp_path / "new")
+    begin(tmp_path / "torn")
+    cut(tmp_path / "torn" / "run.h5")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {**SCRIPTS, "simulate": simulate.Simulate}[script]
+    with pytest.raises(SystemExit) as ended:
+        main(sys.modules[script].answer, options, "", arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error and error.count("\n") == 1 and error.startswith(f"{script}.py: ")
+
+
+def test_a_kill_leaves_the_old_file(tmp_path):
+    """Killed in the middle of the second writing: what the first one wrote is there, whole."""
+    path = tmp_path / "numbers.csv"
+    program = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from script import Table, write_csv
+def rows(last):
+    yield from ([n] for n in range(100_000))
+    yield [last()]
+path = Path(sys.argv[2])
+write_csv(Table(("n",), rows(lambda: 7)), path)
+write_csv(Table(("n",), rows(lambda: os._exit(9))), path)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(ANALYSIS), str(path)], check=False)
+    assert done.returncode == 9
+    lines = path.read_text().split()
+    assert (lines[0], lines[-1], len(lines)) == ("n", "7", 100_002)
+
+
+def test_bad_input_of_the_real_command(tmp_path):
+    done = command("learning_curves", "nope", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "learning_curves.py: nope: nothing is there; a run directory is expected\n"
+    assert command("learning_curves", "nope", "--colour", cwd=tmp_path).returncode == 2
+
+
+# The page.
+
+CHROMIUM = shutil.which("chromium")
+LOOK = """
+<script>
+window.onerror = message => { document.title = "error " + message };
+window.onload = () => {
+  const seen = [...document.images].map(image => ({
+    complete: image.complete && image.naturalWidth > 0 && image.getBoundingClientRect().width > 100, alt: image.alt.length }));
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.body.dataset.seen = JSON.stringify({ images: seen, wide: wide });
+};
+</script>
+"""
+
+
+def test_the_page_holds_every_answer_and_loads_nothing(states, tmp_path):
+    found, problems = load(states["live"])
+    text = report.page(found, problems, report.Report(runs=tuple(states["live"])))
+    for name in SCRIPTS:
+        assert f'<section id="{name}">' in text, name
+    assert "60% done; read as far as it goes" in text
+    assert "<script" not in text
+    for address in re.findall(r'(?:src|href)="([^"]*)"', text):
+        assert address.startswith(("data:", "#")), address
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium (make packages installs it as root)")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_in_a_browser(states, tmp_path, width):
+    """Every figure is there and visible and has words for those who cannot see it; nothing is wider than the screen."""
+    assert report.main([str(states["finished"][0]), "--out", str(tmp_path / "r.html")]) is None
+    page = tmp_path / "framed.html"
+    page.write_text((tmp_path / "r.html").read_text().replace("</body>", LOOK + "</body>"))
+    # A window of headless Chromium is 500 pixels wide at least; a frame is as narrow as it is told to be.
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe src="framed.html" style="width:{width}px;height:900px;border:0"></iframe>')
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--virtual-time-budget=5000"]
+    flags += ["--enable-logging=stderr", "--log-level=0", "--window-size=1400,1000", f"--user-data-dir={tmp_path / 'profile'}"]
+    script = "<script>onload = () => document.body.dataset.seen = frames[0].document.body.dataset.seen</script>"
+    outer.write_text(outer.read_text() + script)
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", outer.as_uri()], capture_output=True, text=True, timeout=240)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = re.search(r'data-seen="([^"]*)"', done.stdout)
+    seen = json.loads(found[1].replace("&quot;", '"'))
+    assert len(seen["images"]) == len(SCRIPTS)
+    assert all(image["complete"] and image["alt"] > 30 for image in seen["images"])
+    assert seen["wide"] <= 0
+
+
+def test_bad_input_of_the_report(tmp_path):
+    make(tmp_path / "run", 0)
+    for arguments, said in [
+        (["nope"], "report.py: nope: nothing is there"),
+        (["run", "--out", "r.pdf"], "report.py: --out r.pdf: a file name that ends in .html is expected"),
+        (["run", "--out", "no/r.html"], "report.py: --out no/r.html: there is no folder no"),
+        (["run", "--by", "colour"], "report.py: --by colour: no such setting"),
+    ]:
+        done = command("report", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "") and said in done.stderr, done.stderr
+
+
+# Exports.
+
+
+def test_csv_files_hold_the_tables(tmp_path):
+    run_dir = make(tmp_path / "r", 0, number=7)
+    done = command("export", "r", "--to", "out", "--format", "csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = runs.open_run(run_dir)
+    for rank in range(2):
+        with open(tmp_path / "out" / "r" / f"rank{rank:05d}" / "episodes.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert [float(row["score"]) for row in rows] == run.episodes(rank)["score"].tolist()
+
+
+def test_event_files_hold_the_scalars(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs tensorboardX (pip install .[tensorboard])")
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    run_dir = make(tmp_path / "r", 0, number=7)
+    done = command("export", "r", "--to", "out", "--format", "tensorboard", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [file] = (tmp_path / "out" / "r" / "rank00001").glob("events.*")
+    data, found = file.read_bytes(), []
+    while data:  # records: length, its checksum, an event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    expected = [(row["steps"] * 2, "episodes/score", row["score"]) for row in runs.open_run(run_dir).episodes(1)]
+    assert [row for row in found if row[1] == "episodes/score"] == expected
+
+
+def test_without_tensorboardx_it_is_said(tmp_path):
+    make(tmp_path / "r", 0, number=7)
+    without = FORBID.replace('"mpi4py"', '"tensorboardX"')
+    words = [sys.executable, "-c", without, str(ANALYSIS), "__main__", str(ANALYSIS / "export.py"), "r", "--to", "out"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed (pip install tensorboardX)")
+
+
+# Nothing of the training is needed.
+
+FORBID = """
+import runpy, sys
+
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"mpi4py", "torch", "gymnasium", "ale_py", "gala_mpi"}:
+            raise ImportError(f"{name} is imported")
+
+sys.meta_path.insert(0, Forbid())
+sys.path.insert(0, sys.argv[1])
+name, sys.argv = sys.argv[2], sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name=name)
+"""
+
+
+def without_training(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script as module `name` where the training's dependencies cannot be imported."""
+    words = [sys.executable, "-c", FORBID, str(ANALYSIS), name, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+
+
+@pytest.mark.parametrize("script", sorted(ANALYSIS.glob("*.py")), ids=lambda script: script.name)
+def test_the_analysis_needs_nothing_of_the_training(script):
+    done = without_training("imported", script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_learning_curves_needs_nothing_of_the_training(tmp_path):
+    run_dir = make(tmp_path / "r", 0)
+    done = without_training("__main__", ANALYSIS / "learning_curves.py", run_dir)
+    assert done.returncode == 0, done.stderr
+    assert (run_dir / "learning_curves.png").exists()
+
+
+def test_what_a_laptop_needs_is_what_the_project_pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for line in (ANALYSIS / "requirements.txt").read_text().splitlines():
+        assert line.startswith("#") or line in project, line

@@ -1,0 +1,155 @@
+"""Consensus and gradients: real mixing of real vectors, written as a run writes them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from recorded import STEPS, begin, mix_rows, update_rows, write
+
+import consensus
+import gradients
+import runs
+from gala_mpi import topology
+from groups import grouped
+
+STEP, SIZE = 0.01, 4096
+
+
+def gossip_run(path: Path, graph: topology.Topology, updates: int, late: float = 0.0, seed: int = 0) -> Path:
+    """Agents that walk at random and mix; sketches are the vectors themselves.
+
+    Args:
+        late: how often a message does not come (then nothing is mixed), and how often it is an older or newer one.
+    """
+    n, random = graph.size, np.random.default_rng(seed)
+    run_dir = begin(path, agents=n, total_steps=updates * STEPS * n, topology=graph.name)
+    with h5py.File(run_dir / "run.h5", "r+") as file:
+        file["starts/0"].attrs["beta"] = topology.mixing_rate(graph)
+        file["starts/0"].attrs["period"] = graph.period
+    x = {(rank, 0): np.zeros(SIZE) for rank in range(n)}
+    y: dict[tuple[int, int], np.ndarray] = {}
+    blank = np.zeros(updates, runs.TABLES["sketches"])
+    tables = [{"updates": update_rows(1, updates), "mixes": [], "sketches": blank.copy()} for _ in range(n)]
+    at = [0] * n
+    while min(at) < updates:
+        rank = int(random.choice([r for r in range(n) if at[r] < updates])) if late else min(range(n), key=lambda r: at[r])
+        k = at[rank] = at[rank] + 1
+        step = random.normal(size=SIZE)
+        step *= STEP * random.uniform(0.2, 1) / np.linalg.norm(step)
+        y[rank, k] = x[rank, k - 1] + step
+        tables[rank]["updates"]["step_norm"][k - 1] = np.linalg.norm(step)
+        tables[rank]["sketches"][k - 1] = (k, np.zeros(SIZE), step)
+        if late:
+            mix(rank, k, graph, x, y, tables, {peer: at[peer] for peer in range(n)}, random.random() < late)
+        elif rank == n - 1:
+            for other in range(n):
+                mix(other, k, graph, x, y, tables, dict.fromkeys(range(n), k), False)
+    for rank, table in enumerate(tables):
+        for k in range(1, updates + 1):
+            table["sketches"]["parameters"][k - 1] = x[rank, k]
+        table["mixes"] = np.array(table["mixes"], runs.TABLES["mixes"])
+        write(run_dir, rank, 0, **table)
+    return run_dir
+
+
+def mix(rank, k, graph, x, y, tables, versions, missed) -> None:
+    peers = graph.in_peers(rank, k)
+    x[rank, k] = y[rank, k].copy()
+    if missed or any(versions[peer] == 0 for peer in peers):
+        return
+    weight = 1 / (1 + len(peers))
+    x[rank, k] = weight * (y[rank, k] + sum(y[peer, versions[peer]] for peer in peers))
+    tables[rank]["mixes"] += [(k, peer, versions[peer], weight) for peer in peers]
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch):
+    monkeypatch.setattr("recorded.ROOM", 1000)
+
+
+@pytest.mark.parametrize("name", ["ring", "exponential", "one-peer-exponential"])
+def test_the_bound_of_lock_step_is_the_papers(tmp_path, name):
+    """A_s is (I - 11ᵀ/n) times the product of the matrices from s on: computed here as such."""
+    graph, updates = topology.build(name, 4), 60
+    run = runs.open_run(gossip_run(tmp_path / "r", graph, updates))
+    found = consensus.drift(run)
+    squares = sum(run.updates(rank)["step_norm"].astype(float) ** 2 for rank in range(4))
+    for k, distance, bound in zip(found.updates, found.distance, found.bound):
+        total, product = 0.0, np.eye(4) - 1 / 4
+        for s in range(k, 0, -1):
+            product = product @ graph.mixing_matrix(s)
+            total += np.linalg.norm(product, 2) * squares[s - 1] ** 0.5
+        assert bound == pytest.approx(total, rel=1e-6)
+        parameters = [run.sketches(rank)["parameters"][k - 1].astype(float) for rank in range(4)]
+        mean = sum(parameters) / 4
+        assert distance == pytest.approx(sum(((p - mean) ** 2).sum() for p in parameters) ** 0.5)
+        assert distance <= bound and distance <= found.prior
+    assert 0.05 < found.ratio.max() <= 1
+    if name == "ring":
+        beta = math.cos(math.pi / 4)
+        assert found.beta == pytest.approx(beta, abs=1e-12)
+        last = sum(beta ** (updates + 1 - s) * squares[s - 1] ** 0.5 for s in range(1, updates + 1))
+        assert found.bound[-1] == pytest.approx(last, rel=1e-6)
+        assert found.prior == pytest.approx(beta / (1 - beta) * squares.max() ** 0.5)
+
+
+@pytest.mark.parametrize("name, n", [("ring", 4), ("exponential", 4), ("ring", 3)])
+def test_with_late_and_missing_messages_the_bound_is_of_what_happened(tmp_path, name, n):
+    """Coefficients computed forwards, each vector as a sum of all steps: what the script computes backwards."""
+    run = runs.open_run(gossip_run(tmp_path / "r", topology.build(name, n), 40, late=0.3, seed=2))
+    found = consensus.drift(run)
+    history = consensus.History(run)
+    steps = {(rank, s): run.sketches(rank)["gradient"][s - 1].astype(float) for rank in range(n) for s in range(1, 41)}
+    numbers = {node: i for i, node in enumerate(steps)}
+    y: dict = {}
+    for rank, k in history.order:
+        y[rank, k] = np.eye(len(steps))[numbers[rank, k]]
+        if k > 1:
+            y[rank, k] += sum(weight * y[node] for node, weight in history.outputs[rank, k - 1])
+    checked = 0
+    for k, distance, bound in zip(found.updates, found.distance, found.bound):
+        parts = [history.outputs[rank, k] for rank in range(n)]
+        x = np.array([sum(weight * y[node] for node, weight in part) for part in parts])
+        vectors = np.array([run.sketches(rank)["parameters"][k - 1] for rank in range(n)], float)
+        np.testing.assert_allclose(x @ np.array(list(steps.values())), vectors, atol=1e-6)
+        a = x - x.mean(axis=0)
+        total = 0.0
+        for s in range(1, 41):
+            block = a[:, [numbers[rank, s] for rank in range(n)]]
+            total += np.linalg.norm(block, 2) * sum(np.linalg.norm(steps[rank, s]) ** 2 for rank in range(n)) ** 0.5
+        assert bound == pytest.approx(total, rel=1e-5) and distance <= bound * (1 + 1e-6)
+        checked += 1
+    assert checked == 40
+
+
+def test_without_a_peer_s_rows_there_is_no_bound(tmp_path):
+    """A live run whose ranks have written unequally far."""
+    run_dir = gossip_run(tmp_path / "r", topology.build("ring", 3), 30)
+    with h5py.File(run_dir / "metrics" / "rank00001.h5", "r+", locking=False) as file:
+        file["rows/updates"][()] = 20
+    bound = consensus.drift(runs.open_run(run_dir)).bound
+    assert np.isfinite(bound[:20]).all() and np.isnan(bound[20:]).all()
+
+
+def test_correlations_are_cosines(tmp_path):
+    run_dir = begin(tmp_path / "r", agents=3)
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(5, 3, SIZE)) + random.normal(size=(5, 1, SIZE))
+    for rank in range(3):
+        sketches = np.zeros(5, runs.TABLES["sketches"])
+        sketches["update"], sketches["gradient"] = np.arange(1, 6) * 10, vectors[:, rank]
+        mixes = mix_rows(1, 3)
+        mixes["peer"] = (rank - 1) % 3
+        write(run_dir, rank, 0, updates=update_rows(1, 60), sketches=sketches, mixes=mixes)
+    run = runs.open_run(run_dir)
+    [c] = gradients.correlations(grouped([run], "exchange")[0])
+    for i in range(3):
+        for j in range(3):
+            a, b = vectors[:, i], vectors[:, j]
+            cosine = [u @ v / (np.linalg.norm(u) * np.linalg.norm(v)) for u, v in zip(a, b)]
+            assert c.mean[i, j] == pytest.approx(sum(cosine) / 5, abs=1e-6)
+    assert c.peers.tolist() == [[False, False, True], [True, False, False], [False, True, False]]

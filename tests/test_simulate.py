@@ -1,0 +1,107 @@
+"""The model of runs beyond this machine, against arithmetic and against matrices."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import h5py
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from recorded import STEPS, begin, mix_rows, update_rows, write
+
+import simulate
+from gala_mpi import topology
+from groups import load
+
+
+def case(exchange="gossip", name="ring", ranks=8, per_node=64, slow=-1, delay=0.0, **options) -> simulate.Case:
+    options = simulate.Simulate(runs=(), **{"updates": 300, **options})
+    return simulate.Case(exchange, name, ranks, per_node, slow, delay, options)
+
+
+CONSTANT = simulate.Measured(np.full(10, 0.1), 0.0, 0.02)
+VARYING = simulate.Measured(np.random.default_rng(0).gamma(20, 0.1 / 20, 10_000), 0.0, 0.0)
+
+
+def test_the_model_reads_whom_the_training_reads():
+    for name in ("ring", "exponential", "one-peer-exponential", "complete"):
+        for n in (2, 3, 8, 12):
+            graph = topology.build(name, n)
+            read = [sorted(offset % n for offset in offsets) for offsets in simulate.offsets(name, n)]
+            assert read == [sorted(-peer % n for peer in graph.in_peers(0, k)) for k in range(graph.period)]
+
+
+def test_the_model_without_chance_is_arithmetic():
+    assert simulate.simulate(case(), CONSTANT).rate == pytest.approx(80, rel=0.01)
+    assert simulate.simulate(case(cores=2), CONSTANT).rate == pytest.approx(20, rel=0.01)  # four ranks a core
+    assert simulate.simulate(case("allreduce"), CONSTANT).rate == pytest.approx(8 / 0.12, rel=0.01)
+    assert simulate.simulate(case(slow=0, delay=0.9), CONSTANT).rate == pytest.approx(71, rel=0.01)
+    assert simulate.simulate(case("allreduce", slow=0, delay=0.88), CONSTANT).rate == pytest.approx(8, rel=0.01)
+
+
+def test_cores_are_shared_by_those_who_compute():
+    """Three ranks on two cores: until 1.5 s each has 2/3 of a core, then the two that are left have one each."""
+    np.testing.assert_allclose(simulate.shared(np.array([3.0, 1.0, 2.0]), 2), [3.5, 1.5, 2.5])
+    np.testing.assert_allclose(simulate.shared(np.array([3.0, 1.0, 2.0]), 4), [3, 1, 2])
+    np.testing.assert_allclose(simulate.shared(np.full(8, 1.0), 2), 4)
+
+
+def test_a2c_waits_for_the_slowest_draw():
+    rate = simulate.simulate(case("allreduce", ranks=16, updates=1000), VARYING).rate
+    slowest = np.random.default_rng(1).choice(VARYING.work, (2000, 16)).max(axis=1).mean()
+    assert rate == pytest.approx(16 / slowest, rel=0.02)
+
+
+def test_messages_between_nodes_take_time():
+    """A node a rank. A message takes 2.5 updates: every third update mixes, and what it mixes is 3 updates old."""
+    here = simulate.simulate(case(per_node=64), VARYING)
+    far = simulate.simulate(case(per_node=1, latency=0.25), CONSTANT)
+    assert far.skipped == pytest.approx(2 / 3, abs=0.02) and np.median(far.ages) == 3
+    assert here.skipped < 0.2 and abs(np.median(here.ages)) <= 1
+
+
+def test_failures_cost_gossip_a_node_and_a2c_everything():
+    """A failure of a node every 100 s, 8 nodes, 10 s down: each is up 10/11 of the time; A2C stops every 12.5 s."""
+    hours = {"mtbf_hours": 100 / 3600, "restart_seconds": 10.0, "checkpoint_seconds": 5.0, "per_node": 1, "updates": 20_000}
+    gossip = simulate.simulate(case(**hours), CONSTANT).rate
+    synchronous = simulate.simulate(case("allreduce", **hours), CONSTANT).rate
+    assert gossip == pytest.approx(80 * 10 / 11, rel=0.03)
+    assert 8 / 0.12 * 0.3 < synchronous < 8 / 0.12 * 0.56  # 12.5 / 22.5, less what is lost since a checkpoint
+
+
+def test_the_distance_of_the_model_is_that_of_the_matrices():
+    """All ranks at one pace on one node: nearly lock-step, so that Σ β^2m of the spectrum gives the mean square."""
+    n, found = 8, []
+    eigenvalues = np.abs([(1 + np.exp(2j * np.pi * k / n)) / 2 for k in range(1, n)]) ** 2
+    expected = math.sqrt((eigenvalues / (1 - eigenvalues)).sum() / n)
+    for seed in range(8):
+        found.append(simulate.simulate(case(ranks=n, seed=seed), CONSTANT).distance)
+    assert np.mean(found) == pytest.approx(expected, rel=0.35)
+
+
+def measured_run(path: Path, agents: int, exchange: str, seconds: float, **settings) -> Path:
+    """A run whose every update takes so long, all of it processor time."""
+    run_dir = begin(path, agents, exchange=exchange, total_steps=100 * STEPS * agents, **settings)
+    with h5py.File(run_dir / "run.h5", "r+") as file:
+        file["starts/0"].attrs["hosts"] = ["a"] * agents
+    for rank in range(agents):
+        rows = update_rows(1, 100)
+        rows["hours"], rows["cpu"] = rows["update"] * seconds / 3600, seconds
+        rows["exchange"] = 0.02 if exchange == "allreduce" else 0
+        write(run_dir, rank, 0, updates=rows, mixes=mix_rows(1, 100)[: 100 * (exchange == "gossip")])
+    return run_dir
+
+
+def test_a_validation_states_the_error(tmp_path):
+    measured_run(tmp_path / "2", 2, "gossip", 0.1)
+    measured_run(tmp_path / "4", 4, "gossip", 0.2)  # as two cores would have it
+    measured_run(tmp_path / "4s", 4, "gossip", 0.3, slow_rank="3:100ms")  # all are slow, which the model does not say
+    measured_run(tmp_path / "a2", 2, "allreduce", 0.12)
+    found, _ = load([tmp_path])
+    said = simulate.answer(found, simulate.Simulate(runs=(), cores=2, validate=True))
+    errors = {Path(row[0]).name: row[6] for row in said.table.rows}
+    assert abs(errors["2"]) < 1 and abs(errors["4"]) < 1 and abs(errors["a2"]) < 1
+    assert errors["4s"] == pytest.approx(100 * ((3 / 0.2 + 1 / 0.3) / (4 / 0.3) - 1), abs=1)
+    plt.close("all")
