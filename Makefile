@@ -135,7 +135,7 @@ test-kills: .venv/ready
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	bash -n jobs/slurm/*.sh
+	for script in jobs/slurm/*.sh; do bash -n $$script || exit; done
 
 bench: .venv/ready
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.bench train

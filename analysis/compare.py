@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import stats
-from groups import Group, grouped, labels
+from groups import Group, grouped, labels, mixtures
 from references import GAMES, normalised
 from robustness import WINDOW, final, thresholds
 from runs import Run, RunError
@@ -74,12 +74,13 @@ def answer(found: list[Run], options: Compare) -> Answer:
     table, notes = Table(HEADINGS), []
     for other in others:
         table.rows.append(compare(other, base, limits))
-        few = min(len(runs) for s in (other, base) for runs in s.games.values())
+        few = min(len(s.games[game]) for s in (other, base) for game in set(other.games) & set(base.games))
         if few <= FEW:
             width = "there is no interval" if few == 1 else "the intervals are too narrow"
             notes.append(f"{other.label} against {base.label}: {few} run{'s' * (few > 1)} of a game; {width}")
     figure, points = draw(table, [base, *others], [s.label for s in sides])
     said = "; ".join(f"{row[0]} improves on {row[1]} with probability {row[3]:.2f}" for row in table.rows)
+    notes += mixtures(groups)
     notes += [f"{run.path}: no finished episode is there; left out" for run in found if run not in scored]
     return Answer(
         table, figure, f"Probability of improvement with intervals: {said}. Below, performance profiles.", points, notes

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from groups import Group, grouped, labels
+from groups import Group, grouped, labels, mixtures
 from runs import Run, RunError
 from script import Answer, Options, Table, legend, look, main, panels
 
@@ -85,6 +85,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     notes += [
         f"{run.path}: resumed; no bound" for run in sketched if len(run.starts) > 1 and run.config["exchange"] == "gossip"
     ]
+    notes += mixtures(groups, apart={"agents", "simulators"})
     notes += [f"{row[0]}: the distance is above its bound" for row in table.rows if row[6] > 100]
     return Answer(table, figure, f"Distance of agents to their mean over updates, with its bound. {said}.", points, notes)
 
@@ -104,7 +105,8 @@ def drift(run: Run) -> Drift:
     history = History(run)
     bound = np.array([history.bound(update) for update in chosen])
     beta, period = run.starts[-1].get("beta", np.nan), run.starts[-1].get("period", 1)
-    prior = max(history.steps.values(), default=0.0) * (period - 1 + period * beta / (1 - beta))
+    ratio = beta / (1 - beta) if beta < 1 - 1e-12 else np.inf  # such a graph need not bring its agents together
+    prior = max(history.steps.values(), default=0.0) * (period - 1 + period * ratio)
     return Drift(run, chosen, agents, bound, prior, beta)
 
 
@@ -206,6 +208,7 @@ def draw(ax, group: Group, drifts: list[Drift], number: int) -> None:
                 linewidth=1,
                 label="bound from what happened" if first else "_",
             )
+        if np.isfinite(d.prior):
             ax.axhline(d.prior, color="black", linestyle=":", linewidth=1, label="a priori bound αβL/(1-β)" if first else "_")
     some = [d.distance.max() for d in drifts if len(d.updates)]
     if max(some) > 0:

@@ -23,7 +23,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
 import stats
-from groups import Group, grouped
+from groups import Group, grouped, mixtures
 from runs import Run, RunError
 from script import Answer, Options, Table, main, panels
 
@@ -63,7 +63,8 @@ def answer(found: list[Run], options: Options) -> Answer:
     sketched = [run for run in found if run.agents > 1 and all(len(run.sketches(rank)) for rank in range(run.agents))]
     if not sketched:
         raise RunError(f"{found[0].path}: no sketches of 2 agents or more are there (--sketch-updates of gala_mpi.train)")
-    shown = [c for group in grouped(sketched, options.by) for c in correlations(group) if len(c.matrices)]
+    groups = grouped(sketched, options.by)
+    shown = [c for group in groups for c in correlations(group) if len(c.matrices)]
     if not shown:
         raise RunError(f"{sketched[0].path}: no two agents have sketches of equal updates yet")
     largest = max(np.abs(c.mean[~np.eye(c.agents, dtype=bool)]).max() for c in shown)
@@ -76,6 +77,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     table, points = tables(shown)
     said = "; ".join(f"{row[0]} on {row[1]} agents {row[3]:.3f}" for row in table.rows)
     notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
+    notes += mixtures(groups, apart={"agents", "simulators"})
     return Answer(table, figure, f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}.", points, notes)
 
 
@@ -87,7 +89,8 @@ def correlations(group: Group) -> list[Correlation]:
         peers = np.zeros((agents, agents), bool)
         for run in mine:
             for rank in range(agents):
-                peers[rank, np.unique(run.mixes(rank)["peer"])] = True
+                read = np.unique(run.mixes(rank)["peer"])
+                peers[rank, read[read < agents]] = True  # others have left the run since
         shown.append(Correlation(group, np.concatenate([cosines(run) for run in mine]), peers))
     return shown
 
@@ -97,7 +100,7 @@ def cosines(run: Run) -> np.ndarray:
     sketches = [run.sketches(rank) for rank in range(run.agents)]
     common = sorted(set.intersection(*(set(table["update"].tolist()) for table in sketches)))
     gradients = [table["gradient"][np.searchsorted(table["update"], common)] for table in sketches]
-    stacked = np.array(gradients, float).transpose(1, 0, 2).reshape(len(common), run.agents, -1)
+    stacked = np.array(gradients, float).transpose(1, 0, 2)
     lengths = np.linalg.norm(stacked, axis=2, keepdims=True)
     whole = (lengths > 0).all(axis=(1, 2))
     unit = stacked[whole] / lengths[whole]

@@ -12,6 +12,7 @@ from runs import Run, RunError, find_runs, open_run
 # Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
 INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minutes"}
 INCIDENTAL |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
+SIZE = {"agents", "simulators", "num_envs"}
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ def _describe(name: str, value: Any) -> str:
     return value.partition("\n")[0] if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
 
 
-def mixtures(groups: list[Group]) -> list[str]:
-    """A line for each group whose runs differ in a setting and are no mere repetitions."""
+def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
+    """A line for each group whose runs differ in a setting and are no mere repetitions; `apart`: these are told apart."""
     lines = []
     for group in groups:
         members = [run.settings() for run in group.runs]
-        names = sorted(set().union(*members) - INCIDENTAL)
+        names = sorted(set().union(*members) - INCIDENTAL - apart)
         differing = [name for name in names if len({repr(member.get(name)) for member in members}) > 1]
         if differing:
             lines.append(f"{group.name}: joins runs that differ in {', '.join(differing)} (--by tells them apart)")

@@ -12,11 +12,12 @@ Definitions:
   policy, 1 the human tester of Mnih et al. 2015.
 * steps (all agents): the steps of the agent at the end of the update in which the episode ended, times the agents.
 * energy: of all nodes, as their counters tell; whose counters stands on the axis.
-* line: from 0 to where the first run of the group ends, x is cut into 100 equal bins (fewer if a run has under 3,000
-  episodes there, but 10 at least); a run's value in a bin is the mean score of the episodes that ended in it, and that of
-  the bin before where none did; drawn at the middle of the bin, from the first bin in which every run has a value. The
-  line is the mean of these values over runs (--statistic mean, a panel for each game) or the interquartile mean of the
-  normalised values over games × seeds (--statistic iqm; Agarwal et al., NeurIPS 2021).
+* line: from 0 to where the first run of the group ends (or to where all have a score, if that is later), x is cut into 100
+  equal bins (fewer if a run has under 3,000 episodes there, but 10 at least); a run's value in a bin is the mean score of
+  the episodes that ended in it, and that of the bin before where none did; drawn at the middle of the bin, from the first
+  bin in which every run has a value. The line is the mean of these values over runs (--statistic mean, a panel for each
+  game) or the interquartile mean of the normalised values over games × seeds (--statistic iqm; Agarwal et al., NeurIPS
+  2021).
 * band: of several runs, the 95% percentile bootstrap interval of the line, runs resampled within each game (2,000 times;
   with few runs it is too narrow, with one run of a game there is none); of a single run, ± 1 standard deviation of the
   scores of the episodes in the bin.
@@ -131,7 +132,8 @@ def over_games(groups: list[Group]) -> tuple[list[Line], list[str]]:
 def curve(line: Line, axis: str) -> Curve:
     """The line and band along `axis`, a column of Run.scores; see the top of this file."""
     runs = [run for game in line.games for run in game]
-    end = min(float(run.scores[axis].max()) for run in runs)
+    first_end = min(float(run.scores[axis].max()) for run in runs)
+    end = max(first_end, max(float(run.scores[axis].min()) for run in runs))
     fewest = min(np.count_nonzero(run.scores[axis] <= end) for run in runs)
     edges = np.linspace(0, end, np.clip(fewest // EPISODES_PER_BIN, FEWEST_BINS, MOST_BINS) + 1)
     binned = {id(run): bin_scores(run.scores[axis], line.scores(run), edges) for run in runs}

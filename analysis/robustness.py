@@ -1,7 +1,7 @@
 """How many runs converge as simulators are added?
 
     python analysis/robustness.py runs
-    python analysis/robustness.py runs --threshold pong=15 breakout=200
+    python analysis/robustness.py runs --threshold pong 15 breakout 200
 
 The question of Figure 1a of Assran et al. 2019: A2C against GALA, as the number of simulators grows. Draws the share of
 convergent runs against the number of simulators of all agents, a panel for each game.
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import stats
-from groups import Group, grouped, labels
+from groups import SIZE, Group, grouped, labels, mixtures
 from references import PUBLISHED, RANDOM
 from runs import Run, RunError
 from script import MARKERS, Answer, Options, Table, legend, look, main, panels
@@ -79,6 +79,7 @@ def answer(found: list[Run], options: Robustness) -> Answer:
     legend(figure, axes)
     said = "; ".join(f"{c.group.name} on {c.simulators} simulators: {c.convergent} of {c.runs}" for c in counts)
     notes = [f"{run.path}: no finished episode, or a game without --threshold; left out" for run in found if run not in judged]
+    notes += mixtures(groups, apart=SIZE)
     table = Table(("group", "simulators", "convergent", "runs", "share (%)", "low (%)", "high (%)", "threshold"))
     for c in counts:
         table.rows.append(

@@ -125,11 +125,11 @@ class Run:
 
     Attributes:
         config: its newest settings, as JSON gives them; the learner's are nested under "a2c".
-        agents: how many agents, that is ranks, it has.
+        agents: how many agents, that is ranks, it has; agents that it had before an elastic resume have left.
         starts: facts about each start, oldest first: time, command, hosts, versions, "config", ...
         evaluations: oldest first: (games, facts); games are rows of policy (-1: the averaged one), game, score, length;
             facts are checkpoint, arg_max, seed, time.
-        parts: the readable metrics files of each rank, in the order of their writing; (agents,) lists.
+        parts: the readable metrics files of each rank, in the order of their writing, of agents that have left too.
         problems: what could not be read, a plain line each. Grows if reading rows brings more to light.
     """
 
@@ -180,7 +180,7 @@ class Run:
         A node's own counter is taken where there is one, else the sum of what its CPUs and GPUs counted. Unless all nodes
         count the same things, nothing is returned. What a resume repeated is not counted.
         """
-        nodes = [table for table in map(self.energy, range(self.agents)) if len(table)]
+        nodes = [table for table in map(self.energy, range(len(self.parts))) if len(table)]
         kinds = {tuple(k for k in ENERGY if np.isfinite(table[k]).all()) for table in nodes}
         kind = ("node_joules",) if all("node_joules" in k for k in kinds) else next(iter(kinds), ())
         if not kinds or not kind or (len(kinds) > 1 and kind != ("node_joules",)):
@@ -207,7 +207,7 @@ class Run:
     def all_episodes(self) -> np.ndarray:
         """The episodes of all ranks, rank by rank, with two more columns: `rank`, and `agents`, how many there were then."""
         tables = []
-        for rank in range(self.agents):
+        for rank in range(len(self.parts)):
             episodes = self.episodes(rank)
             table = np.empty(len(episodes), [("rank", "<i4"), ("agents", "<i4"), *TABLES["episodes"].descr])
             table["rank"], table["agents"] = rank, self.agents_at(rank, episodes["update"])
@@ -244,7 +244,7 @@ class Run:
         c = self.config
         # By steps: the counters of updates go on from elsewhere when the number of agents has changed.
         done = self.newest["steps"].mean() * self.agents / c["total_steps"] if len(self.newest) else 0.0
-        readable = sum(map(bool, self.parts))
+        readable = sum(map(bool, self.parts[: self.agents]))
         words = "finished" if done >= 1 else f"{math.floor(100 * done)}% done"
         return words if readable == self.agents else f"{words}, metrics of {readable} of {self.agents} agents"
 
@@ -254,7 +254,9 @@ class Run:
         tables = [np.empty(0, dtype)]
         for i, part in enumerate(parts):
             rows = self._rows(part, name)
-            last = min((later.after_update for later in parts[i + 1 :]), default=math.inf)
+            later = [part.after_update for part in parts[i + 1 :]]
+            left = [other.after_update for other in self.parts[0] if 0 < other.agents <= rank]
+            last = min([*later, *(update for update in left if update > part.after_update)], default=math.inf)
             tables.append(rows[rows["update"] <= last])
         return np.concatenate(tables)
 
@@ -318,8 +320,10 @@ def open_run(path: str | Path) -> Run:
     except UNREADABLE as error:
         raise RunError(f"{path / 'run.h5'}: cannot be read ({_line(error)})") from None
     problems: list[str] = []
-    files = _metrics_files(path / "metrics", agents)
-    parts = [_open_parts(path / "metrics", rank, files[rank], problems) for rank in range(agents)]
+    files = _metrics_files(path / "metrics")
+    ranks = range(max([agents - 1, *files]) + 1)
+    wanted = [rank < agents or rank in files for rank in ranks]
+    parts = [_open_parts(path / "metrics", rank, files.get(rank, {}), problems) if wanted[rank] else [] for rank in ranks]
     return Run(path, config, agents, starts, evaluations, parts, problems)
 
 
@@ -333,13 +337,12 @@ def _runs_in(folder: Path) -> list[Path]:
     return found
 
 
-def _metrics_files(folder: Path, agents: int) -> list[dict[int, Path]]:
+def _metrics_files(folder: Path) -> dict[int, dict[int, Path]]:
     """Of each rank: number of the file → path."""
-    found: list[dict[int, Path]] = [{} for _ in range(agents)]
+    found: dict[int, dict[int, Path]] = {}
     for path in folder.glob("rank*.h5"):
-        match = RANK_FILE.fullmatch(path.name)
-        if match and int(match[1]) < agents:
-            found[int(match[1])][int(match[2] or 0)] = path
+        if match := RANK_FILE.fullmatch(path.name):
+            found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
     return found
 
 

@@ -27,7 +27,7 @@ from typing import Optional
 import numpy as np
 
 import stats
-from groups import Group, grouped, labels
+from groups import Group, grouped, labels, mixtures
 from references import PUBLISHED, normalised
 from runs import Run, RunError
 from script import Answer, Options, Table, look, main, panels, whole, write_csv
@@ -85,6 +85,7 @@ def answer(found: list[Run], options: Scores) -> Answer:
     notes = [
         f"{run.path}: no evaluation is there (python -m gala_mpi.evaluate); left out" for run in found if run not in evaluated
     ]
+    notes += mixtures(groups)
     return Answer(table, figure, alt, points, notes)
 
 
@@ -98,13 +99,16 @@ def final_policies(run: Run) -> list[np.ndarray]:
 
 
 def row(result: Result) -> tuple:
-    best, means, facts = result.best, result.means, result.group.runs[-1].evaluations[-1][1]
-    actions = "most probable actions" if facts["arg_max"] else "sampled actions"
+    best, means = result.best, result.means
+    ways = {bool(run.evaluations[-1][1]["arg_max"]): run for run in result.group.runs}
+    actions = " or ".join("most probable actions" if way else "sampled actions" for way in sorted(ways, reverse=True))
+    numbers = sorted({len(games) for games in result.games})
+    games = numbers[0] if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
     protocol = f"up to 30 no-ops, {actions}, ± SE"
     mean = f"{means.mean():,.5g}" + (f" ± {stats.standard_error(means):.2g}" if len(means) > 1 else "")
     best_words = f"{best.mean():,.5g} ± {stats.standard_error(best):.2g}"
     value = normalised(result.group.env, means.mean())
-    return result.group.env, result.group.label, best_words, len(means), mean, value, len(best), protocol, "these runs"
+    return result.group.env, result.group.label, best_words, len(means), mean, value, games, protocol, "these runs"
 
 
 def draw(results: list[Result]):

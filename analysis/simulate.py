@@ -290,7 +290,7 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
             f"{found[0].path}: runs of one game, network and number of simulators are expected; these differ: {alike}"
         )
     plain = sorted((run for run in found if slowness(run)[0] < 0 and run.agents > 1), key=lambda run: run.agents)
-    asynchronous = [run for run in plain if run.config["exchange"] in ("gossip", "none")]
+    asynchronous = [run for run in plain if run.config["exchange"] in ("gossip", "none") and timed(run)]
     if not asynchronous:
         raise RunError(
             f"{found[0].path}: a run of --exchange gossip (2 ranks, no --slow-rank) is expected, to measure an update"
@@ -304,7 +304,7 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
     exchange = float(np.quantile(np.concatenate([table["exchange"] for table in tables]), 0.1))  # undisturbed
     notes = [f"update times from {asynchronous[0].path}: {1000 * cpu.mean():.1f} ms of processor time"]
     reduce = np.nan
-    if synchronous := [run for run in plain if run.config["exchange"] == "allreduce"]:
+    if synchronous := [run for run in plain if run.config["exchange"] == "allreduce" and timed(run)]:
         rows = [table["exchange"][START:] for table in map(synchronous[0].updates, range(synchronous[0].agents))]
         common = min(map(len, rows))
         last = float(np.median(np.min([row[:common] for row in rows], axis=0)))  # the last to come waits for nobody
@@ -369,10 +369,14 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
     table = Table(
         ("run", "method", "ranks", "straggler (ms)", "measured (updates/s)", "predicted", "error (%)", "age", "predicted ")
     )
+    notes: list[str] = []
     for group in grouped(found, "method,agents"):
         for run in group.runs:
             exchange = run.config["exchange"]
             if exchange not in ("gossip", "allreduce") or (exchange == "allreduce" and not np.isfinite(measured.reduce)):
+                continue
+            if not timed(run):
+                notes.append(f"{run.path}: too few updates; left out")
                 continue
             hosts = run.starts[-1].get("hosts") or ["?"] * run.agents
             slow, delay = slowness(run)
@@ -385,7 +389,7 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
             name = (str(run.path), run.settings()["method"], run.agents, 1000 * delay)
             table.rows.append((*name, real, outcome.rate, error, *middles))
     if not table.rows:
-        raise RunError(f"{found[0].path}: runs of --exchange gossip or allreduce are expected")
+        raise RunError(f"{found[0].path}: runs of --exchange gossip or allreduce are expected, of some updates")
     figure, [ax] = panels(1, height=4.5)
     methods = list(dict.fromkeys(row[1] for row in table.rows))
     for number, method in enumerate(methods):
@@ -402,7 +406,12 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
     legend(figure, [ax])
     worst = max(abs(row[6]) for row in table.rows)
     alt = f"Predicted against measured updates per second of {len(table.rows)} runs; the largest error is {worst:.0f}%."
-    return Answer(table, figure, alt, table, [f"largest error: {worst:.1f}%"])
+    return Answer(table, figure, alt, table, [*notes, f"largest error: {worst:.1f}%"])
+
+
+def timed(run: Run) -> bool:
+    """Whether all agents have updates beyond the start."""
+    return all(len(run.updates(rank)) > START + 1 for rank in range(run.agents))
 
 
 def rate(run: Run) -> float:

@@ -93,6 +93,13 @@ def skipped(run: Run) -> tuple[int, int]:
     return sum(int((table["staleness"] > 0).sum()) for table in updates), sum(map(len, updates))
 
 
+def torn_messages(table: np.ndarray) -> int:
+    """Of one agent; each start counts from 0."""
+    torn = np.maximum(table["torn"].astype(int), 0)  # -1: the file does not say
+    grown = np.diff(torn, prepend=0)
+    return int(np.where(grown < 0, torn, grown).sum())
+
+
 def tables(groups: list[Group], ages: list[dict[tuple[int, int], np.ndarray]]) -> tuple[Table, Table]:
     """For people, a line a group; and the histogram of every edge."""
     headings = ("group", "edges", "messages", "median age", "95% under", "oldest", "skipped (%)", "longest staleness")
@@ -104,7 +111,7 @@ def tables(groups: list[Group], ages: list[dict[tuple[int, int], np.ndarray]]) -
         updates = [run.updates(rank) for run in group.runs for rank in range(run.agents)]
         updates = [table for table in updates if len(table)]
         spread = np.quantile(everything, [0.5, 0.95, 1]) if len(everything) else [np.nan] * 3
-        torn = sum(int(table["torn"].max()) for table in updates)
+        torn = sum(map(torn_messages, updates))
         gap = np.nanmax([table["poke_gap"].max() for table in updates])
         staleness = max(int(table["staleness"].max()) for table in updates)
         row = (group.name, len(edges), len(everything), *spread, 100 * missed / total, staleness, gap, torn)

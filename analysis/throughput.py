@@ -8,7 +8,8 @@ Draws frames per second against ranks, the seconds of an update by section, and 
 Definitions:
 
 * frames/s: emulator frames of all agents (4 a step for Atari, 1 for any other env) over training time. Of each agent the
-  time from its first to its last recorded update counts, so that the start does not; the agents' rates are added.
+  time from its first to its last recorded update counts, so that the start does not; the agents' rates are added. Of a
+  run that was resumed on another number of ranks, only the time since then counts.
 * sections: the mean wall time of an agent's update spent choosing actions, simulating, in the backward pass, in the
   optimiser, in the exchange and recording; other: the rest, up to the next update.
 * cores used: processor time of all agents over training time; 2 means two cores all the time. Cores busy: of whole nodes,
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from groups import Group, grouped, labels
+from groups import SIZE, Group, grouped, labels, mixtures
 from references import is_atari
 from runs import Run, RunError
 from script import COLOURS, MARKERS, Answer, Options, Table, look, main, panels
@@ -59,7 +60,7 @@ class Speed:
 
 
 def answer(found: list[Run], options: Options) -> Answer:
-    timed = [run for run in found if any(len(run.updates(rank)) > 1 for rank in range(run.agents))]
+    timed = [run for run in found if any(len(lately(run, rank)) > 1 for rank in range(run.agents))]
     if not timed:
         raise RunError(f"{found[0].path}: fewer than two updates are there; two or more are expected")
     groups = grouped(timed, options.by)
@@ -78,23 +79,40 @@ def answer(found: list[Run], options: Options) -> Answer:
         "and bars of an update's time by section."
     )
     notes = [] if measured else ["energy: not available in these runs"]
+    notes += mixtures(groups, apart=SIZE)
     notes += [f"{run.path}: fewer than two updates; left out" for run in found if run not in timed]
     return Answer(table(speeds), figure, alt, points(speeds), notes)
 
 
 def measure(run: Run, group: Group) -> Speed:
-    tables = [table for table in map(run.updates, range(run.agents)) if len(table) > 1]
+    tables = [table for table in (lately(run, rank) for rank in range(run.agents)) if len(table) > 1]
     seconds = np.array([3600 * np.ptp(table["hours"]) for table in tables])
     steps = np.array([np.ptp(table["steps"]) for table in tables])
     frames = (4 if is_atari(run.config["env"]) else 1) * float(np.sum(steps / seconds))
     parts = np.array([[table[name][1:].mean(dtype=float) for name in SECTIONS] for table in tables]).mean(axis=0)
     whole = np.mean([s / (len(table) - 1) for s, table in zip(seconds, tables)])
     cores = float(np.sum([table["cpu"][1:].sum(dtype=float) / s for s, table in zip(seconds, tables)]))
-    nodes = [table for table in map(run.energy, range(run.agents)) if len(table)]
-    hours, joules, _ = run.joules
-    watts = np.diff(joules[[0, -1]])[0] / np.ptp(hours) / 3600 if len(hours) > 1 else np.nan
+    begin = min(table["hours"][0] for table in tables)
+    nodes = [table[table["hours"] >= begin] for table in map(run.energy, range(run.agents))]
+    nodes = [table for table in nodes if len(table)]
     busy = [weighted(nodes, name) for name in ("cores_busy", "gpus_busy")]
-    return Speed(run, group, frames, np.array([*parts, max(0.0, whole - parts.sum())]), cores, *busy, float(watts))
+    return Speed(run, group, frames, np.array([*parts, max(0.0, whole - parts.sum())]), cores, *busy, power(run, nodes))
+
+
+def lately(run: Run, rank: int) -> np.ndarray:
+    """The updates since the run has had as many agents as now."""
+    table = run.updates(rank)
+    before = np.flatnonzero(run.agents_at(rank, table["update"]) != run.agents)
+    return table[before[-1] + 1 :] if len(before) else table
+
+
+def power(run: Run, nodes: list[np.ndarray]) -> float:
+    """W, all nodes, from when each of them has been read once; NaN: not available."""
+    hours, joules, _ = run.joules
+    begin = max((table["hours"][0] for table in nodes), default=np.inf)
+    if not len(hours) or begin >= hours[-1]:
+        return np.nan
+    return float(joules[-1] - np.interp(begin, hours, joules)) / (hours[-1] - begin) / 3600
 
 
 def weighted(nodes: list[np.ndarray], column: str) -> float:

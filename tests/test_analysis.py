@@ -142,6 +142,20 @@ def test_a_line_that_ends_before_a_run_of_its_group_is_remarked(tmp_path):
     assert said in learning_curves.short([drawn], ["steps"])
 
 
+def test_a_run_that_begins_where_another_has_ended_is_drawn(tmp_path):
+    """A sweep's first run was killed early, the last one has just finished its first game."""
+    for seed, (first, last) in enumerate([(1, 10), (50, 60)]):
+        run_dir = begin(tmp_path / str(seed), seed=seed)
+        for rank in range(2):
+            episodes = episode_rows(np.random.default_rng(seed), 20, last, first)
+            write(run_dir, rank, 0, updates=update_rows(1, last), episodes=episodes)
+    found, _ = load([tmp_path])
+    drawn = learning_curves.curve(line([tmp_path / "0", tmp_path / "1"]), "steps")
+    assert np.isfinite(drawn.value).all() and drawn.x[-1] >= 50 * STEPS * 2 * 0.9
+    learning_curves.answer(found, learning_curves.Curves(runs=()))
+    plt.close("all")
+
+
 @pytest.mark.parametrize("number", [1, 60, 350])
 def test_windows_are_those_of_a_plain_loop(tmp_path, number):
     run_dir = make(tmp_path / "r", 0, agents=1, number=number)
@@ -216,6 +230,30 @@ def test_energy_that_one_node_does_not_count_is_not_available(tmp_path):
     assert runs.open_run(run_dir).joules[2] == ""
 
 
+@pytest.mark.parametrize("counted, watts, whose", [(("cpu", "gpu"), 3, "CPU and GPU"), (("cpu", "gpu", "node"), 5, "node")])
+def test_a_node_s_own_counter_counts_before_its_parts(tmp_path, counted, watts, whose):
+    run_dir, of = begin(tmp_path / "r", agents=1), {"cpu": 1, "gpu": 2, "node": 5}
+    rows = energy_rows(100, np.nan)
+    for name in counted:
+        rows[f"{name}_joules"] = 72 * of[name]
+    write(run_dir, 0, 0, updates=update_rows(1, 100), energy=rows)
+    run = runs.open_run(run_dir)
+    assert run.joules[2] == whose
+    assert throughput.measure(run, grouped([run], "exchange")[0]).watts == pytest.approx(watts)
+
+
+def test_power_counts_from_when_every_node_was_read(tmp_path):
+    """Two nodes of 100 W; the second is read half a row after the first."""
+    run_dir = begin(tmp_path / "r")
+    for rank in range(2):
+        rows = energy_rows(5, 7200)
+        rows["hours"] += rank / 100
+        write(run_dir, rank, 0, updates=update_rows(1, 100), energy=rows)
+    run = runs.open_run(run_dir)
+    # The first node's last reading comes before the second's, and counts until there.
+    assert throughput.measure(run, grouped([run], "exchange")[0]).watts == pytest.approx(200, rel=0.07)
+
+
 # Throughput, staleness, robustness, scores.
 
 
@@ -240,6 +278,36 @@ def test_rates_and_efficiency(tmp_path):
     assert weak == pytest.approx(75) and math.isnan(strong)
 
 
+def test_strong_efficiency_is_among_runs_of_as_many_simulators(tmp_path):
+    """The same 32 simulators on 2 ranks and on 4, which need 0.8 of the time for as many steps."""
+    for agents, num_envs in ((2, 16), (4, 8)):
+        run_dir = begin(tmp_path / str(agents), agents, env="pong", num_envs=num_envs)
+        for rank in range(agents):
+            rows = update_rows(1, 100)
+            rows["steps"] = 5 * num_envs * rows["update"]
+            rows["hours"] *= 0.8 if agents == 4 else 1
+            write(run_dir, rank, 0, updates=rows)
+    found, _ = load([tmp_path])
+    said = throughput.answer(found, Options(runs=()))
+    rows = {row[1]: dict(zip(said.table.headings, row)) for row in said.table.rows}
+    assert rows[2]["frames/s"] == pytest.approx(4 * 160 / 72) and rows[4]["frames/s"] == pytest.approx(4 * 160 / 57.6)
+    assert rows[4]["strong (%)"] == pytest.approx(100 * 1.25 / 2) and math.isnan(rows[4]["weak (%)"])
+    plt.close("all")
+
+
+def test_speed_is_that_of_the_newest_number_of_agents(tmp_path):
+    """Four agents did an update in 72 s; two, with steps dealt anew, do one in 36 s."""
+    run_dir = begin(tmp_path / "r", agents=2)
+    for rank in range(4):
+        write(run_dir, rank, 0, 4, updates=update_rows(1, 50))
+    for rank in range(2):
+        rows = update_rows(51, 100)
+        rows["steps"], rows["hours"] = 2 * 50 * STEPS + (rows["update"] - 50) * STEPS, 1 + (rows["update"] - 50) / 100
+        write(run_dir, rank, 50, 2, updates=rows)
+    run = runs.open_run(run_dir)
+    assert throughput.measure(run, grouped([run], "exchange")[0]).frames == pytest.approx(2 * STEPS / 36)
+
+
 def test_atari_has_four_frames_a_step():
     assert references.is_atari("pong") and references.is_atari("ms_pacman")
     assert not any(references.is_atari(name) for name in ("CartPole-v1", "MinAtar/Breakout-v1", "ALE/Pong-v5"))
@@ -260,6 +328,9 @@ def test_ages_and_skips_are_counted(tmp_path):
     assert row["skipped (%)"] == 10 and row["longest gap (s)"] == pytest.approx(0.05)
     counts = {(r[2], r[3], int(r[4])): int(r[5]) for r in said.points.rows}
     assert counts == {(1 - rank, rank, age): sum(u % 3 == age for u in range(1, 51)) for rank in range(2) for age in range(3)}
+    restarted = np.zeros(4, runs.TABLES["updates"])
+    restarted["torn"] = [2, 5, 0, 3]
+    assert staleness.torn_messages(restarted) == 8
     columns, shares = staleness.histogram({(0, 1): np.array([0, 0, 1, 5]), (1, 0): np.array([-3, 1])})
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert columns[0] == -3.5 and columns[-1] == 5.5

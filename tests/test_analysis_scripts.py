@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded import ANALYSIS, ROOT, begin, command, cut, episode_rows, evaluate, make, mix_rows, update_rows, write
+from recorded import ANALYSIS, ROOT, STEPS, begin, command, cut, episode_rows, evaluate, make, mix_rows, update_rows, write
 
 import compare
 import learning_curves
@@ -41,33 +41,46 @@ SCRIPTS = {
 # Damaged, live and finished runs; the command.
 
 
+def start(run_dir: Path, exchange: str, agents: int, first: int, last: int) -> None:
+    """One start of a run on a ring: the metrics of updates first to last."""
+    begin(run_dir, agents, env="pong", exchange=exchange, total_steps=100 * STEPS * 2)
+    for rank in range(agents):
+        random = np.random.default_rng(rank)
+        sketched = np.arange(first + 9, last + 1, 10)
+        sketches = np.zeros(len(sketched), runs.TABLES["sketches"])
+        sketches["update"] = sketched
+        sketches["parameters"], sketches["gradient"] = random.normal(size=(2, len(sketches), 4096))
+        updates = update_rows(first, last)
+        updates["step_norm"], updates["cpu"] = 100, 0.05
+        mixes = mix_rows(first, last) if exchange == "gossip" else np.zeros(0, runs.TABLES["mixes"])
+        mixes["peer"], mixes["version"] = (rank - 1) % agents, mixes["update"]
+        episodes = episode_rows(random, 200, last, first)
+        write(run_dir, rank, first - 1, agents, updates=updates, episodes=episodes, mixes=mixes, sketches=sketches)
+
+
 @pytest.fixture(scope="module")
 def states(tmp_path_factory) -> dict[str, list[Path]]:
-    """Runs that all scripts can answer of, finished, live and cut short: two methods each."""
+    """Runs that all scripts can answer of, in every state: two methods each. An elastic one had 4 agents, then 2."""
     folder = tmp_path_factory.mktemp("states")
-    for state in ("finished", "live", "cut"):
+    for state in STATES:
         for exchange in ("gossip", "allreduce"):
-            run_dir = begin(folder / state / exchange, 2, env="pong", exchange=exchange)
-            last = 100 if state == "finished" else 60
-            for rank in range(2):
-                random = np.random.default_rng(rank)
-                sketches = np.zeros(last // 10, runs.TABLES["sketches"])
-                sketches["update"] = np.arange(10, last + 1, 10)
-                sketches["parameters"], sketches["gradient"] = random.normal(size=(2, len(sketches), 4096))
-                updates = update_rows(1, last)
-                updates["step_norm"], updates["cpu"] = 100, 0.05
-                mixes = mix_rows(1, last) if exchange == "gossip" else np.zeros(0, runs.TABLES["mixes"])
-                mixes["peer"], mixes["version"] = 1 - rank, mixes["update"]
-                episodes = episode_rows(random, 200, last)
-                write(run_dir, rank, 0, updates=updates, episodes=episodes, mixes=mixes, sketches=sketches)
+            run_dir = folder / state / exchange
+            if state == "elastic":
+                start(run_dir, exchange, 4, 1, 50)
+                start(run_dir, exchange, 2, 51, 100)
+            else:
+                start(run_dir, exchange, 2, 1, 100 if state == "finished" else 60)
             evaluate(run_dir, {-1: [1.0, 2.0], 0: [0.0, 1.0], 1: [2.0, 3.0]})
         if state == "cut":
             third = write(folder / state / "gossip", 1, 60, updates=update_rows(61, 70))
             cut(third)
-    return {state: [folder / state] for state in ("finished", "live", "cut")}
+    return {state: [folder / state] for state in STATES}
 
 
-@pytest.mark.parametrize("state", ["finished", "live", "cut"])
+STATES = ("finished", "live", "cut", "elastic")
+
+
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_answers_of_runs_in_any_state(states, tmp_path, name, state, monkeypatch, capsys):
     module = sys.modules[name]
@@ -80,7 +93,7 @@ def test_every_script_answers_of_runs_in_any_state(states, tmp_path, name, state
     rows = list(csv.reader(open(tmp_path / "figure.csv")))
     assert len(rows) > 1 and len({len(row) for row in rows}) == 1
     assert "pong" in out or "A2C" in out
-    assert ("60% done; read as far as it goes" in err) == (state != "finished")
+    assert ("60% done; read as far as it goes" in err) == (state in ("live", "cut"))
     assert ("cannot be read" in err) == (state == "cut")
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from recorded import STEPS, begin, mix_rows, update_rows, write
@@ -15,6 +16,7 @@ import gradients
 import runs
 from gala_mpi import topology
 from groups import grouped
+from script import Options
 
 STEP, SIZE = 0.01, 4096
 
@@ -133,6 +135,29 @@ def test_without_a_peer_s_rows_there_is_no_bound(tmp_path):
         file["rows/updates"][()] = 20
     bound = consensus.drift(runs.open_run(run_dir)).bound
     assert np.isfinite(bound[:20]).all() and np.isnan(bound[20:]).all()
+
+
+@pytest.mark.parametrize("module", [consensus, gradients])
+def test_without_common_updates_it_is_said(tmp_path, module):
+    """A live run that has just grown: its agents have sketches, but not of the same updates yet."""
+    run_dir = begin(tmp_path / "r")
+    for rank in range(2):
+        sketches = np.ones(1, runs.TABLES["sketches"])
+        sketches["update"] = 10 + rank
+        write(run_dir, rank, 0, updates=update_rows(1, 20), sketches=sketches)
+    with pytest.raises(runs.RunError, match="no two agents have sketches of equal updates yet"):
+        module.answer([runs.open_run(run_dir)], Options(runs=()))
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.12])
+def test_a_graph_that_need_not_agree_has_no_bound_a_priori(tmp_path, beta):
+    run_dir = gossip_run(tmp_path / "r", topology.build("ring", 3), 20)
+    with h5py.File(run_dir / "run.h5", "r+") as file:
+        file["starts/0"].attrs["beta"] = beta
+    drift = consensus.drift(runs.open_run(run_dir))
+    assert drift.prior == np.inf and np.isfinite(drift.bound).all()
+    consensus.answer([runs.open_run(run_dir)], Options(runs=()))
+    plt.close("all")
 
 
 def test_correlations_are_cosines(tmp_path):

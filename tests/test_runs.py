@@ -18,7 +18,7 @@ from recorded import FACTS, ROOM, ROOT, STEPS, begin, cut, episode_rows, make, m
 import runs
 from gala_mpi import store
 from gala_mpi.agent import Update
-from gala_mpi.config import A2CSettings
+from gala_mpi.config import A2CSettings, Config
 
 
 def test_the_columns_are_those_of_the_writer():
@@ -111,8 +111,17 @@ def test_steps_are_of_the_agents_that_there_were(tmp_path):
     for rank in range(2):
         agents = [4] * 50 + [2] * 50
         assert run.agents_at(rank, run.updates(rank)["update"]).tolist() == agents
-    expected = [e["steps"] * (4 if e["update"] <= 50 else 2) for rank in range(2) for e in run.episodes(rank)]
+    for rank in range(2, 4):  # who has left since; what they did after the checkpoint was done again without them
+        assert run.updates(rank)["update"].tolist() == list(range(1, 51))
+    expected = [e["steps"] * (4 if e["update"] <= 50 else 2) for rank in range(4) for e in run.episodes(rank)]
     assert sorted(run.scores["steps"]) == sorted(expected)
+    assert set(run.all_episodes()["rank"]) == {0, 1, 2, 3} and run.problems == []
+    for rank in range(6):  # and six from update 90 on
+        write(run_dir, rank, 90, 6, updates=update_rows(91, 100))
+    store.write_run(run_dir, Config(env="CartPole-v1", total_steps=100), 6, FACTS)
+    run = runs.open_run(run_dir)
+    assert run.updates(3)["update"].tolist() == [*range(1, 51), *range(91, 101)]
+    assert run.agents_at(0, np.array([50, 51, 90, 91])).tolist() == [4, 2, 2, 6]
 
 
 def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):

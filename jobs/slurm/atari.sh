@@ -55,16 +55,16 @@ while [ "$signal" ]; do
 done
 
 # Preempted with time to save: Slurm requeues what it has to kill, but not what ends by itself.
-if [ "$status" != 0 ] && scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; then
+if [ "$status" != 0 ] && [[ $(scontrol show job "$job" || true) =~ PreemptTime=[0-9] ]]; then
     status=75
 fi
 if [ "$status" = 75 ]; then
-    idle=$(python -m gala_mpi.watch "$run" --value idle_starts)
+    idle=$(python -m gala_mpi.watch "$run" --value idle_starts) || idle=0 # there was no run yet
     if [ "$idle" -ge "$PATIENCE" ]; then
         echo "not requeued: the last $idle starts have brought no progress"
     else
-        echo "requeued"
-        scontrol requeue "$job"
+        echo "to be requeued"
+        scontrol requeue "$job" || echo "not requeued; to go on: sbatch jobs/slurm/atari.sh --run-dir $run"
     fi
 fi
 exit "$status"

@@ -20,6 +20,10 @@ set -euo pipefail
 
 table=${1:-jobs/slurm/sweep.txt}
 shift || true
+if [ ! -r "$table" ]; then
+    echo "$table cannot be read; a table of runs is expected" >&2
+    exit 2
+fi
 index=$SLURM_ARRAY_TASK_ID runs=1 flags=() name=$(printf %03d "$index")
 while IFS='|' read -ra parts; do
     read -ra part <<<"${parts[index / runs % ${#parts[@]}]}"

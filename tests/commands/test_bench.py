@@ -29,7 +29,8 @@ def test_train(exchange):
     for turn, ranks in ((one, 1), (both, 2)):
         assert 0 < sum(turn[section] for section in SECTIONS) <= 1.01 * turn["update"]
         steps = found["settings"]["num_envs"] * found["settings"]["rollout_length"]
-        assert turn["steps_per_second"] * turn["update"] == pytest.approx(ranks * steps, rel=0.5)
+        # A sum of rates times a mean of times: ranks × steps where all are as fast, more where they are not.
+        assert 0.999 <= turn["steps_per_second"] * turn["update"] / (ranks * steps) < 1.5
         limit = 1 / (1 / turn["simulators"] + turn["flops_per_step"] / turn["flops_per_second"])
         assert turn["limit"] == pytest.approx(limit)
         assert turn["reached"] == pytest.approx(turn["steps_per_second"] / limit)

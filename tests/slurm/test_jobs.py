@@ -256,11 +256,6 @@ def test_preemption_and_node_failure(disturbed, undisturbed, name):
 
 def test_sweep(cluster, sweep, runs):
     """Every combination is run, each in its own directory, and drawn from the directory alone."""
-    most = 0
-    while queue := cluster("squeue", "-h", "-r", "-j", sweep.number, "-o", "%T", check=False).split():
-        most = max(most, queue.count("RUNNING"))
-        time.sleep(0.2)
-    assert most <= 3
     for task in range(8):
         Batch(cluster, sweep.number, task).wait()
     folder = runs / f"sweep-{sweep.number}"
