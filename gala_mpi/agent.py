@@ -96,9 +96,9 @@ class Agent:
         with on_host(self.learner.flat.data) as parameters:
             self.exchange.start(self.learner.updates, parameters)
 
-    def close(self) -> None:
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Collective. Serve the others until all are done, then let go of windows and simulators."""
-        self.exchange.close()
+        self.exchange.close(meanwhile)
         self.collector.simulators.close()
 
 

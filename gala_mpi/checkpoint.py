@@ -107,14 +107,15 @@ class Checkpoints:
         return not self._config.exact_resume and time.monotonic() >= self._due
 
     def heed(self, order: Order, update: int) -> Order:
-        """What to do after `update`: what was agreed on. Exact runs save at every N-th update, and stop nowhere else."""
+        """What to do after `update`: what was agreed on. Exact runs save at every N-th update, and stop nowhere else; a replay
+        stops where the record does."""
         if not self._config.exact_resume:
             return order
-        mark = update % self._config.checkpoint_updates == 0
-        return dataclasses.replace(order, save=mark, stop=order.stop and mark)
+        mark = update % self._config.exact_updates == 0
+        return dataclasses.replace(order, save=mark, stop=order.stop and (mark or self._config.replay is not None))
 
     def save(self, state: State, generation: int | None = None) -> None:
-        """Write the next generation (or `generation`); rank 0 also deletes what need not be kept.
+        """Write the next generation (or `generation`); the first rank that lives also deletes what need not be kept.
 
         By the schedule, not by now: generations then fall at about the same time on all ranks. A rank that was suspended and
         has missed some leaves them out. Where all ranks save at the same update, they count together whatever their clocks say.
@@ -124,18 +125,21 @@ class Checkpoints:
         self._due += (1 + missed) * self._seconds
         self.generation = generation or self.generation + 1 + (0 if self._config.in_step else missed)
         write(self._run, self.generation, self._rank, state)
-        if self._rank == 0:
-            self._prune()
+        lost = store.lost(self._run)
+        if self._rank == min({*range(state.agents)} - lost, default=0):
+            self._prune(lost)
         self.slowest = max(self.slowest, time.monotonic() - began)
 
-    def _prune(self) -> None:
-        """Every rank saves in the order of the numbers: what is incomplete when a later one is complete stays so."""
+    def _prune(self, lost: set[int]) -> None:
+        """Every rank saves in the order of the numbers: what is incomplete when a later one is complete stays so, unless a rank
+        that was taken for dead is still writing."""
         done = complete(self._run)
         kept = {*done[-self._config.keep_checkpoints :], best(self._run)}
-        kept |= {_newest_of(self._run, rank) for rank in store.lost(self._run)}
+        kept |= {_newest_of(self._run, rank) for rank in lost}
         for generation in generations(self._run):
-            if done and generation < done[-1] and generation not in kept:
-                shutil.rmtree(store.checkpoint_file(self._run, generation, 0).parent, ignore_errors=True)
+            folder = store.checkpoint_file(self._run, generation, 0).parent
+            if done and generation < done[-1] and generation not in kept and not any(folder.glob(".*.tmp")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(run: Path, generation: int, rank: int, state: State) -> None:
@@ -267,12 +271,12 @@ def replace_lost(run: Path) -> None:
     optimiser, and does all its updates.
     """
     lost = store.lost(run)
-    generation = max(complete(run), default=0) if lost else 0
-    for rank in lost - {*ranks(run, generation)} if generation else ():
-        if own := _newest_of(run, rank):
-            state = load(run, own, rank)
-        else:
-            there = ranks(run, generation)
+    generation = (newest(run) if lost else None) or 0
+    there = ranks(run, generation)
+    for rank in sorted(lost & {*range(agents(run, generation))} - {*there}):
+        own = _newest_of(run, rank)
+        state = load(run, own, rank) if own else None
+        if state is None or state.agents != agents(run, generation):  # of a run that has since had another number of agents
             state = load(run, generation, max((other for other in there if other < rank), default=there[-1]))
             state.learner |= {"updates": 0, "steps": 0}
         write(run, generation, rank, state)

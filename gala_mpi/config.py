@@ -138,6 +138,11 @@ class Config:
         """Whether all agents stand at the same update."""
         return self.exchange == "allreduce" or self.staleness == 0
 
+    @property
+    def exact_updates(self) -> int:
+        """Updates from one checkpoint of an exact run to the next; its games are cut off at each, so not too few."""
+        return self.checkpoint_updates or 5000
+
     def updates(self, agents: int, done: int = 0, steps: int = 0) -> int:
         """The update at which each of `agents` agents ends, when they have done `done` updates and `steps` steps in all."""
         per_update = self.num_envs * self.rollout_length

@@ -82,6 +82,7 @@ ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: wh
 SECONDS_BETWEEN_WRITES = 2.0
 SECONDS_BETWEEN_READINGS = 10.0  # of the node's counters
 ROOM = 65_536  # updates a file has room for; when one is full the next begins
+SKETCH_ROOM = 1024  # likewise; a sketch takes 32 KiB, and a new file is made in memory
 
 
 class Metrics:
@@ -116,8 +117,8 @@ class Metrics:
         self._last_update = update + updates
         self._began = time.monotonic() - 3600 * hours
         self._meter = meter
-        self._open(update)
         self._waiting: dict[str, list[tuple]] = {table: [] for table in TABLES}
+        self._open(update)
         self._written = self._metered = time.monotonic()
         self._cpu = time.process_time()
 
@@ -173,10 +174,12 @@ class Metrics:
         rooms = {
             "updates": room,
             "episodes": ROOM,
-            "mixes": max(1, room * self._peers),
-            "sketches": room // self._sketch_updates + 1 if self._sketch_updates else 1,
+            "mixes": room * self._peers,
+            "sketches": min(SKETCH_ROOM, room // self._sketch_updates + 1) if self._sketch_updates else 1,
             "energy": ROOM if self._meter else 1,
         }
+        # At least what waits: in place of a lost peer (--survive) several are mixed.
+        rooms = {name: max(1, count, len(self._waiting[name])) for name, count in rooms.items()}
         layouts = {name: (TABLES[name], rooms[name]) for name in TABLES}
         path = store.next_metrics_file(self._run, self._rank)
         self._tables = store.Tables(path, layouts, {"rank": self._rank, "after_update": update, **self._facts})

@@ -19,10 +19,8 @@ from gala_mpi.config import Config
 from gala_mpi.doctor import quick
 from gala_mpi.envs import Spaces
 from gala_mpi.errors import SettingError
-from gala_mpi.topology import Topology
+from gala_mpi.topology import Topology, figures
 from gala_mpi.world import World
-
-UPDATES_BETWEEN_CHECKPOINTS = 5000  # of an exact run; its games are cut off at each, so not too few
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,14 @@ class Plan:
         config: every setting, with nothing left to choose: `topology`, `network`, `precision` and `run_dir` are resolved.
         origin: the checkpoint to go on from.
         mixes_per_update: the most messages that an agent averages in one update.
+        notice: how many updates may pass between a wish to stop and the stop.
         advice: lines to print: what is taken of each host, and what speaks against it.
     """
 
     config: Config
     origin: Origin
     mixes_per_update: int
+    notice: int
     advice: list[str]
 
 
@@ -46,7 +46,7 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     """Parse, check, resolve, and begin the run directory. Rank 0 only.
 
     Raises:
-        SettingError: names the setting, the value seen and the values allowed. Nothing on disk was touched.
+        SettingError: names the setting, the value seen and the values allowed. Nothing good on disk was touched.
         SystemExit: after --help, or a flag that does not parse.
     """
     wanted = config.parse(arguments)
@@ -63,7 +63,9 @@ def make(arguments: list[str] | None, world: World) -> Plan:
         store.write_run(settings.run_dir, settings, world.size, facts)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
-    return Plan(settings, origin, graph.degree if graph else 0, advice)
+    notice = figures.notice(graph) if graph and settings.staleness == 0 else world.size
+    notice += settings.exact_updates if settings.exact_resume else 0
+    return Plan(settings, origin, graph.degree if graph else 0, notice, advice)
 
 
 def resolve(wanted: Config, world: World) -> Config:
@@ -97,7 +99,6 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
             f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; --staleness 0, "
             "--exchange allreduce or one rank is expected"
         )
-    marks = wanted.checkpoint_updates or (UPDATES_BETWEEN_CHECKPOINTS if wanted.exact_resume else None)
     precision = wanted.precision
     if precision == "auto":
         precision = model.fastest_precision(network, spaces, wanted.num_envs, device)
@@ -105,7 +106,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
     length = sum(parameter.numel() for parameter in model.Network(network, spaces).parameters())
-    settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir, "checkpoint_updates": marks}
+    settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
     return dataclasses.replace(wanted, **settled), length
 
 
@@ -178,5 +179,13 @@ def _resume(settings: Config, world: World) -> Origin:
     store.remove_leftovers(run)
     if not origin.generation:
         return origin
-    graph = topology.build(before.topology, origin.agents) if before.exchange == "gossip" else None
+    graph = _graph_of(run, origin.agents) if before.exchange == "gossip" else None
     return dataclasses.replace(origin, shares=elastic.shares(graph, origin.agents, world.size))
+
+
+def _graph_of(run: Path, agents: int) -> Topology | None:
+    """The graph on which a run had so many agents: that of the newest such start, for a later one may have saved nothing."""
+    for start in reversed(store.read_starts(run)):
+        if len(start["hosts"]) == agents:
+            return topology.build(Config.from_json(start["config"]).topology, agents)
+    return None

@@ -40,15 +40,23 @@ def check(settings: Config, threads: list[int]) -> None:
         here, there = getattr(settings, name), getattr(before, name)
         if here != there:
             raise SettingError(f"--replay {run}: {name} {here}; the run's {there} is expected")
+    for rank in range(agents):
+        if not store.metrics_files(run, rank):
+            raise SettingError(f"--replay {run}: rank {rank} has recorded nothing; metrics of all {agents} agents are expected")
     if list(starts[0]["threads"]) != threads:
         raise SettingError(f"--replay {run}: threads {threads}; the run's {list(map(int, starts[0]['threads']))} are expected")
+
+
+def bits(numbers: np.ndarray) -> np.ndarray:
+    """float32 as they lie in memory: NaN equals NaN."""
+    return np.ascontiguousarray(numbers).view(np.uint32)
 
 
 def repeats(recorded: Path, run: Path, rank: int) -> bool:
     """Whether all losses and norms of one rank are the same, bit for bit; prints where they begin to differ."""
     old, new = (store.read_rows(path, rank, "updates") for path in (recorded, run))
     old = old[: len(new)]
-    same = np.logical_and.reduce([old[column] == new[column] for column in COLUMNS])
+    same = np.logical_and.reduce([bits(old[column]) == bits(new[column]) for column in COLUMNS])
     if not same.all():
         first = new["update"][~same][0]
         print(f"gala_mpi: rank {rank} differs from {recorded} from update {first} on", file=sys.stderr, flush=True)

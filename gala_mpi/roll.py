@@ -1,7 +1,7 @@
 """Who is there at the end of a run that outlives a rank, agreed upon by files: no collective of MPI returns without the dead.
 
 Every rank has one file in the run directory, and whoever creates it first decides how that rank's part ended: the rank
-itself, when it has left the training loop, or the one that misses it first. It never changes, so all see the same.
+itself, when all that live have left the training loop, or the one that misses it first. It never changes, so all see the same.
 """
 
 from __future__ import annotations
@@ -67,20 +67,37 @@ class Roll:
             self._say(f"rank {rank} on {self._world.hosts[rank]} is back; the end does not wait for it")
         self._missed = set(lost)
 
+    def leave(self) -> None:
+        """I have left the training loop; I may still be missed while others are in it."""
+        store.first(store.left_file(self._run, self._world.rank), "")
+
+    def all_out(self, lost: dict[int, int]) -> bool:
+        """Whether every rank has left the training loop, or is lost. To be asked until so, with those that I have lost."""
+        if not self._due():
+            return False
+        self.miss(lost)
+        ranks = range(self._world.size)
+        return all(store.left_file(self._run, rank).exists() or store.end_file(self._run, rank).exists() for rank in ranks)
+
     def answer(self, update: int, generation: int) -> None:
-        """I have left the training loop, after this update and checkpoint."""
+        """All have left the training loop, I after this update and checkpoint."""
         self._decide(End(self._world.rank, self._world.host, False, update, generation))
 
     def complete(self, lost: dict[int, int]) -> bool:
         """Whether every rank's part has ended. To be asked until it has, with those that I have lost."""
-        if time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+        if not self._due():
             return False
-        self._looked = time.monotonic()
         self.miss(lost)
         files = [store.end_file(self._run, rank) for rank in range(self._world.size)]
         if all(file.exists() for file in files):
             self.ends = [End(**json.loads(file.read_text())) for file in files]
         return bool(self.ends)
+
+    def _due(self) -> bool:
+        """Whether it is time to look at the files again."""
+        due = time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS
+        self._looked = time.monotonic() if due else self._looked
+        return due
 
     def wait_for_checkpoints(self, generation: int) -> None:
         """Until all that are left have saved their last one, or long enough: launchers end all with the first that leaves."""

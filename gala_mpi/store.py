@@ -7,10 +7,11 @@ A run directory:
     checkpoints/000012/rank00007.h5   all state of one rank; a generation is complete when every rank's file is there
     ends/rank00007.json               with --survive: how the rank's part ended, once it has
 
-Two ways of writing, and no other:
+Three ways of writing, and no other:
 
 * `atomic`: a file is built in memory, written under a temporary name, synced and renamed. A kill leaves the old file or the
   new one.
+* `first`: a small file that one of many creates, whole, and nobody changes.
 * `Tables`: a metrics file is created whole, with room for its rows, by `atomic`. Rows then go straight to their place in
   the file (datasets are contiguous, so a row has a fixed offset) and the row counter follows. No HDF5 structure ever
   changes again, so a reader of a live or killed run always sees a sound file with whole rows, and no lock is held.
@@ -119,14 +120,16 @@ def sync(path: Path) -> None:
 def first(path: Path, text: str) -> bool:
     """Create `path` with `text`, whole; False if it is there already, which then stays as it is. One of many wins."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    path.parent.mkdir(exist_ok=True)
     try:
-        temporary.write_text(text)
-        sync(temporary)
-        os.link(temporary, path)
+        with naming(path):
+            path.parent.mkdir(exist_ok=True)
+            temporary.write_text(text)
+            sync(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
         return True
-    except FileExistsError:
-        return False
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -222,6 +225,10 @@ def remove_leftovers(run: Path) -> None:
 
 def end_file(run: Path, rank: int) -> Path:
     return run / "ends" / f"{RANK_FILE.format(rank)}.json"
+
+
+def left_file(run: Path, rank: int) -> Path:
+    return run / "ends" / f"{RANK_FILE.format(rank)}.left"
 
 
 def lost(run: Path) -> set[int]:

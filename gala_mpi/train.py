@@ -79,7 +79,7 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
         self.progress = Progress(world, config, self.learner.steps)
-        self.stop = Stop(config.wall_minutes, notice=world.size + (config.checkpoint_updates or 0))
+        self.stop = Stop(config.wall_minutes, plan.notice)
         self.roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
 
     def run(self) -> None:
@@ -98,8 +98,8 @@ class Trainer:
                             self.agent.begin()  # as who resumes here
             if self.roll:
                 self.end_without_the_lost(self.roll)
-            self.agent.close()  # from here on all ranks are out of the loop
-            if not (order.stop and self.config.exact_resume):  # which has just saved
+            self.agent.close(meanwhile=self.attend)  # from here on all ranks are out of the loop
+            if not (order.stop and order.save and self.config.exact_resume):  # which has just saved
                 self.save(self.world.largest(self.checkpoints.generation) + 1)
             self.metrics.close()
 
@@ -122,8 +122,17 @@ class Trainer:
         state = checkpoint.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
         self.checkpoints.save(state, generation)
 
+    def attend(self) -> None:
+        """While others still train: save with them, for a checkpoint is of all ranks; pass on a wish to stop."""
+        if self.checkpoints.due():
+            self.save()
+        if self.stop.verdict[0] != stop.FINISHED:
+            self.exchange.agree(Order(stop=True))
+
     def end_without_the_lost(self, roll: Roll) -> None:
         """Wait for the others' ends; where somebody is lost, save, say so and leave without MPI."""
+        roll.leave()
+        self.exchange.serve(until=roll.all_out, meanwhile=self.attend)
         roll.answer(self.learner.updates, self.checkpoints.generation)
         self.exchange.serve(until=roll.complete)
         if not roll.lost:

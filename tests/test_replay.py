@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
+from recorded import update_rows, write
 
 from gala_mpi import replay, store
 from gala_mpi.config import A2CSettings, Config, check, parse
@@ -17,6 +19,8 @@ RECORDED = Config(env="CartPole-v1", network="mlp", precision="fp32", wall_minut
 def record(run: Path, config: Config = RECORDED) -> Config:
     """A run of two ranks with a thread each; the settings of its replay."""
     store.write_run(run, dataclasses.replace(config, run_dir=run), 2, {"threads": [1, 1]})
+    for rank in range(2):
+        write(run, rank, 0, updates=update_rows(1, 10))
     return parse(["--replay", str(run), "--run-dir", "again"])
 
 
@@ -50,6 +54,26 @@ def test_other_ranks_and_threads_are_refused(tmp_path):
         replay.check(settings, [1, 1, 1])
     with pytest.raises(SettingError, match=r"threads \[2, 2\]; the run's \[1, 1\] are expected"):
         replay.check(settings, [2, 2])
+
+
+def test_a_rank_that_was_killed_before_it_recorded_anything_is_named(tmp_path):
+    settings = record(tmp_path / "run")
+    store.metrics_files(tmp_path / "run", 1)[0].unlink()
+    with pytest.raises(SettingError, match="rank 1 has recorded nothing; metrics of all 2 agents are expected"):
+        replay.check(settings, [1, 1])
+
+
+def test_a_diverged_run_can_be_repeated(tmp_path, capsys):
+    """NaN is NaN, but 0 is not -0: what counts are the bits."""
+    rows = update_rows(1, 10)
+    rows["policy_loss"][5:] = np.nan
+    for name, zero in (("run", 0.0), ("same", 0.0), ("other", -0.0)):
+        rows["value_loss"][8] = zero
+        store.write_run(tmp_path / name, RECORDED, 1, {})
+        write(tmp_path / name, 0, 0, updates=rows)
+    assert replay.repeats(tmp_path / "run", tmp_path / "same", 0)
+    assert not replay.repeats(tmp_path / "run", tmp_path / "other", 0)
+    assert "from update 9 on" in capsys.readouterr().err
 
 
 def test_what_was_resumed_or_did_not_gossip_is_refused(tmp_path):

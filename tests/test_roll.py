@@ -69,6 +69,21 @@ def test_all_see_the_same_end(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.count("rank 2 on host2 is lost, last seen at update 41") == 1
 
 
+def test_who_has_left_can_still_be_missed_while_others_train(tmp_path, monkeypatch):
+    monkeypatch.setattr("gala_mpi.roll.SECONDS_BETWEEN_LOOKS", 0.0)
+    rolls = [Roll(tmp_path, world(rank)) for rank in range(3)]
+    for rank in (2, 0):
+        rolls[rank].leave()
+        assert not rolls[rank].all_out({})
+    rolls[0].miss({2: 100})  # it dies after its last update
+    assert not rolls[0].all_out({2: 100})
+    rolls[1].leave()
+    for rank in (0, 1):
+        assert rolls[rank].all_out({2: 100})
+        rolls[rank].answer(100, 5)
+    assert rolls[0].complete({2: 100}) and [end.rank for end in rolls[0].lost] == [2]
+
+
 def test_who_is_left_waits_for_the_others_last_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr("gala_mpi.roll.SECONDS_TO_SAVE", 0.5)
     roll = Roll(tmp_path, world(0))
@@ -128,11 +143,57 @@ def test_without_a_checkpoint_of_its_own_a_neighbour_lends_its_parameters(tmp_pa
     assert (int(replaced.learner["updates"]), int(replaced.learner["steps"])) == (0, 0)
 
 
+def test_the_dead_of_a_start_that_saved_nothing_are_not_put_into_older_checkpoints(tmp_path):
+    """Three agents saved; a start with four lost the last one and was killed before its first checkpoint."""
+    save(tmp_path, 1, [0, 1, 2])
+    lose(tmp_path, 3)
+    checkpoint.replace_lost(tmp_path)
+    assert checkpoint.ranks(tmp_path, 1) == [0, 1, 2]
+
+
+def test_the_dead_are_replaced_in_the_newest_sound_checkpoint(tmp_path):
+    save(tmp_path, 1, [0, 1, 2])
+    save(tmp_path, 2, [0, 1])
+    save(tmp_path, 3, [0, 1])
+    store.checkpoint_file(tmp_path, 3, 0).write_bytes(b"damaged")
+    lose(tmp_path, 2)
+    checkpoint.replace_lost(tmp_path)
+    store.forget_ends(tmp_path)
+    assert checkpoint.newest(tmp_path) == 2 and checkpoint.ranks(tmp_path, 3) == [0, 1]
+
+
+def test_what_the_dead_saved_among_other_agents_does_not_count(tmp_path):
+    """Its steps are of another dealing."""
+    for rank in range(2):
+        checkpoint.write(tmp_path, 1, rank, state(rank, 10, agents=2))
+    save(tmp_path, 2, [0, 2])
+    lose(tmp_path, 1)
+    checkpoint.replace_lost(tmp_path)
+    assert checkpoint.load(tmp_path, 2, 1).learner["parameters"].tolist() == [0] * 4
+
+
 def test_nothing_is_replaced_where_nobody_died(tmp_path):
     save(tmp_path, 1, [0, 1, 2])
     save(tmp_path, 2, [0, 1])
     checkpoint.replace_lost(tmp_path)
     assert checkpoint.ranks(tmp_path, 2) == [0, 1]
+
+
+def test_where_the_first_rank_is_dead_the_next_one_deletes(tmp_path):
+    lose(tmp_path, 0)
+    checkpoints = Checkpoints(tmp_path, 1, Config(keep_checkpoints=2), 0)
+    for generation in range(1, 8):
+        checkpoints.save(state(1, generation, agents=2))
+    assert checkpoint.generations(tmp_path) == [6, 7]
+
+
+def test_what_somebody_still_writes_is_not_deleted(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 0, Config(keep_checkpoints=1), 0)
+    for generation in range(1, 5):
+        checkpoints.save(state(0, generation, agents=1))
+        if generation == 1:
+            (store.checkpoint_file(tmp_path, 1, 1).parent / ".rank00001.h5.host.1.tmp").touch()
+    assert checkpoint.generations(tmp_path) == [1, 4]
 
 
 def test_the_last_checkpoint_of_the_dead_is_kept(tmp_path):

@@ -20,7 +20,7 @@ from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs import Episode, Spaces
 from gala_mpi.exchange import Counters, Mix
 from gala_mpi.learner import A2C, Losses
-from gala_mpi.metrics import Metrics
+from gala_mpi.metrics import TABLES, Metrics
 from gala_mpi.model import Network
 from gala_mpi.sketch import SIZE
 
@@ -299,6 +299,22 @@ class Writer:
             seconds = {section: i + update for i, section in enumerate(SECTIONS)}
             done = Update(Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, sketches)
             self.metrics.record(self.learner, done, counters, seconds)
+
+
+def test_there_is_room_for_more_mixes_than_the_graph_has(tmp_path):
+    """In place of a lost peer all are read whom it read."""
+    writer = Writer(tmp_path, updates=6)
+    writer.metrics._peers = 0
+    writer.metrics._open(0)
+    writer.record(6)
+    writer.metrics.flush()
+    assert len(read(tmp_path, "mixes")) == sum(len(mixes_of(update)) for update in range(1, 7)) > 0
+    assert read(tmp_path, "updates")["update"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_sketch_at_every_update_takes_no_gigabytes(tmp_path):
+    metrics = Metrics(tmp_path, 0, 0, 10**6, 1, sketch_updates=1, hours=0.0)
+    assert metrics._tables.room("sketches") * TABLES["sketches"].itemsize < 2**26
 
 
 def read(run: Path, name: str, rank: int = 0) -> np.ndarray:

@@ -6,6 +6,7 @@ and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -64,8 +65,9 @@ class Exchange(Protocol):
 
     def counters(self) -> Counters: ...
 
-    def close(self) -> None:
-        """Collective. Serve the others until all are here, then free the windows. A second call does nothing."""
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Collective, and the last call. Serve the others until all are here, calling `meanwhile` as often as may be, then free
+        the windows."""
 
 
 def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
@@ -76,14 +78,14 @@ def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
     from gala_mpi.exchange.replay import Replay
     from gala_mpi.exchange.server import Server
 
+    if config.replay:
+        mixes, updates = (store.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
+        return Replay(comm, length, mixes, int(updates["update"].max(initial=0)))
     if comm.size == 1 or config.exchange == "none":
         return Independent(comm)
     if config.exchange == "allreduce":
         return AllReduce(comm, length)
     if config.exchange == "server":
         return Server(comm, length)
-    if config.replay:
-        mixes, updates = (store.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
-        return Replay(comm, length, mixes, int(updates["update"].max(initial=0)))
     graph = topology.build(config.topology, comm.size)
     return Gossip(comm, length, graph, config.staleness, config.checksum, config.survive)

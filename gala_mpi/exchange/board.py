@@ -85,4 +85,3 @@ class Board:
         self._window.Unlock_all()
         self._mine = None
         self._window.Free()
-        self._window = None

@@ -25,7 +25,7 @@ from mpi4py import MPI
 from gala_mpi.exchange import Counters, Mix, Order
 from gala_mpi.exchange.lookout import Lookout
 from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Glance, Mailbox, Pull
-from gala_mpi.topology import Topology
+from gala_mpi.topology import Topology, figures
 
 SECONDS_BETWEEN_WARNINGS = 30.0
 
@@ -63,6 +63,7 @@ class Gossip:
     ):
         self._comm, self._topology, self._bound = comm, topology, staleness
         self._lockstep = staleness == 0
+        self._notice = figures.notice(topology) if self._lockstep else 1  # updates
         # Of each round: looked up at every poke.
         self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
@@ -103,7 +104,7 @@ class Gossip:
         if not arrived and self._bound is not None and self._staleness >= self._bound:
             arrived = self._wait(lambda: self._ask(peers), lambda: self._exhausted(peers), peers)
         self._mixes = self._mix(parameters, peers) if arrived else []
-        self._staleness = 0 if arrived else self._staleness + 1
+        self._staleness = 0 if self._mixes else self._staleness + 1  # a round may have nobody to mix
         self._mailbox.post(MIXED, self._version)
 
     def _in_peers(self, version: int) -> list[int]:
@@ -223,20 +224,20 @@ class Gossip:
     def agree(self, wish: Order) -> Order:
         """Wishes travel in the headers, one hop an update, as appointments.
 
-        Lock-step agents keep an appointment at its update: it is made n updates ahead, when everybody has heard of it
+        Lock-step agents keep an appointment at its update: it is made so far ahead that everybody has heard of it by then
         (the earliest one counts). Otherwise agents move at their own pace: each saves by its own clock, and stops as soon
         as it hears that somebody does.
         """
         header = self._mailbox.header
         if wish.stop and not header[STOP_AT]:
-            self._mailbox.post(STOP_AT, self._version + self._comm.size)
+            self._mailbox.post(STOP_AT, self._version + self._notice)
         stop_at = self._pass_on_stop()
         if not self._lockstep:
             return Order(stop=stop_at > 0, save=wish.save)
         save_at = max([int(pull.header[SAVE_AT]) for pull in self._pulls.values()] + [int(header[SAVE_AT])])
-        # No agent is n updates behind another: a new appointment is made when all have kept the last one.
-        if wish.save and self._comm.rank == 0 and save_at + self._comm.size <= self._version:
-            save_at = self._version + self._comm.size
+        # No agent is so far behind another: a new appointment is made when all have kept the last one.
+        if wish.save and self._comm.rank == 0 and save_at + self._notice <= self._version:
+            save_at = self._version + self._notice
         self._mailbox.post(SAVE_AT, save_at)
         return Order(stop=0 < stop_at <= self._version, save=save_at == self._version)
 
@@ -263,17 +264,20 @@ class Gossip:
         self._corrupt = corrupt
         return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._lookout.lost) if self._lookout else {})
 
-    def serve(self, until: Callable[[dict[int, int]], bool]) -> None:
+    def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Once I publish no more: serve the others until `until(lost)` holds (see Counters.lost). Not collective."""
         self._mailbox.post(FINISHED, self._version + 1)
         while not until(self._lookout.lost):
+            meanwhile()
             self._mailbox.poke()
             self._look()
             self._listen()
             time.sleep(0.001)
 
-    def close(self) -> None:
-        if self._mailbox.closed:
-            return
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        def listen() -> None:
+            self._listen()
+            meanwhile()
+
         self._mailbox.post(FINISHED, self._version + 1)
-        self._mailbox.close(meanwhile=self._listen)
+        self._mailbox.close(listen)

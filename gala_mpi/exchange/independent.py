@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from mpi4py import MPI
 
@@ -52,6 +54,10 @@ class Independent:
     def counters(self) -> Counters:
         return Counters()
 
-    def close(self) -> None:
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        def listen() -> None:
+            self._listen()
+            meanwhile()
+
         if self._mailbox:
-            self._mailbox.close(meanwhile=self._listen)
+            self._mailbox.close(listen)

@@ -145,7 +145,6 @@ class Mailbox:
         self.slots = list(memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32))
         self._last_poke = time.perf_counter()
         self.poke_gap = 0.0
-        self.closed = False
         self.readers: list[Glance | Pull] = []  # what may still be on its way when all are done
         comm.Barrier()  # nobody reads before everybody has zeroed
 
@@ -199,10 +198,7 @@ class Mailbox:
         self._last_poke = time.perf_counter()
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Serve the others until all have come here, then free the window. A second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
+        """Serve the others until all have come here, calling `meanwhile` as often as may be, then free the window."""
         self._progress.wait(self.comm.Ibarrier(), meanwhile)
         while self.readers:
             self.readers.pop().drain()

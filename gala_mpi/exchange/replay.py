@@ -8,6 +8,7 @@ mixed had been published before. (Copies pile up while a reader is behind its wr
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
@@ -42,7 +43,6 @@ class Replay:
                 self._readers[version].append(reader)
         self._sends: list[MPI.Request] = []
         self._version = self._staleness = 0
-        self._open = True
 
     def start(self, version: int, parameters: np.ndarray) -> None: ...
 
@@ -78,11 +78,12 @@ class Replay:
     def counters(self) -> Counters:
         return Counters(self._mixes(), self._staleness)
 
-    def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        self._progress.wait(self._comm.Ibarrier(), self.poke)
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        def serve() -> None:
+            self.poke()
+            meanwhile()
+
+        self._progress.wait(self._comm.Ibarrier(), serve)
         MPI.Request.Waitall(self._sends)
         self._progress.close()
         self._comm.Free()

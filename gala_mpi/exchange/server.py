@@ -9,6 +9,8 @@ reading are one get-accumulate, atomic for each element: agents may interleave w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from mpi4py import MPI
 
@@ -35,7 +37,6 @@ class Server:
         self._stop = np.zeros(1, np.int64)
         self._heard = np.zeros(1, np.int64)
         self._progress = Progress()
-        self._open = True
 
     def start(self, version: int, parameters: np.ndarray) -> None:
         self._window.Lock_all(MPI.MODE_NOCHECK)
@@ -84,11 +85,8 @@ class Server:
     def counters(self) -> Counters:
         return Counters()
 
-    def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        self._progress.wait(self._comm.Ibarrier())
+    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._progress.wait(self._comm.Ibarrier(), meanwhile)
         self._window.Unlock_all()
         self._window.Free()
         self._progress.close()

@@ -148,6 +148,11 @@ def diameter(graph: Topology) -> int:
     return max(_updates_until_all_heard(graph, start) for start in range(graph.period))
 
 
+def notice(graph: Topology) -> int:
+    """After how many updates everybody has heard what one agent says now, whatever round it is; n on a ring."""
+    return _updates_until_all_heard(graph, 0) + graph.period
+
+
 def _updates_until_all_heard(graph: Topology, start: int) -> int:
     same = all(isinstance(round, Shifts) for round in graph.rounds)
     # heard[r, j]: r has heard of j. Where all agents do the same it is enough to follow the news of one.

@@ -44,6 +44,20 @@ def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
     assert set(read) == {victim, (victim - 1) % n} and read[-1] == (victim - 1) % n
 
 
+def loses_a_rank_that_is_done(run: Path, n: int, victim: int) -> None:
+    """It has done all its updates when it is killed, and rank 0 has not: that run ends without it too."""
+    flags = ("--survive", SECONDS, "--total-steps", 200 * n * STEPS_PER_UPDATE, "--slow-rank", "0:100ms")
+    with start(n, run, *SMALL, *flags) as job:
+        job.wait_until(lambda: store.left_file(run, victim).exists(), 240)
+        os.kill(job.ranks()[victim], signal.SIGKILL)
+        result = job.wait(240)
+    assert f"rank {victim} on {socket.gethostname()} is lost, last seen at update 200" in result.stderr
+    assert result.stdout.count(f"ended without rank {victim} on ") == 1, result.stdout
+    newest = checkpoint.newest(run)
+    assert checkpoint.ranks(run, newest) == [rank for rank in range(n) if rank != victim]
+    assert int(checkpoint.load(run, newest, 0).learner["updates"]) == 200
+
+
 def is_whole_again(run: Path, n: int, victim: int, updates: int) -> None:
     """A resume with all ranks: the dead one goes on from its own last checkpoint, and all reach the end."""
     before = max(

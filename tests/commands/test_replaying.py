@@ -62,6 +62,18 @@ def test_a_killed_run_repeats_as_far_as_it_was_recorded(tmp_path):
         assert np.array_equal(mixes, then[then["update"] <= updates["update"][-1]])
 
 
+@pytest.mark.parametrize("n, flags", [(1, ()), (2, ("--staleness", 0, "--exact-resume", "--checkpoint-updates", 50))])
+def test_a_run_that_was_killed_far_from_its_end(tmp_path, n, flags):
+    """One rank, which mixes nothing; and an exact run, which itself stops at a checkpoint alone."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    job = start(n, run, *SMALL, *flags, "--total-steps", 100_000_000)
+    job.wait_until(lambda: all(flushed(run, rank) > 70 for rank in range(n)))
+    job.kill()
+    said = train(n, again, "--replay", run).stdout
+    assert f"that of {run}, bit for bit" in said
+    assert all(70 < len(table(again, rank, "updates")) <= len(table(run, rank, "updates")) for rank in range(n))
+
+
 def test_a_replay_that_differs_says_from_where(tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     train(2, run, *SMALL, "--total-steps", 2 * 10 * STEPS_PER_UPDATE)

@@ -79,7 +79,39 @@ def test_metrics_say_where_games_began_anew(run):
     assert said == [(0, 0, True), (20, 1, True), (40, 2, False)]
 
 
+def test_an_exact_run_may_go_on_freely(run):
+    train(1, run, *SMALL, "--exact-resume", "--total-steps", 400)
+    train(1, run, "--resume", "--no-exact-resume", "--total-steps", 800)
+    assert [int(state.learner["steps"]) for state in states(run, 1)] == [800]
+
+
+def test_who_is_done_saves_with_those_who_are_not(run):
+    """Rank 0 has done its share long before rank 1; a kill costs rank 1 no more than an interval all the same."""
+    flags = ("--total-steps", 2 * 150 * STEPS_PER_UPDATE, "--slow-rank", "1:50ms", "--checkpoint-minutes", 0.01)
+    job = start(2, run, *SMALL, *flags)
+
+    def updates() -> list[int]:
+        return [int(state.learner["updates"]) for state in states(run, 2)] if checkpoint.complete(run) else [0, 0]
+
+    job.wait_until(lambda: updates()[0] == 150)
+    then = updates()[1]
+    job.wait_until(lambda: then + 30 < updates()[1] < 150)
+    job.kill()
+    train(2, run, "--resume", "--slow-rank", "None")
+    assert [int(state.learner["updates"]) for state in states(run, 2)] == [150, 150]
+
+
 # Elastic
+
+
+def test_a_start_on_another_graph_that_saved_nothing_changes_nothing(run):
+    (run.parent / "two.txt").write_text("0 1\n1 0\n")
+    train(3, run, *SMALL, "--total-steps", 3000)
+    job = start(2, run, "--resume", "--topology", run.parent / "two.txt", "--total-steps", 100_000_000)
+    job.wait_until(lambda: flushed(run, 0) > 60)
+    job.kill()
+    train(2, run, "--resume", "--total-steps", 6000)
+    assert sum(int(state.learner["steps"]) for state in states(run, 2)) == 6000
 
 
 def test_four_ranks_then_two_then_six(run):

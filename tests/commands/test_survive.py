@@ -7,7 +7,7 @@ import pytest
 import launch
 from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, train
 from gala_mpi import store
-from lost_rank import is_whole_again, loses_a_rank
+from lost_rank import is_whole_again, loses_a_rank, loses_a_rank_that_is_done
 
 
 @pytest.fixture
@@ -15,15 +15,26 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.long
-@pytest.mark.skipif(not launch.OPEN_MPI, reason="MPICH's mpirun ends all ranks with the first that dies")
-def test_a_rank_is_killed(run, tmp_path, monkeypatch):
+@pytest.fixture
+def sparing(tmp_path, monkeypatch):
+    """A launcher that lets survivors live."""
+    if not launch.OPEN_MPI:
+        pytest.skip("MPICH's mpirun ends all ranks with the first that dies")
     script = tmp_path / "mpirun"
     script.write_text(f'#!/bin/sh\nexec {launch.LAUNCHER} --with-ft ulfm "$@"\n')
     script.chmod(0o755)
     monkeypatch.setattr(launch, "LAUNCHER", script)
+
+
+@pytest.mark.long
+def test_a_rank_is_killed(run, sparing):
     loses_a_rank(run, n=4, victim=3, updates=800)
     is_whole_again(run, n=4, victim=3, updates=800)
+
+
+@pytest.mark.long
+def test_a_rank_that_is_done_is_killed(run, sparing):
+    loses_a_rank_that_is_done(run, n=3, victim=2)
 
 
 def test_nobody_dies(run):

@@ -288,7 +288,6 @@ def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm):
             pull.start(newer_than=0)
             for _ in range(advances):
                 pull.advance()
-    mailbox.close()  # a second call does nothing
 
 
 def test_the_board_shows_every_rank(comm):
@@ -299,7 +298,6 @@ def test_the_board_shows_every_rank(comm):
         if comm.rank == 0:
             expected = [[10 * rank + place for place in range(len(COLUMNS))] for rank in range(comm.size)]
             wait_for(lambda: board.poll() or board.rows.tolist() == expected)
-    board.close()  # a second call does nothing
 
 
 def wait_for(condition, seconds: float = 30) -> None:
