@@ -18,9 +18,9 @@ The model:
   latency + bytes · (ranks of a node · in-peers) / bandwidth; until it has come the agent goes on.
 * A2C: all wait for the last one; the all-reduce then takes its processor time on every rank, and between nodes
   2 log2(nodes) · latency + 2 (nodes - 1) / nodes · bytes / bandwidth more.
-* a straggler computes so much longer at every update (wall time). A node that fails (exponential times with mean --mtbf-hours)
-  goes on after --restart-seconds with its update begun anew; the others do without its messages meanwhile. A2C stops
-  altogether, and goes back to its last checkpoint.
+* a straggler computes so much longer at every update (wall time, between its rollout and its backward pass). A node that
+  fails (exponential times with mean --mtbf-hours) goes on after --restart-seconds with its update begun anew; the others do
+  without its messages meanwhile. A2C stops altogether, and goes back to its last checkpoint.
 * age: the reader's update minus the version mixed; negative where the sender is ahead.
 * consensus distance D: (Σ ‖x_i - x̄‖² / n)^½ at the end, in steps. Agents' steps are independent random directions of
   length 1 in 16 dimensions, mixed with equal weights as parameters are. On large rings it still grows then.
@@ -46,6 +46,7 @@ from script import COLOURS, MARKERS, Answer, Options, Table, legend, look, main,
 DIMENSIONS = 16
 MOST_COMPLETE = 128  # ranks that all read all
 Message = tuple[float, int, np.ndarray]  # when it is there, version, vector
+PARTS = (("act", "simulate"), ("learn", "optimise"))  # of an update: the rollout, and what comes after it
 START = 5  # updates of a measured run that are not typical
 
 
@@ -111,11 +112,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """What runs gave: processor seconds of updates without the exchange, of a gossip exchange, and of an all-reduce."""
+    """What runs gave: processor seconds of updates without the exchange, of a gossip exchange, and of an all-reduce; and which
+    share of an update is its rollout."""
 
     work: np.ndarray
     exchange: float
     reduce: float
+    rollout: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -237,12 +240,12 @@ def allreduce(case: Case, measured: Measured) -> Outcome:
     horizon = world.updates * case.sharing * (measured.work.mean() + measured.reduce)
     while now < horizon:
         times = random.choice(measured.work, n)
-        times = np.concatenate(
-            [shared(times[i : i + case.ranks_per_node], world.cores) for i in range(0, n, case.ranks_per_node)]
-        )
+        nodes = [times[i : i + case.ranks_per_node] for i in range(0, n, case.ranks_per_node)]
+        last = max(shared(node, world.cores).max() for node in nodes)
         if case.slow >= 0:
-            times[case.slow] += case.delay
-        end = now + times.max() + case.sharing * measured.reduce + network
+            node, place = divmod(case.slow, case.ranks_per_node)
+            last = max(last, slowed(nodes[node], world.cores, place, case.delay, measured.rollout))
+        end = now + last + case.sharing * measured.reduce + network
         if end > crash:
             now, done = crash + world.restart_seconds, kept
             saved, crash = now, next(time for time in crashes if time > now)
@@ -260,6 +263,23 @@ def shared(work: np.ndarray, cores: int) -> np.ndarray:
     ends = np.empty(len(work))
     ends[order] = np.cumsum(np.diff(work[order], prepend=0) * np.maximum(1, computing / cores))
     return ends
+
+
+def slowed(work: np.ndarray, cores: int, slow: int, delay: float, rollout: float) -> float:
+    """When the last of a node's ranks is done, if one computes `delay` seconds of wall time more after its rollout."""
+    parts = [delay, (1 - rollout) * work[slow]]  # that the slow one has still before it
+    left, now = work.copy(), 0.0
+    left[slow] *= rollout
+    while (computing := left > 0).any():
+        speed = np.full(len(work), min(1.0, cores / computing.sum()))
+        if len(parts) == 1:
+            speed[slow] = 1.0
+        step = (left[computing] / speed[computing]).min()
+        now += step
+        left = np.where(left - step * speed > 1e-9, left - step * speed, 0.0)
+        while left[slow] == 0 and parts:
+            left[slow] = parts.pop(0)
+    return now
 
 
 def _forever(block) -> Iterator:
@@ -313,7 +333,8 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
         notes.append(f"all-reduce from {synchronous[0].path}: {1000 * reduce:.1f} ms")
     else:
         notes.append("A2C is left out: there is no run of it to measure an all-reduce")
-    return Measured(np.maximum(cpu - exchange, 0), exchange, reduce), notes
+    rollout, rest = (sum(float(t[name].mean()) for t in tables for name in names) for names in PARTS)
+    return Measured(np.maximum(cpu - exchange, 0), exchange, reduce, rollout / (rollout + rest)), notes
 
 
 def answer(found: list[Run], options: Simulate) -> Answer:

@@ -48,6 +48,17 @@ def test_cores_are_shared_by_those_who_compute():
     np.testing.assert_allclose(simulate.shared(np.full(8, 1.0), 2), 4)
 
 
+def test_a_straggler_computes_by_the_clock_among_the_others():
+    """Eight ranks of 88 ms on two cores, one of which computes 200 ms more after 5/8 of its work. Each has a quarter of a core:
+    after 220 ms it has done its 55, at 352 ms the others are done, at 420 ms it goes on, alone, with its last 33."""
+    assert simulate.slowed(np.full(8, 0.088), 2, 3, 0.2, 5 / 8) == pytest.approx(0.453)
+    # Sixteen: 440 ms for the rollout; at 640 ms an eighth of a core until the others are done at 704, then its own.
+    assert simulate.slowed(np.full(16, 0.088), 2, 0, 0.2, 5 / 8) == pytest.approx(0.704 + 0.033 - 0.064 / 8)
+    work = np.array([3.0, 1.0, 2.0])
+    for slow in range(3):
+        assert simulate.slowed(work, 2, slow, 0.0, 0.5) == pytest.approx(simulate.shared(work, 2).max())
+
+
 def test_a2c_waits_for_the_slowest_draw():
     rate = simulate.simulate(case("allreduce", ranks=16, updates=1000), VARYING).rate
     slowest = np.random.default_rng(1).choice(VARYING.work, (2000, 16)).max(axis=1).mean()
@@ -89,6 +100,7 @@ def measured_run(path: Path, agents: int, exchange: str, seconds: float, **setti
     for rank in range(agents):
         rows = update_rows(1, 100)
         rows["hours"], rows["cpu"] = rows["update"] * seconds / 3600, seconds
+        rows["simulate"], rows["learn"] = 0.6 * seconds, 0.4 * seconds
         rows["exchange"] = 0.02 if exchange == "allreduce" else 0
         write(run_dir, rank, 0, updates=rows, mixes=mix_rows(1, 100)[: 100 * (exchange == "gossip")])
     return run_dir
