@@ -334,7 +334,7 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
     else:
         notes.append("A2C is left out: there is no run of it to measure an all-reduce")
     rollout, rest = (sum(float(t[name].mean()) for t in tables for name in names) for names in PARTS)
-    return Measured(np.maximum(cpu - exchange, 0), exchange, reduce, rollout / (rollout + rest)), notes
+    return Measured(np.maximum(cpu - exchange, 0), exchange, reduce, rollout / max(rollout + rest, 1e-9)), notes
 
 
 def answer(found: list[Run], options: Simulate) -> Answer:
