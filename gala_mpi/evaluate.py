@@ -80,7 +80,7 @@ def make_plan(arguments: list[str]) -> Plan:
     """Parse and check. Raises SettingError."""
     wanted = parse(arguments)
     check(wanted)
-    settings = store.read_config(wanted.run)
+    settings = store.read_config(wanted.run, "run directory")
     choose = {"newest": checkpoint.newest, "best": checkpoint.best}.get(wanted.checkpoint)
     generation = choose(wanted.run) if choose else int(wanted.checkpoint)
     available = checkpoint.complete(wanted.run)

@@ -133,7 +133,7 @@ def test_no_run(tmp_path):
     result = mpirun(1, *EVALUATE, tmp_path)
     assert result.returncode == 2
     (line,) = complaints(result)
-    assert str(tmp_path) in line
+    assert line == f"gala_mpi: run directory {tmp_path}: a run is expected there, but it has no run.h5"
 
 
 def h5_names(run) -> list[str]:
