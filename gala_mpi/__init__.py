@@ -4,7 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# One rank, few threads: `world.start` raises torch's own count to the rank's share of the cores. Everything else that
+# One rank, few threads: `agent.build` raises torch's own count to the rank's share of the cores. Everything else that
 # would start a thread per core of the machine (OpenBLAS, OpenMP) is told not to before it is first imported.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")

@@ -110,12 +110,13 @@ class Gpu:
 
 
 def gpus() -> list[Gpu]:
-    """The node's GPUs; none without NVIDIA's driver and nvidia-ml-py."""
+    """The node's GPUs; none without NVIDIA's driver and nvidia-ml-py, or where one of them does not answer."""
     try:
         import pynvml  # only where there may be a GPU
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no driver, no GPU: all the same
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # no package, no driver, no GPU, or a lost one: all the same
         return []
 
     def told(question: Callable[[], float]) -> Callable[[], float]:
@@ -127,14 +128,13 @@ def gpus() -> list[Gpu]:
 
         return answer
 
-    def gpu(index: int) -> Gpu:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    def gpu(handle: object) -> Gpu:
         return Gpu(
             joules=told(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
             busy=told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
         )
 
-    return [gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return [gpu(handle) for handle in handles]
 
 
 def number(file: Path) -> float:

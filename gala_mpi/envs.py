@@ -12,6 +12,7 @@ game: the next life goes on where the last one ended, without another FIRE.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -207,7 +208,9 @@ class GymSimulators:
             raise SettingError(f"--env {name}: observations are {observation}; a Box is expected")
         image = observation.dtype == np.uint8 and len(observation.shape) == 3
         self._channels_last = image and observation.shape[-1] < observation.shape[0]
-        shape = observation.shape[-1:] + observation.shape[:-1] if self._channels_last else observation.shape
+        shape = observation.shape if image else (math.prod(observation.shape),)
+        if self._channels_last:
+            shape = shape[-1:] + shape[:-1]
         if isinstance(action, Discrete):
             self.spaces = Spaces(shape, image, int(action.n))
             self._first_action = int(action.start)
@@ -239,7 +242,8 @@ class GymSimulators:
     def _arrange(self, observations: np.ndarray) -> np.ndarray:
         if self._channels_last:
             observations = np.moveaxis(observations, -1, 1)
-        return observations.astype(self.spaces.observation_dtype, copy=True)
+        rows = observations.reshape(-1, *self.spaces.observation_shape)
+        return rows.astype(self.spaces.observation_dtype, copy=True)
 
     def close(self) -> None:
         self._envs.close()

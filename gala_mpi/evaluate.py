@@ -25,7 +25,7 @@ from rich.table import Table
 from gala_mpi import checkpoint, display, envs, options, store
 from gala_mpi.config import Config
 from gala_mpi.envs import Episode, Simulators
-from gala_mpi.errors import SettingError
+from gala_mpi.errors import JobError, SettingError
 from gala_mpi.flat import Flat
 from gala_mpi.model import Network
 from gala_mpi.options import require, require_file, require_whole
@@ -68,19 +68,20 @@ class Plan:
 def main(arguments: list[str]) -> None:
     with World() as world:
         plan = world.decide(lambda: make_plan(arguments))
+        policies = load(plan)
         torch.set_num_threads(world.threads)
-        games = np.concatenate(world.comm.allgather(play_my_share(plan, world)))
+        games = np.concatenate(world.comm.allgather(play_my_share(plan, policies, world)))
         if world.root:
             report(plan, games)
             if plan.wanted.video:
-                film(plan)
+                film(plan, policies[MEAN])
 
 
 def make_plan(arguments: list[str]) -> Plan:
     """Parse and check. Raises SettingError."""
     wanted = parse(arguments)
     check(wanted)
-    settings = store.read_config(wanted.run)
+    settings = store.read_config(wanted.run, "run directory")
     choose = {"newest": checkpoint.newest, "best": checkpoint.best}.get(wanted.checkpoint)
     generation = choose(wanted.run) if choose else int(wanted.checkpoint)
     available = checkpoint.complete(wanted.run)
@@ -89,7 +90,12 @@ def make_plan(arguments: list[str]) -> Plan:
         raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
     if wanted.video:
         envs.make_filmed(settings.env).close()
-    return Plan(wanted, settings, generation, checkpoint.ranks(wanted.run, generation))
+    plan = Plan(wanted, settings, generation, checkpoint.ranks(wanted.run, generation))
+    try:
+        load(plan)
+    except JobError as error:
+        raise SettingError(f"--checkpoint {wanted.checkpoint}: {error}") from None
+    return plan
 
 
 def parse(arguments: list[str]) -> Evaluation:
@@ -113,7 +119,26 @@ def check(wanted: Evaluation) -> None:
     require_file("--video", wanted.video, ".mp4", ".gif")
 
 
-def play_my_share(plan: Plan, world: World) -> np.ndarray:
+def load(plan: Plan) -> dict[int, np.ndarray]:
+    """The parameters of every policy that plays, float32 [P]: all before the first game, for a run that goes on deletes them.
+
+    Raises:
+        JobError: names the file that cannot be read.
+    """
+    vectors, total = {}, 0.0
+    for agent in plan.agents:
+        try:
+            vector = checkpoint.load(plan.wanted.run, plan.generation, agent).learner["parameters"]
+        except Exception as error:  # h5py raises many kinds
+            path = store.checkpoint_file(plan.wanted.run, plan.generation, agent)
+            raise JobError(f"{path} is damaged or deleted ({error})") from None
+        total = total + vector.astype(np.float64)
+        if plan.wanted.policies == "all":
+            vectors[agent] = vector
+    return vectors | {MEAN: (total / len(plan.agents)).astype(np.float32)}
+
+
+def play_my_share(plan: Plan, policies: dict[int, np.ndarray], world: World) -> np.ndarray:
     """My games of every policy: rows of GAMES."""
     mine = range(world.rank, plan.wanted.episodes, world.size)
     if not mine:
@@ -121,11 +146,10 @@ def play_my_share(plan: Plan, world: World) -> np.ndarray:
     simulators = envs.make(plan.settings.env, len(mine), threads=world.threads, sticky=plan.settings.sticky)
     network, flat = make_network(plan.settings, simulators)
     torch.manual_seed(plan.wanted.seed + world.rank)  # of sampled actions
-    policies = [MEAN] if plan.wanted.policies == "mean" else [*plan.agents, MEAN]
     rows: list[tuple[int, int, float, int]] = []
     with Progress(console=display.console(), transient=True, disable=not world.root) as bar:
-        for policy in bar.track(policies, description="playing"):
-            flat.data.copy_(torch.from_numpy(parameters(plan, policy)))
+        for policy, parameters in bar.track(policies.items(), description="playing"):
+            flat.data.copy_(torch.from_numpy(parameters))
             games = play(network, simulators, game_seeds(plan.wanted.seed, mine), plan.wanted.sample)
             rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
     simulators.close()
@@ -136,15 +160,6 @@ def make_network(settings: Config, simulators: Simulators) -> tuple[Network, Fla
     """A network of the run's kind, to be filled with parameters. On the CPU: a few games need no more."""
     network = Network(settings.network, simulators.spaces, settings.precision).to(memory_format=torch.channels_last)
     return network, Flat(network)
-
-
-def parameters(plan: Plan, policy: int) -> np.ndarray:
-    """float32 [P] of an agent, or the mean over all agents."""
-    agents = plan.agents if policy == MEAN else [policy]
-    total = sum(
-        checkpoint.load(plan.wanted.run, plan.generation, rank).learner["parameters"].astype(np.float64) for rank in agents
-    )
-    return (total / len(agents)).astype(np.float32)
 
 
 def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
@@ -188,14 +203,14 @@ def report(plan: Plan, games: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def film(plan: Plan) -> None:
+def film(plan: Plan, parameters: np.ndarray) -> None:
     """One game of the averaged policy as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
 
     wanted = plan.wanted
     simulators = envs.make_filmed(plan.settings.env, plan.settings.sticky)
     network, flat = make_network(plan.settings, simulators)
-    flat.data.copy_(torch.from_numpy(parameters(plan, MEAN)))
+    flat.data.copy_(torch.from_numpy(parameters))
     temporary = wanted.video.with_name(f".{wanted.video.stem}.tmp{wanted.video.suffix}")
     options = {"macro_block_size": 2} if wanted.video.suffix == ".mp4" else {"loop": 0}
     try:

@@ -50,7 +50,9 @@ class Kept:
                 x = activation(_apply(layer, x, layer.weight, layer.bias))
                 self._activations.append(_buffer(x, steps + 1, self._dtype))
         row = max(activations[0].nbytes for activations in self._activations)
-        at_once = max(self._batch, PART_BYTES // row) if observations.device.type == "cpu" else self._rows
+        self._convolutions = sum(isinstance(layer, nn.Conv2d) for layer, _ in self._pairs)
+        in_parts = self._convolutions and observations.device.type == "cpu"  # the linear layers take all rows at a time
+        at_once = max(self._batch, PART_BYTES // row) if in_parts else self._rows
         self._parts = [slice(at, min(at + at_once, self._rows)) for at in range(0, self._rows, at_once)]
         self._converted = _buffer(observations[:1], min(at_once, self._rows), self._dtype)
 
@@ -87,11 +89,10 @@ class Kept:
     @torch.no_grad()
     def _backward(self, gradient: torch.Tensor) -> None:
         """The gradient of the features, [T · N, F], added as that of every layer's weight and bias to their `grad`."""
-        convolutions = sum(isinstance(layer, nn.Conv2d) for layer, _ in self._pairs)
         gradient = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
-        gradient = self._descend(range(convolutions, len(self._pairs)), gradient, slice(0, self._rows))
-        for rows in self._parts if convolutions else ():
-            self._descend(range(convolutions), gradient[rows], rows)
+        gradient = self._descend(range(self._convolutions, len(self._pairs)), gradient, slice(0, self._rows))
+        for rows in self._parts if self._convolutions else ():
+            self._descend(range(self._convolutions), gradient[rows], rows)
 
     def _descend(self, depths: range, gradient: torch.Tensor, rows: slice) -> torch.Tensor | None:
         """The gradient of some rows' activations above the layers `depths` → of those below them (None below the first)."""

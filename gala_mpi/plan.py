@@ -68,13 +68,6 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     return Plan(settings, origin, graph.degree if graph else 0, notice, advice)
 
 
-def resolve(wanted: Config, world: World) -> Config:
-    """The settings with everything that depends on the game and the machine filled in, and checked against them."""
-    settings, length = settle(wanted, world)
-    _advise(settings, length, world)
-    return settings
-
-
 def settle(wanted: Config, world: World) -> tuple[Config, int]:
     """The settings with everything filled in, and how many parameters the network has. Whether they fit is not asked."""
     spaces = _spaces(wanted)

@@ -87,7 +87,8 @@ On the shell: `h5dump -d /updates -c 3 runs/pong/metrics/rank00000.h5`
 ## metrics/rank*.h5
 
 Attributes: `format`, `rank`, `after_update`, `agents` (how many the run has in this start), `resumed_from` (0: from scratch),
-`new_episodes` (whether games were cut off by a resume).
+`new_episodes` (false where this start resumed the run with `--exact-resume`, which begins new games at every checkpoint anyway;
+true after any other start, from scratch too).
 
 {tables}
 ## run.h5

@@ -145,7 +145,7 @@ def look(run: Path) -> Look:
     Raises:
         SettingError: there is no run in `run`, or its run.h5 is damaged.
     """
-    settings, agents = store.read_config(run), store.read_agents(run)
+    settings, agents = store.read_config(run, "run directory"), store.read_agents(run)
     updates, scores, times = {}, [], []
     for rank in range(agents):
         try:

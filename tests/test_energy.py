@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +79,17 @@ def test_the_node_s_own_counter_and_its_cores(kernel):
     ticks(kernel, 30, 10)
     reading = meter.read()
     assert (reading.node_joules, reading.cores_busy) == (250, 0.75)
+
+
+def test_a_lost_gpu_is_as_none(monkeypatch):
+    """The driver counts it, and it does not answer."""
+
+    def lost(index: int):
+        raise RuntimeError("GPU is lost")
+
+    driver = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 1, nvmlDeviceGetHandleByIndex=lost)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert energy.gpus() == []
 
 
 def test_this_machine():

@@ -1,17 +1,20 @@
 """Simulators: Atari frame by frame against gymnasium's own wrappers, other games against single environments."""
 
 import functools
+import math
 
 import ale_py
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from gala_mpi import envs
 from gala_mpi.envs import FRAMES_PER_STEP, NO_OPS, AtariSimulators, GymSimulators, Step
 from gala_mpi.errors import SettingError
+from gala_mpi.model import Network
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -388,6 +391,21 @@ def test_bytes_that_are_no_image_become_numbers():
     observations = simulators.reset(np.array([1]))
     assert not simulators.spaces.image and observations.dtype == np.float32
     assert np.array_equal(observations[0], np.arange(8) * 7)
+
+
+@pytest.mark.parametrize("observation", [spaces.Box(-np.inf, np.inf, (5, 6), np.float32), pixels(5, 6), pixels()])
+def test_what_is_no_image_is_flattened(observation):
+    """A table of numbers, a grey picture, a single number: a network takes them, and what was cut off too."""
+    simulators = GymSimulators(toy(f"Flat{observation.dtype}{len(observation.shape)}", observation, CHOICE, (False, True)), 2)
+    numbers = math.prod(observation.shape)
+    assert simulators.spaces == envs.Spaces((numbers,), False, 2)
+    observations = simulators.reset(np.array([1, 2]))
+    plain = np.arange(numbers) * 7
+    assert observations.dtype == np.float32 and np.array_equal(observations, [plain, plain])
+    final = [simulators.step(np.array([0, 0])) for _ in range(3)][-1].final_observations
+    assert np.array_equal(final, [plain + 3, plain + 3])
+    _, values = Network("mlp", simulators.spaces)(torch.from_numpy(observations))
+    assert values.shape == (2,)
 
 
 def test_actions_of_a_box_are_clipped_to_its_bounds():

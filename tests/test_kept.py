@@ -5,7 +5,7 @@ import torch
 
 from gala_mpi.envs import Spaces
 from gala_mpi.flat import Flat
-from gala_mpi.kept import Kept
+from gala_mpi.kept import PART_BYTES, Kept
 from gala_mpi.model import Network
 
 T, N = 3, 4
@@ -25,7 +25,10 @@ def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "spaces"), [("gala", PONG), ("nature", PONG), ("mlp", POLE)])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-2)])
-def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance):
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
+def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance, part_bytes, monkeypatch):
+    """A rollout that is one part, or many."""
+    monkeypatch.setattr("gala_mpi.kept.PART_BYTES", part_bytes)
     torch.manual_seed(0)
     ordinary, network = (Network(name, spaces, of).to(memory_format=torch.channels_last) for of in ("fp32", precision))
     flat = Flat(network)

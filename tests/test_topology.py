@@ -186,6 +186,13 @@ def test_a_resumed_hierarchy_goes_by_the_new_hosts():
     assert topology.resolve(resolved, ["p", "q", "q"]) == "hierarchical:2\n0 1 1"
 
 
+@pytest.mark.parametrize("every", ["0", "-1", "1.5", "1001", "1000000", "9" * 200])
+def test_a_hierarchy_s_period_is_from_1_to_1000_updates(every):
+    assert build(topology.resolve("hierarchical:1000", ["a", "b"]), 2).period == 1000
+    with pytest.raises(SettingError, match=r"hierarchical:K \(K from 1 to 1000\) or a file is expected$"):
+        topology.resolve(f"hierarchical:{every}", ["a", "b"])
+
+
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
 def test_figures_of_a_hierarchy(size):
     graph = build(topology.resolve("hierarchical:4", [str(agent // 4) for agent in range(size)]), size)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from gala_mpi.exchange.mailbox import DIRECT, HEADER_BYTES, Mailbox
+from gala_mpi.exchange.mailbox import HEADER_BYTES, Mailbox
 
 TAG = 4711
 SECONDS_FOR_A_GET = 5.0  # before it counts as never complete
@@ -36,7 +36,6 @@ class Figures:
     Attributes:
         error: what MPI said when it could make no window; empty: it could.
         wrong: what was wrong with the first gets.
-        direct: whether gets are complete at once.
         latency: of a header. bandwidth: of a message, bytes/s.
         busy: how long a get from a rank that computes took; nan where I was none that reads.
         poked: the same where it pokes MPI, as agents do.
@@ -45,7 +44,6 @@ class Figures:
     error: str = ""
     wrong: list[str] = field(default_factory=list)
     silent: bool = False
-    direct: bool = False
     latency: dict[int, float] = field(default_factory=dict)
     bandwidth: dict[int, float] = field(default_factory=dict)
     busy: float = float("nan")
@@ -65,7 +63,6 @@ def examine(comm: MPI.Intracomm, length: int, neighbours: Iterable[int]) -> Figu
         if any(comm.allgather(bool(figures.wrong))):
             return figures  # the real transport would wait for what never comes
         mailbox = Mailbox(comm, length)
-        figures.direct = mailbox.reach is DIRECT
         mailbox.meet(neighbours)
         _measure(mailbox, neighbours, figures)
         _busy_target(mailbox, figures)

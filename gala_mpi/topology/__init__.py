@@ -18,7 +18,7 @@ from gala_mpi.topology.graphs import BUILT_IN, Shifts, Table, Topology, hierarch
 __all__ = ["BUILT_IN", "Shifts", "Table", "Topology", "build", "mixing_rate", "resolve", "second_singular_value", "title"]
 
 
-HIERARCHICAL = re.compile(r"hierarchical:([1-9]\d*)")
+HIERARCHICAL = re.compile(r"hierarchical:([1-9]\d{0,2}|1000)")  # a period is K rounds, all of which are kept
 
 
 def resolve(wanted: str, hosts: Sequence[str]) -> str:
@@ -44,7 +44,8 @@ def resolve(wanted: str, hosts: Sequence[str]) -> str:
     except FileNotFoundError:
         near = difflib.get_close_matches(wanted, BUILT_IN, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise SettingError(f"--topology {wanted}: {', '.join(BUILT_IN)}, hierarchical:K or a file is expected{hint}") from None
+        names = f"{', '.join(BUILT_IN)}, hierarchical:K (K from 1 to 1000) or a file"
+        raise SettingError(f"--topology {wanted}: {names} is expected{hint}") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SettingError(f"--topology {wanted}: a text file is expected ({error})") from None
 
@@ -58,16 +59,17 @@ def build(resolved: str, size: int | None) -> Topology:
     """The graph over `size` agents; None: as many as its file has. One agent has no peers under any built-in name.
 
     Raises:
-        SettingError: the file is wrong, or is not for `size` agents.
+        SettingError: the file is wrong or not for `size` agents; or there is neither a file nor a size.
     """
     name, _, text = resolved.partition("\n")
+    hierarchy = HIERARCHICAL.fullmatch(name)
+    if size is None and (hierarchy or name in BUILT_IN):
+        raise SettingError(f"--topology {name}: the number of agents is expected (-n 32)")
     if name in BUILT_IN:
-        if size is None:
-            raise SettingError(f"--topology {name}: the number of agents is expected (-n 32)")
         return Topology(name, size, BUILT_IN[name](size) if size > 1 else (Shifts((1,), ()),))
-    if match := HIERARCHICAL.fullmatch(name):
+    if hierarchy:
         nodes = text.split()
-        return Topology(name, len(nodes), hierarchical(nodes, int(match[1])))
+        return Topology(name, len(nodes), hierarchical(nodes, int(hierarchy[1])))
     graph = files.parse(name, text)
     if size not in (None, graph.size):
         raise SettingError(f"--topology {name}: a graph of {graph.size} agents, but there are {size}; as many are expected")

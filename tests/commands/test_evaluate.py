@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import cv2
 import imageio.v3 as imageio
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from commandline import SMALL, complaints, train
-from gala_mpi import envs, store
+from gala_mpi import checkpoint, envs, store
 from gala_mpi.evaluate import GAMES, MEAN, game_seeds
 from launch import mpirun
 
@@ -58,7 +60,6 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
     import gymnasium
     import torch
 
-    from gala_mpi import checkpoint
     from gala_mpi.flat import Flat
     from gala_mpi.model import Network
 
@@ -129,11 +130,34 @@ def test_bad_input_is_one_line(pole, flags, words):
     assert len(evaluations(pole) if "evaluations" in h5_names(pole) else []) == len(before)
 
 
+@pytest.mark.parametrize("choice", ["best", "number"])
+def test_a_damaged_checkpoint_is_one_line(pole, tmp_path, choice):
+    run = shutil.copytree(pole, tmp_path / "run")
+    generation = checkpoint.best(run)
+    damaged = store.checkpoint_file(run, generation, 1)
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    wanted = generation if choice == "number" else choice
+    result = mpirun(2, *EVALUATE, run, "--checkpoint", wanted)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    (line,) = complaints(result)
+    assert line.startswith(f"gala_mpi: --checkpoint {wanted}: {damaged} is damaged")
+
+
+def test_checkpoints_may_go_once_the_games_have_begun(pole, tmp_path):
+    """As under a run that goes on, which keeps its newest ones."""
+    run = shutil.copytree(pole, tmp_path / "run")
+    result = mpirun(1, Path(__file__).with_name("pruned.py"), run, "--episodes", 2)
+    assert result.returncode == 0, result.stderr
+    assert not (run / "checkpoints").exists()
+    games, _ = evaluations(run)[-1]
+    assert sorted(games["policy"]) == [MEAN, MEAN, 0, 0, 1, 1]
+
+
 def test_no_run(tmp_path):
     result = mpirun(1, *EVALUATE, tmp_path)
     assert result.returncode == 2
     (line,) = complaints(result)
-    assert str(tmp_path) in line
+    assert line == f"gala_mpi: run directory {tmp_path}: a run is expected there, but it has no run.h5"
 
 
 def h5_names(run) -> list[str]:

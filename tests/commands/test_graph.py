@@ -50,6 +50,8 @@ def test_what_is_wrong_is_one_line(tmp_path):
     (tmp_path / "bad.txt").write_text("\n".join([*GRAPH[:3], "1 0 0.4"]))
     assert refused("rinng", "-n", 4, cwd=tmp_path).startswith("gala_mpi: --topology rinng: ring, exponential, ")
     assert refused("ring", cwd=tmp_path) == "gala_mpi: --topology ring: the number of agents is expected (-n 32)"
+    assert refused("hierarchical:4", cwd=tmp_path).endswith("hierarchical:4: the number of agents is expected (-n 32)")
+    assert refused("hierarchical:1000000", "-n", 4, cwd=tmp_path).startswith("gala_mpi: --topology hierarchical:1000000: ")
     assert refused("ring", "-n", 0, cwd=tmp_path).startswith("gala_mpi: -n 0: ")
     assert refused("my.txt", "-n", 3, cwd=tmp_path).startswith("gala_mpi: --topology my.txt: a graph of 2 agents")
     assert refused("bad.txt", cwd=tmp_path).startswith("gala_mpi: --topology bad.txt, line 4: the weights of agent 1")
@@ -58,7 +60,8 @@ def test_what_is_wrong_is_one_line(tmp_path):
 
 
 def test_no_mpi_is_started(tmp_path):
-    code = "import runpy, sys; sys.argv[1:] = ['ring', '-n', '4']; runpy.run_module('gala_mpi.topology', run_name='__main__')"
+    run = "runpy.run_module('gala_mpi.topology', run_name='__main__', alter_sys=True)"
+    code = f"import runpy, sys; sys.argv[1:] = ['ring', '-n', '4']; {run}"
     check = "; print('mpi4py' in sys.modules, 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.stdout.splitlines()[-1] == "False False", result.stderr

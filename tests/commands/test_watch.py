@@ -88,7 +88,7 @@ def test_damaged_metrics_are_left_out_and_counted(run):
 def test_no_run(tmp_path):
     result = command("-m", "gala_mpi.watch", tmp_path)
     assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1 and "no run.h5" in result.stderr
+    assert result.stderr == f"gala_mpi: run directory {tmp_path}: a run is expected there, but it has no run.h5\n"
 
 
 def test_it_follows_a_live_run_on_a_terminal(run):
