@@ -313,6 +313,7 @@ def test_there_is_room_for_more_mixes_than_the_graph_has(tmp_path):
 
 
 def test_a_sketch_at_every_update_takes_no_gigabytes(tmp_path):
+    (tmp_path / "metrics").mkdir()
     metrics = Metrics(tmp_path, 0, 0, 10**6, 1, sketch_updates=1, hours=0.0)
     assert metrics._tables.room("sketches") * TABLES["sketches"].itemsize < 2**26
 
