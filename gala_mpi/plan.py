@@ -93,7 +93,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     marks = wanted.checkpoint_updates or (UPDATES_BETWEEN_CHECKPOINTS if wanted.exact_resume else None)
     precision = wanted.precision
     if precision == "auto":
-        precision = model.fastest_precision(network, spaces, wanted.num_envs, device)
+        precision = model.fastest_precision(network, spaces, min(wanted.num_envs, 64), device)
     _, game = envs.resolve(wanted.env)  # one name for one game, however it was typed
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name

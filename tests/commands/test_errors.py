@@ -62,9 +62,10 @@ BAD_VALUES = {
     "rate nan": (("--lr", "nan"), "--lr nan", "positive"),
     "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
-    "bound": (("--exchange", "server", "--staleness", 1), "--exchange server --staleness 1", "only with --exchange gossip"),
+    "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
+    "memory": (("--env", "pong", "--num-envs", 1_000_000, "--precision", "auto"), "memory on ", "--num-envs"),
     "network": (("--network", "nature"), "--network nature", "mlp is expected"),
 }
 
