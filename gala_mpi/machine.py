@@ -28,7 +28,7 @@ class Machine:
         share: of these cores that are this rank's own, each core split over the ranks that may use it.
         shm_free, shm_size: of /dev/shm, where the windows of ranks on one host lie; shm_problem: why nothing can be
             written there, or empty.
-        memory_free: what can still be used, within the cgroup's limit.
+        memory_free: what can still be used, within the cgroup's limit; memory_size: what the host has.
     """
 
     host: str
@@ -38,6 +38,7 @@ class Machine:
     shm_size: int
     shm_problem: str
     memory_free: int
+    memory_size: int
 
     @property
     def threads(self) -> int:
@@ -60,7 +61,7 @@ def look(host: str, masks: list[set[int]], mine: set[int]) -> Machine:
         free, size = usage.free, usage.total
     except OSError:
         free, size = 0, 0
-    return Machine(host, cores, share, free, size, _why_not_writable(SHARED_MEMORY), memory_free())
+    return Machine(host, cores, share, free, size, _why_not_writable(SHARED_MEMORY), memory_free(), _memory("MemTotal"))
 
 
 def refuse_tiny_shared_memory(status: int) -> None:
@@ -92,14 +93,18 @@ def cgroup_cores() -> float:
 
 def memory_free() -> int:
     """Bytes that new processes can use without swapping, within the cgroup's limit (cgroup v2's memory.max)."""
-    with open("/proc/meminfo") as file:
-        facts = dict(line.split(":") for line in file)
-    free = 1024 * int(facts["MemAvailable"].split()[0])
+    free = _memory("MemAvailable")
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         return min(free, limit - used)
     except (OSError, ValueError):  # no cgroup v2, or "max"
         return free
+
+
+def _memory(name: str) -> int:
+    """A line of /proc/meminfo, bytes."""
+    with open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
 def file_system(path: Path) -> str:

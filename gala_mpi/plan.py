@@ -94,7 +94,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
         )
     precision = wanted.precision
     if precision == "auto":
-        precision = model.fastest_precision(network, spaces, wanted.num_envs, device)
+        precision = model.fastest_precision(network, spaces, min(wanted.num_envs, 64), device)
     _, game = envs.resolve(wanted.env)  # one name for one game, however it was typed
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name

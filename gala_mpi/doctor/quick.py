@@ -16,9 +16,10 @@ from gala_mpi.machine import ENLARGE, SHARED_MEMORY, Machine
 
 # Agents do not wait for each other, so that more ranks than cores cost them little but time: 2 a core are not worth a word.
 RANKS_PER_CORE = 2.0
-# Resident memory of a rank, measured (380 MiB with 16 simulators of Pong): Python, torch and MPI; a simulator, with its part
-# of the rollout; how many vectors there are as long as the parameters: they, gradients, RMSprop, messages, casts.
-RANK_BYTES, SIMULATOR_BYTES, VECTORS = 280 << 20, 4 << 20, 8
+# Resident memory of a rank, measured: Python, torch and MPI; a simulator of images (380 MiB with 16 of Pong, 945 with 256) or
+# of numbers (CartPole), with its part of a rollout of 5 steps; how many vectors there are as long as the parameters: they,
+# gradients, RMSprop, messages, casts.
+RANK_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 310 << 20, 2560 << 10, 16 << 10, 8
 SMALL_WINDOWS = 1 << 20  # a rank's other windows: the display's, the probes'
 
 State = Literal["ok", "warning", "error"]
@@ -71,7 +72,8 @@ def hosts(config: Config, length: int, machines: list[Machine]) -> list[Host]:
     window = 0
     if config.exchange == "gossip" and len(machines) > 1:
         window = window_bytes(length + config.checksum, DIRECT if len(names) == 1 else REMOTE)
-    rank_bytes = RANK_BYTES + config.num_envs * SIMULATOR_BYTES + VECTORS * 4 * length
+    simulator = NUMBERS_BYTES if config.network == "mlp" else IMAGES_BYTES
+    rank_bytes = RANK_BYTES + config.num_envs * simulator + VECTORS * 4 * length
     found = []
     for name in names:
         ranks = [rank for rank, each in enumerate(machines) if each.host == name]
@@ -141,13 +143,13 @@ def shared_memory(host: Host) -> Finding:
 
 
 def memory(host: Host) -> Finding:
-    """Whether what the ranks will probably take is there."""
-    free = host.machine.memory_free
-    seen = f"{host.name}: about {size(host.memory)} needed, {size(free)} free"
-    if host.memory <= 0.9 * free:
+    """Whether what the ranks will probably take is free now, or at least there at all."""
+    here = host.machine
+    seen = f"{host.name}: about {size(host.memory)} needed, {size(here.memory_free)} free of {size(here.memory_size)}"
+    if host.memory <= 0.9 * here.memory_free:
         return Finding("memory", "ok", seen)
     remedy = "run fewer ranks on a host, or fewer simulators in each (--num-envs), or ask for more memory (--mem)"
-    return Finding("memory", "warning", seen, remedy)
+    return Finding("memory", "error" if host.memory > here.memory_size else "warning", seen, remedy)
 
 
 def size(count: float) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import launch
+from gala_mpi.doctor import quick
+from gala_mpi.machine import Machine
 from launch import mpirun
 
 DOCTOR = ("-m", "gala_mpi.doctor")
@@ -98,6 +100,21 @@ def test_read_only_run_directory(tmp_path, monkeypatch):
     within(setup, monkeypatch, tmp_path)
     finding = examine(2, *SMALL, "--run-dir", place / "run", status=1)["run directory"]
     assert finding["state"] == "error" and "Read-only file system" in finding["seen"] and "--run-dir" in finding["remedy"]
+
+
+@pytest.mark.parametrize("needed, state", [(9, "ok"), (10, "warning"), (16, "warning"), (17, "error")])
+def test_memory_that_is_in_use_and_memory_that_is_not_there(needed, state):
+    """10 of 16 GiB are free."""
+    machine = Machine("here", 2, 1, 0, 0, "", memory_free=10 << 30, memory_size=16 << 30)
+    finding = quick.memory(quick.Host("here", [0], 16, 1, machine, 1, 0, needed << 30))
+    assert finding.state == state and f"{needed}.0 GiB needed, 10.0 GiB free of 16.0 GiB" in finding.seen
+
+
+def test_more_simulators_than_any_memory_holds():
+    """Images do not fit; what CartPole shows is next to nothing."""
+    finding = examine(1, "--env", "pong", "--num-envs", 1_000_000, status=1)["memory"]
+    assert finding["state"] == "error" and "--num-envs" in finding["remedy"]
+    assert examine(1, *SMALL, "--num-envs", 10_000, status=0)["memory"]["state"] == "ok"
 
 
 def test_too_many_ranks_for_the_cores(tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ BAD_VALUES = {
     "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
+    "memory": (("--env", "pong", "--num-envs", 1_000_000, "--precision", "auto"), "memory on ", "--num-envs"),
     "network": (("--network", "nature"), "--network nature", "mlp is expected"),
 }
 
