@@ -36,6 +36,7 @@ from gala_mpi.exchange.examine import Figures  # noqa: E402
 from gala_mpi.world import World  # noqa: E402
 
 SECONDS_TO_ANSWER = 15.0
+SECONDS_TO_PRINT = 0.5  # for the launcher, which forgets what it has not passed on when a rank aborts
 SLOW_LATENCY = 0.01  # s, for 128 bytes
 SLOW_BANDWIDTH = {True: 200e6, False: 20e6}  # bytes/s, inside a host and between hosts
 CHECKPOINTS = 5  # of every rank: those that are kept, the best, the next
@@ -82,6 +83,7 @@ def main(arguments: list[str]) -> None:
             sys.stdout.flush()
             failed = any(finding.state == "error" for finding in findings)
             if any(finding.what in ("answers", "gets") and finding.state == "error" for finding in findings):
+                time.sleep(SECONDS_TO_PRINT)
                 world.comm.Abort(1)  # what somebody never answers cannot be ended in order
         world.wait()
         sys.exit(world.comm.bcast(int(failed) if world.root else None))
@@ -99,6 +101,7 @@ def prepare(arguments: list[str], world: World) -> Prepared:
         flat=True,
     )
     config.check(wanted.settings)
+    options.require_no_run(wanted.settings, "the doctor")
     settings = dataclasses.replace(wanted.settings, precision="fp32")  # which is the fastest is not asked here
     settings, length = plan.settle(settings, world)
     folder = settings.run_dir.absolute()
@@ -275,6 +278,8 @@ def gets(figures: Figures, world: World) -> Iterator[Finding]:
         yield Finding("busy target", "error", "a read, or another rank, did not come to its end in time", remedy)
         return
     yield Finding("gets", "ok", "request-based gets complete and bring what lies there")
+    if not figures.bandwidth:  # another rank's did not, and nothing more was asked
+        return
     yield speed(figures, world)
     if not math.isnan(figures.busy):
         yield busy_target(figures, world)
