@@ -3,14 +3,17 @@
     mpirun -n 4 python -m gala_mpi.doctor
     srun --mpi=pmi2 python -m gala_mpi.doctor --network nature --num-envs 32 --run-dir /scratch/me/runs/pong
 
-Give it the flags that training will get. Exit status: 0, or 1 where something would make a run fail.
+Give it the flags that training will get. Exit status: 0, or 1 where something would make a run fail; the launcher's for a
+killed rank where not all ranks start.
 """
 
 from __future__ import annotations
 
 from gala_mpi import machine
+from gala_mpi.doctor import start
 
 machine.refuse_tiny_shared_memory(status=1)  # before MPI is imported, and crashes
+watch = start.Watch()  # before MPI is imported, and waits for all
 
 import dataclasses  # noqa: E402
 import json  # noqa: E402
@@ -68,6 +71,7 @@ class Prepared(NamedTuple):
 def main(arguments: list[str]) -> None:
     began = time.monotonic()
     with World() as world:
+        watch.over()
         prepared = world.decide(lambda: prepare(arguments, world))
         present = examine.gather(world.comm, True, SECONDS_TO_ANSWER)
         if len(present) == world.size or not world.root:

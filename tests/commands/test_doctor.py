@@ -156,6 +156,15 @@ def test_a_rank_that_is_stopped(where):
     assert "rank 1 on" in found["answers"]["seen"] and "stopped" in found["answers"]["remedy"]
 
 
+@pytest.mark.parametrize("place", ["before-mpi", "before-world"])
+def test_a_rank_that_never_starts(place):
+    """MPI then begins nowhere, or the ranks never meet: one line, and no rank hangs."""
+    result = mpirun(3, HERE / "late.py", place, *SMALL)
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    (line,) = complaints(result)
+    assert line.startswith("gala_mpi: not all ranks have started within 3 s: look for one that is stopped")
+
+
 @pytest.mark.parametrize("illness, words", [("lost-gets", "something else"), ("endless-gets", "not complete")])
 def test_broken_request_based_gets(illness, words):
     """As an MPI has them whose request-based gets do not bring anything, or never end."""
