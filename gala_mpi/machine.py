@@ -64,6 +64,11 @@ def look(host: str, masks: list[set[int]], mine: set[int]) -> Machine:
     return Machine(host, cores, share, free, size, _why_not_writable(SHARED_MEMORY), memory_free(), _memory("MemTotal"))
 
 
+def rank_on_this_host() -> int:
+    """Which of this host's ranks I am, as the launcher says, before MPI does; 0 without one."""
+    return next((int(os.environ[name]) for name in WHICH_OF_THEM if name in os.environ), 0)
+
+
 def refuse_tiny_shared_memory(status: int) -> None:
     """End this process, with a word, where MPI would crash at its start (SIGSEGV or SIGBUS). To be called before."""
     ranks = next((int(re.match(r"\d+", os.environ[name])[0]) for name in ON_THIS_HOST if name in os.environ), 1)
@@ -72,7 +77,7 @@ def refuse_tiny_shared_memory(status: int) -> None:
     free, needed = shutil.disk_usage(SHARED_MEMORY).free, ranks * BYTES_OF_MPI
     if free >= needed:
         return
-    if next((os.environ[name] for name in WHICH_OF_THEM if name in os.environ), "0") == "0":
+    if rank_on_this_host() == 0:
         print(
             f"gala_mpi: {SHARED_MEMORY} on {socket.gethostname()} has {free / 2**20:.0f} MiB free; MPI alone needs "
             f"{needed / 2**20:.0f} MiB for {ranks} ranks: enlarge it ({ENLARGE})",

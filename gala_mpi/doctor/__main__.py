@@ -3,14 +3,17 @@
     mpirun -n 4 python -m gala_mpi.doctor
     srun --mpi=pmi2 python -m gala_mpi.doctor --network nature --num-envs 32 --run-dir /scratch/me/runs/pong
 
-Give it the flags that training will get. Exit status: 0, or 1 where something would make a run fail.
+Give it the flags that training will get. Exit status: 0, or 1 where something would make a run fail; the launcher's for a
+killed rank where not all ranks start.
 """
 
 from __future__ import annotations
 
 from gala_mpi import machine
+from gala_mpi.doctor import start
 
 machine.refuse_tiny_shared_memory(status=1)  # before MPI is imported, and crashes
+watch = start.Watch()  # before MPI is imported, and waits for all
 
 import dataclasses  # noqa: E402
 import json  # noqa: E402
@@ -36,6 +39,7 @@ from gala_mpi.exchange.examine import Figures  # noqa: E402
 from gala_mpi.world import World  # noqa: E402
 
 SECONDS_TO_ANSWER = 15.0
+SECONDS_TO_PRINT = 0.5  # for the launcher, which forgets what it has not passed on when a rank aborts
 SLOW_LATENCY = 0.01  # s, for 128 bytes
 SLOW_BANDWIDTH = {True: 200e6, False: 20e6}  # bytes/s, inside a host and between hosts
 CHECKPOINTS = 5  # of every rank: those that are kept, the best, the next
@@ -67,6 +71,7 @@ class Prepared(NamedTuple):
 def main(arguments: list[str]) -> None:
     began = time.monotonic()
     with World() as world:
+        watch.over()
         prepared = world.decide(lambda: prepare(arguments, world))
         present = examine.gather(world.comm, True, SECONDS_TO_ANSWER)
         if len(present) == world.size or not world.root:
@@ -82,6 +87,7 @@ def main(arguments: list[str]) -> None:
             sys.stdout.flush()
             failed = any(finding.state == "error" for finding in findings)
             if any(finding.what in ("answers", "gets") and finding.state == "error" for finding in findings):
+                time.sleep(SECONDS_TO_PRINT)
                 world.comm.Abort(1)  # what somebody never answers cannot be ended in order
         world.wait()
         sys.exit(world.comm.bcast(int(failed) if world.root else None))
@@ -99,6 +105,7 @@ def prepare(arguments: list[str], world: World) -> Prepared:
         flat=True,
     )
     config.check(wanted.settings)
+    options.require_no_run(wanted.settings, "the doctor")
     settings = dataclasses.replace(wanted.settings, precision="fp32")  # which is the fastest is not asked here
     settings, length = plan.settle(settings, world)
     folder = settings.run_dir.absolute()
@@ -275,6 +282,8 @@ def gets(figures: Figures, world: World) -> Iterator[Finding]:
         yield Finding("busy target", "error", "a read, or another rank, did not come to its end in time", remedy)
         return
     yield Finding("gets", "ok", "request-based gets complete and bring what lies there")
+    if not figures.bandwidth:  # another rank's did not, and nothing more was asked
+        return
     yield speed(figures, world)
     if not math.isnan(figures.busy):
         yield busy_target(figures, world)

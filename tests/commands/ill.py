@@ -37,6 +37,8 @@ if illness == "stopped-before":
 elif illness == "stopped-among":
     busy_target = examine._busy_target
     examine._busy_target = lambda *arguments: (stop_rank_1(), busy_target(*arguments))[1]
+elif illness == "lost-gets-of-one":
+    MPI.Win = LostGets if MPI.COMM_WORLD.rank == 1 else MPI.Win
 else:
     MPI.Win = {"lost-gets": LostGets, "endless-gets": EndlessGets}[illness]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from commandline import complaints
 from gala_mpi.doctor import quick
 from gala_mpi.machine import Machine
 from launch import mpirun
@@ -65,9 +66,19 @@ def test_one_rank_and_a_table(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_flags_are_refused():
-    result = mpirun(2, *DOCTOR, *SMALL, "--num-envs", 0)
-    assert result.returncode == 2 and "--num-envs 0" in result.stderr and "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--num-envs", 0), "--num-envs 0"),
+        (("--resume",), "--resume: the doctor reads no run"),
+        (("--replay", "runs/pong"), "--replay: the doctor reads no run"),
+    ],
+)
+def test_bad_flags_are_refused(flags, words):
+    result = mpirun(2, *DOCTOR, *SMALL, *flags)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    (line,) = complaints(result)
+    assert words in line
 
 
 @root
@@ -145,11 +156,26 @@ def test_a_rank_that_is_stopped(where):
     assert "rank 1 on" in found["answers"]["seen"] and "stopped" in found["answers"]["remedy"]
 
 
+@pytest.mark.parametrize("place", ["before-mpi", "before-world"])
+def test_a_rank_that_never_starts(place):
+    """MPI then begins nowhere, or the ranks never meet: one line, and no rank hangs."""
+    result = mpirun(3, HERE / "late.py", place, *SMALL)
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    (line,) = complaints(result)
+    assert line.startswith("gala_mpi: not all ranks have started within 3 s: look for one that is stopped")
+
+
 @pytest.mark.parametrize("illness, words", [("lost-gets", "something else"), ("endless-gets", "not complete")])
 def test_broken_request_based_gets(illness, words):
     """As an MPI has them whose request-based gets do not bring anything, or never end."""
     finding = examine(2, *SMALL, status=1, program=(HERE / "ill.py", illness))["gets"]
     assert finding["state"] == "error" and words in finding["seen"] and "another version, MPI or transport" in finding["remedy"]
+
+
+def test_gets_that_fail_on_one_rank_alone():
+    found = examine(3, *SMALL, status=1, program=(HERE / "ill.py", "lost-gets-of-one"))
+    assert found["gets"]["state"] == "error" and found["gets"]["seen"].startswith("rank 1: a get from rank 0 was complete")
+    assert "speed" not in found
 
 
 @pytest.mark.skipif(not launch.OPEN_MPI, reason="by a variable of Open MPI")
