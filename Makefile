@@ -1,6 +1,6 @@
 # make train     Pong on 2 ranks for 3 minutes, then a film, a table of scores and a report
 # make study     GALA (ring, exponential), A2C, A3C and independent agents on Pong, 4 ranks each, and a report (25 minutes)
-# make validate  real runs on 2 to 16 ranks beside what analysis/simulate.py says of them (15 minutes of a quiet machine)
+# make validate  real runs on 2 to 16 ranks beside what analysis/simulate.py says of them (20 minutes of a quiet machine)
 # make docs      docs/metrics.md from the code
 # make test      the tests, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
 # make test-long  tests of some minutes each: several hosts with a network between them, stragglers, a rank that dies

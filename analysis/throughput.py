@@ -107,12 +107,14 @@ def lately(run: Run, rank: int) -> np.ndarray:
 
 
 def power(run: Run, nodes: list[np.ndarray]) -> float:
-    """W, all nodes, from when each of them has been read once; NaN: not available."""
+    """W, all nodes, between the first and the last moment of which each of them tells; NaN: not available."""
     hours, joules, _ = run.joules
     begin = max((table["hours"][0] for table in nodes), default=np.inf)
-    if not len(hours) or begin >= hours[-1]:
+    end = min((table["hours"][-1] for table in nodes), default=-np.inf)
+    if not len(hours) or begin >= end:
         return np.nan
-    return float(joules[-1] - np.interp(begin, hours, joules)) / (hours[-1] - begin) / 3600
+    first, last = np.interp([begin, end], hours, joules)
+    return float(last - first) / (end - begin) / 3600
 
 
 def weighted(nodes: list[np.ndarray], column: str) -> float:

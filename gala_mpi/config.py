@@ -236,6 +236,13 @@ def check(config: Config) -> None:
     _check_together(config)
 
 
+def check_no_run(config: Config, who: str) -> None:
+    """For programs that read no run: refuse the flags that name one. Raises SettingError."""
+    for flag, value in (("--resume", config.resume), ("--replay", config.replay)):
+        if value:
+            raise SettingError(f"{flag}: {who} reads no run; the flags that the run was started with are expected")
+
+
 def _check_together(c: Config) -> None:
     """Refuse what does not go together."""
     marks = c.exact_resume or c.checkpoint_updates is None

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from gala_mpi.errors import SettingError
-
-if TYPE_CHECKING:
-    from gala_mpi.config import Config
 
 T = TypeVar("T")
 
@@ -43,13 +40,6 @@ def require(holds: object, flag: str, value: object, allowed: str) -> None:
 def require_whole(flag: str, value: int | None, lowest: int) -> None:
     """For a whole number, or None: not set."""
     require(value is None or value >= lowest, flag, value, f"a whole number, {lowest} or more,")
-
-
-def require_no_run(settings: Config, who: str) -> None:
-    """For programs that read no run's settings: flags that ask for it would do nothing there, or something else."""
-    for flag, value in (("--resume", settings.resume), ("--replay", settings.replay)):
-        if value:
-            raise SettingError(f"{flag}: {who} reads no run; the flags that the run was started with are expected")
 
 
 def require_file(flag: str, path: Path | None, *endings: str) -> None:

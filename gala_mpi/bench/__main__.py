@@ -21,7 +21,7 @@ from gala_mpi.bench.frozen import FrozenBench
 from gala_mpi.bench.straggler import StragglerBench
 from gala_mpi.bench.train import TrainBench
 from gala_mpi.config import Config
-from gala_mpi.options import require, require_no_run, require_whole
+from gala_mpi.options import require, require_whole
 from gala_mpi.world import World
 
 Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench
@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> Bench:
 def check(bench: Bench, ranks: int) -> None:
     """Refuse what cannot work on so many ranks. Raises SettingError."""
     config.check(bench.settings)
-    require_no_run(bench.settings, "a benchmark")
+    config.check_no_run(bench.settings, "a benchmark")
     for name in ("rounds", "updates"):
         require_whole(f"--{name}", getattr(bench, name, 1), 1)
     seconds = getattr(bench, "seconds", 1.0)

@@ -105,7 +105,7 @@ def prepare(arguments: list[str], world: World) -> Prepared:
         flat=True,
     )
     config.check(wanted.settings)
-    options.require_no_run(wanted.settings, "the doctor")
+    config.check_no_run(wanted.settings, "the doctor")
     settings = dataclasses.replace(wanted.settings, precision="fp32")  # which is the fastest is not asked here
     settings, length = plan.settle(settings, world)
     folder = settings.run_dir.absolute()

@@ -275,9 +275,5 @@ class Gossip:
             time.sleep(0.001)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        def listen() -> None:
-            self._listen()
-            meanwhile()
-
         self._mailbox.post(FINISHED, self._version + 1)
-        self._mailbox.close(listen)
+        self._mailbox.close(self._listen, meanwhile)

@@ -55,9 +55,5 @@ class Independent:
         return Counters()
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        def listen() -> None:
-            self._listen()
-            meanwhile()
-
         if self._mailbox:
-            self._mailbox.close(listen)
+            self._mailbox.close(self._listen, meanwhile)

@@ -89,10 +89,11 @@ class Progress:
             if time.perf_counter() > end:
                 return
 
-    def wait(self, request: MPI.Request, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def wait(self, request: MPI.Request, *meanwhile: Callable[[], None]) -> None:
         """Until `request` is complete, with progress for others and without keeping a core from them."""
         while not request.Test():
-            meanwhile()
+            for do in meanwhile:
+                do()
             self.test(REMOTE.tests_per_poke)
             time.sleep(0.001)
 
@@ -197,9 +198,9 @@ class Mailbox:
         self.header[ALIVE] += 1
         self._last_poke = time.perf_counter()
 
-    def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def close(self, *meanwhile: Callable[[], None]) -> None:
         """Serve the others until all have come here, calling `meanwhile` as often as may be, then free the window."""
-        self._progress.wait(self.comm.Ibarrier(), meanwhile)
+        self._progress.wait(self.comm.Ibarrier(), *meanwhile)
         while self.readers:
             self.readers.pop().drain()
         self._window.Unlock_all()

@@ -79,11 +79,7 @@ class Replay:
         return Counters(self._mixes(), self._staleness)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        def serve() -> None:
-            self.poke()
-            meanwhile()
-
-        self._progress.wait(self._comm.Ibarrier(), serve)
+        self._progress.wait(self._comm.Ibarrier(), self.poke, meanwhile)
         MPI.Request.Waitall(self._sends)
         self._progress.close()
         self._comm.Free()
