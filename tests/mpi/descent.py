@@ -1,0 +1,86 @@
+"""Gradient descent through an exchange, and the settings of all exchanges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from gala_mpi.config import Config
+from gala_mpi.exchange import Mix, Order, build
+
+TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
+LENGTH = 64
+
+
+def gossip(graph: str = "ring", staleness: int | None = None) -> Config:
+    return Config(exchange="gossip", topology=graph, staleness=staleness)
+
+
+def named(configs: list[Config]) -> list:
+    names = [(c.exchange, c.topology, c.staleness) if c.exchange == "gossip" else (c.exchange,) for c in configs]
+    return [pytest.param(config, id="-".join(map(str, name))) for config, name in zip(configs, names)]
+
+
+LOCKSTEP = [gossip(graph, 0) for graph in TOPOLOGIES]
+FREE = [gossip(graph) for graph in TOPOLOGIES]
+BOUNDED = [gossip(graph, 3) for graph in TOPOLOGIES]
+ALLREDUCE, SERVER, NONE = (Config(exchange=name) for name in ("allreduce", "server", "none"))
+EVERY = [*FREE, *BOUNDED, *LOCKSTEP, ALLREDUCE, SERVER, NONE]
+
+
+@dataclass
+class Trace:
+    """What one rank saw in each of its updates."""
+
+    parameters: np.ndarray
+    mixes: list[list[Mix]] = field(default_factory=list)
+    staleness: list[int] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # that the exchange took
+    ended: bool = False  # whether it stopped because it was ordered to
+
+
+def run(
+    comm: MPI.Intracomm,
+    config: Config,
+    updates: int,
+    gradient: Callable[[np.ndarray, int], np.ndarray] = lambda x, k: np.zeros_like(x),
+    lr: Callable[[int], float] = lambda k: 0.1,
+    wish: Callable[[int], Order] = lambda k: Order(),
+    pause: Callable[[int], float] = lambda k: 0.0,
+    version: int = 0,
+) -> Trace:
+    """Gradient descent from 0 through an exchange, as train.py does it. Update k = version + 1, version + 2, ..."""
+    x = np.zeros(LENGTH, np.float32)
+    trace = Trace(x)
+    with closing(build(config, comm, LENGTH)) as exchange:
+        exchange.start(version, x)
+        for k in range(version + 1, version + updates + 1):
+            time.sleep(pause(k))
+            exchange.poke()
+            g = gradient(x, k).astype(np.float32)
+            began = time.monotonic()
+            exchange.gradient(g)
+            x -= np.float32(lr(k)) * g
+            exchange.parameters(x)
+            trace.seconds.append(time.monotonic() - began)
+            counters = exchange.counters()
+            trace.mixes.append(counters.mixes)
+            trace.staleness.append(counters.staleness)
+            trace.orders.append(exchange.agree(wish(k)))
+            if trace.orders[-1].stop:
+                trace.ended = True
+                break
+    return trace
+
+
+def jitter(seed: int) -> Callable[[int], float]:
+    """Pauses of 0 to 1 ms, so that the ranks come in another order in every run."""
+    random = np.random.default_rng(seed)
+    return lambda k: 1e-3 * random.random()
