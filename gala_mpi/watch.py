@@ -156,7 +156,7 @@ def look(run: Path) -> Look:
             continue
         scores.extend(episodes["score"])
         times.extend(episodes["hours"])
-    recent = np.array(scores)[np.argsort(times)][-RECENT_EPISODES:]
+    recent = np.array(scores)[np.argsort(times, kind="stable")][-RECENT_EPISODES:]
     ages = [age for rows in updates.values() for age in rows["age"] if not np.isnan(age)]
     checkpoint, saved, saved_at = _newest_checkpoint(run)
     written = [path.stat().st_mtime for path in (run / "metrics").glob("rank*.h5")]
