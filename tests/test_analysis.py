@@ -331,6 +331,8 @@ def test_ages_and_skips_are_counted(tmp_path):
     restarted = np.zeros(4, runs.TABLES["updates"])
     restarted["torn"] = [2, 5, 0, 3]
     assert staleness.torn_messages(restarted) == 8
+    restarted["torn"] = -1
+    assert staleness.torn_messages(restarted) == 0
     columns, shares = staleness.histogram({(0, 1): np.array([0, 0, 1, 5]), (1, 0): np.array([-3, 1])})
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert columns[0] == -3.5 and columns[-1] == 5.5
