@@ -99,7 +99,7 @@ class Agent:
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Collective. Serve the others until all are done, then let go of windows and simulators."""
         self.exchange.close(meanwhile)
-        self.collector.simulators.close()
+        self.collector.close()
 
 
 def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> Agent:
@@ -114,9 +114,11 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     torch.set_num_threads(threads)
     clock = Clock()
     device = pick_device(config.device, node_rank)
-    simulators = envs.make(config.env, config.num_envs, threads=threads, sticky=config.sticky)
+    turns = 2 if config.overlap else 1
+    number, options = config.num_envs // turns, {"threads": threads, "sticky": config.sticky}
+    simulators = [envs.make(config.env, number, **options) for _ in range(turns)]
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
-    network = Network(config.network, simulators.spaces, config.precision).to(device, memory_format=torch.channels_last)
+    network = Network(config.network, simulators[0].spaces, config.precision).to(device, memory_format=torch.channels_last)
     streams = partial(_streams, config, comm.rank)
     learner = A2C(network, config.a2c, config.learning_rate(comm.size))
     shared = exchange.build(config, comm, len(learner.flat))

@@ -76,6 +76,9 @@ class Config:
     1 step = 1 action in 1 simulator = 4 Atari frames."""
     num_envs: int = 16
     """Simulators per agent."""
+    overlap: bool = False
+    """Let two halves of an agent's simulators take turns: one half plays while the network chooses the other's actions.
+    Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and Atari."""
     rollout_length: int = 5
     """Steps in each simulator per update."""
     lr: Optional[float] = None
@@ -245,6 +248,7 @@ def check_no_run(config: Config, who: str) -> None:
 
 def _check_together(c: Config) -> None:
     """Refuse what does not go together."""
+    require(c.num_envs % 2 == 0 or not c.overlap, "--overlap --num-envs", c.num_envs, "an even number")
     marks = c.exact_resume or c.checkpoint_updates is None
     require(marks, "--checkpoint-updates", c.checkpoint_updates, "--exact-resume with it")
     for flag, other in (("--resume", c.resume), ("--survive", c.survive), ("--wall-minutes", c.wall_minutes)):

@@ -65,7 +65,7 @@ class Step:
 
 
 class Simulators(Protocol):
-    """N simulators stepped together."""
+    """N simulators stepped together. Those that run in threads of their own (Atari) do so between `begin` and `finish`."""
 
     num_envs: int
     spaces: Spaces
@@ -73,8 +73,16 @@ class Simulators(Protocol):
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         """Begin N games from N seeds (int64 [N]); their first observations, [N, ...]."""
 
-    def step(self, actions: np.ndarray) -> Step:
+    def begin(self, actions: np.ndarray) -> None:
         """Take one action in each (int64 [N], or float32 [N, *action_shape])."""
+
+    def finish(self) -> Step:
+        """What came of it."""
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Take one action in each, and wait for what comes of it."""
+        self.begin(actions)
+        return self.finish()
 
     def close(self) -> None: ...
 
@@ -145,7 +153,7 @@ class _Scores:
         return episodes
 
 
-class AtariSimulators:
+class AtariSimulators(Simulators):
     """Atari games in ale-py's vector environment (C++ threads)."""
 
     def __init__(self, game: str, num_envs: int, threads: int = 1, sticky: float = 0.0, **view: Any):
@@ -176,8 +184,11 @@ class AtariSimulators:
         self._frames = info["episode_frame_number"].copy()
         return observations
 
-    def step(self, actions: np.ndarray) -> Step:
-        observations, rewards, terminated, truncated, info = self._envs.step(actions)
+    def begin(self, actions: np.ndarray) -> None:
+        self._envs.send(actions)
+
+    def finish(self) -> Step:
+        observations, rewards, terminated, truncated, info = self._envs.recv()
         # `terminated` is also set at a lost life, and `lives` is already the next game's. The end of a game shows only by
         # its frame counter, which does not go on from where it was.
         frames = info["episode_frame_number"]
@@ -191,7 +202,7 @@ class AtariSimulators:
         self._envs.close()
 
 
-class GymSimulators:
+class GymSimulators(Simulators):
     """Any gymnasium id, in this process. Images are uint8 boxes of rank 3, channels first or last; the rest is flattened."""
 
     def __init__(self, name: str, num_envs: int, **options: Any):
@@ -225,9 +236,11 @@ class GymSimulators:
         self._scores = _Scores(self.num_envs)
         return self._arrange(observations)
 
-    def step(self, actions: np.ndarray) -> Step:
-        actions = actions + self._first_action if self.spaces.discrete else np.clip(actions, self._low, self._high)
-        observations, rewards, terminated, truncated, info = self._envs.step(actions)
+    def begin(self, actions: np.ndarray) -> None:
+        self._actions = actions + self._first_action if self.spaces.discrete else np.clip(actions, self._low, self._high)
+
+    def finish(self) -> Step:
+        observations, rewards, terminated, truncated, info = self._envs.step(self._actions)
         truncated = truncated & ~terminated
         rewards = rewards.astype(np.float32)
         episodes = self._scores.add(rewards, terminated | truncated)

@@ -23,32 +23,40 @@ Pair = tuple[nn.Conv2d | nn.Linear, nn.Module]  # a layer and its activation
 
 
 class Kept:
-    """The observations and activations of T + 1 forward passes (the last one bootstraps) of N rows through a torso.
+    """The observations and activations of the forward passes of T + 1 steps (the last one bootstraps) through a torso.
 
     Args:
         network: its torso is convolutions, then linear layers, each followed by a ReLU or a Tanh. Its parameters must have
             a `grad` (see `flat.py`) when a gradient comes.
         steps: T.
         observations: what one pass sees, [N, ...]; only its shape, dtype and device are used.
+        turns: how many passes make a step, each over N other rows.
         between: called between the layers of a backward pass, which is the longest time without anything else.
     """
 
-    def __init__(self, network: Network, steps: int, observations: torch.Tensor, between: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        network: Network,
+        steps: int,
+        observations: torch.Tensor,
+        turns: int = 1,
+        between: Callable[[], None] = lambda: None,
+    ):
         self._pairs, self._dtype, self._between = pairs(network.torso), network.dtype, between
         # Observations go in as they are, the first layer's weights are scaled instead: pixels are exact in bfloat16.
         self._scale = network.scale
-        self._batch, self._rows = len(observations), steps * len(observations)
+        self._batch, self._rows, passes = len(observations), steps * turns * len(observations), (steps + 1) * turns
         self._weights = [
             (layer.weight, layer.bias) if depth and self._dtype == layer.weight.dtype else _copies(layer, self._dtype)
             for depth, (layer, _) in enumerate(self._pairs)
         ]
-        self._observations = _buffer(observations, steps + 1, observations.dtype)
+        self._observations = _buffer(observations, passes, observations.dtype)
         self._activations = []
         with torch.no_grad():
             x = torch.zeros_like(observations, dtype=torch.float32)
             for layer, activation in self._pairs:
                 x = activation(_apply(layer, x, layer.weight, layer.bias))
-                self._activations.append(_buffer(x, steps + 1, self._dtype))
+                self._activations.append(_buffer(x, passes, self._dtype))
         row = max(activations[0].nbytes for activations in self._activations)
         self._convolutions = sum(isinstance(layer, nn.Conv2d) for layer, _ in self._pairs)
         in_parts = self._convolutions and observations.device.type == "cpu"  # the linear layers take all rows at a time
@@ -66,9 +74,9 @@ class Kept:
         self._weights[0][0].mul_(self._scale)
 
     @torch.no_grad()
-    def forward(self, step: int, observations: torch.Tensor) -> torch.Tensor:
-        """Pass `step` of 0 .. T over what is seen now, [N, ...]: features [N, F]."""
-        rows = slice(step * self._batch, (step + 1) * self._batch)
+    def forward(self, number: int, observations: torch.Tensor) -> torch.Tensor:
+        """Pass `number` (step by step, turn by turn, from 0 on) over what is seen now, [N, ...]: features [N, F]."""
+        rows = slice(number * self._batch, (number + 1) * self._batch)
         _copy(observations, self._observations[rows])
         x = self._input(rows)
         for (layer, activation), weights, outputs in zip(self._pairs, self._weights, self._activations):
@@ -77,7 +85,7 @@ class Kept:
         return x
 
     def features(self) -> torch.Tensor:
-        """The features of passes 0 .. T-1, float32 [T · N, F]. Their gradient goes on to the torso's parameters."""
+        """The features of steps 0 .. T-1, float32 [T · turns · N, F]. Their gradient goes on to the torso's parameters."""
         features = self._activations[-1][: self._rows].float().requires_grad_()
         features.register_hook(self._backward)
         return features
@@ -88,7 +96,7 @@ class Kept:
 
     @torch.no_grad()
     def _backward(self, gradient: torch.Tensor) -> None:
-        """The gradient of the features, [T · N, F], added as that of every layer's weight and bias to their `grad`."""
+        """The gradient of the features, [T · turns · N, F], added as that of every layer's weight and bias to their `grad`."""
         gradient = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
         gradient = self._descend(range(self._convolutions, len(self._pairs)), gradient, slice(0, self._rows))
         for rows in self._parts if self._convolutions else ():

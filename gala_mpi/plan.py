@@ -111,6 +111,8 @@ def _advise(settings: Config, length: int, world: World) -> list[str]:
         if finding.state == "error":
             raise SettingError(f"{finding.what} on {finding.seen}: {finding.remedy}")
     warnings = [f"warning: {found.what}: {found.seen}; {found.remedy}" for found in findings if found.state == "warning"]
+    if settings.overlap and settings.device == "cpu" and max(host.threads for host in hosts) == 1:
+        warnings.append("warning: --overlap: each rank has one core; it pays from two on (fewer ranks a host)")
     return [f"plan: {line}" for line in quick.plan(hosts)] + warnings
 
 

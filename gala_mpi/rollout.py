@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from gala_mpi.clock import Clock
 from gala_mpi.envs import Episode, Simulators
 from gala_mpi.kept import Kept
-from gala_mpi.model import Network, Policy
+from gala_mpi.model import Network
 
 
 @dataclass
@@ -32,20 +33,21 @@ class Collector:
 
     Args:
         network: the policy and its value.
-        simulators: the vector of environments.
+        simulators: vectors of as many environments each, [N / G] of N. They take turns: while some play on, the network
+            chooses actions for the next (--overlap). One vector waits for the network, and the network for it.
         seeds: int64 [N], one a simulator.
         length: T.
         discount: γ.
         clip_rewards: show the learner only the sign of a reward. Scores stay real.
-        poke: called after every simulator step and between the layers of the backward pass, so that MPI can move messages
-            (progress is everybody's duty).
+        poke: called at every step, while simulators run, and between the layers of the backward pass, so that MPI can move
+            messages (progress is everybody's duty).
         clock: where the time goes.
     """
 
     def __init__(
         self,
         network: Network,
-        simulators: Simulators,
+        simulators: Sequence[Simulators],
         seeds: np.ndarray,
         length: int,
         discount: float,
@@ -55,63 +57,84 @@ class Collector:
     ):
         self.network, self.simulators, self.clock, self.poke = network, simulators, clock, poke
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
+        self.num_envs = sum(each.num_envs for each in simulators)
         self.device = next(network.parameters()).device
+        # While others play, the network leaves them half of the cores: with all of them, both wait for each other's threads.
+        self.threads = max(1, torch.get_num_threads() // len(simulators))
         self.reset(seeds)
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
         between = {"between": lambda: self.poke()} if self.device.type == "cpu" else {}
-        self.kept = Kept(network, length, self.observations, **between)
+        self.kept = Kept(network, length, self.observations[0], turns=len(simulators), **between)
 
     def reset(self, seeds: np.ndarray) -> None:
         """Begin new games in all simulators, from int64 [N]."""
-        self.observations = self._to_device(self.simulators.reset(seeds))
+        shares = np.split(seeds, len(self.simulators))
+        self.observations = [self._to_device(each.reset(share)) for each, share in zip(self.simulators, shares)]
+
+    def close(self) -> None:
+        for simulators in self.simulators:
+            simulators.close()
 
     def collect(self) -> tuple[Batch, list[Episode]]:
         """T steps, and the episodes that ended in them."""
-        actions, rewards, discounts, next_values = [], [], [], []
-        episodes: list[Episode] = []
+        record = _Record()
         self.kept.begin()
-        for t in range(self.length):
-            with self.clock("act"), torch.no_grad():
-                policy, value = self._forward(t)
-                action = policy.sample()
-            with self.clock("simulate"):
-                step = self.simulators.step(action.cpu().numpy())
-                self.observations = self._to_device(step.observations)
-                reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
-                if step.truncated.any():
-                    reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
-                episodes += step.episodes
-            actions.append(action)
-            rewards.append(reward)
-            discounts.append(self.discount * ~(step.terminated | step.truncated))
-            if t:
-                next_values.append(value)
-            self.poke()
-        with self.clock("act"), torch.no_grad():
-            next_values.append(self._forward(self.length)[1])
+        with _threads(self.threads):
+            for t in range(self.length + 1):
+                for turn in range(len(self.simulators)):
+                    if t:
+                        self._finish(turn, record)
+                    self._act(t, turn, record)
+                self.poke()
         with self.clock("learn"):
-            batch = self._batch(actions, rewards, discounts, next_values)
-        return batch, episodes
+            batch = self._batch(record)
+        return batch, record.episodes
 
-    def _forward(self, t: int) -> tuple[Policy, torch.Tensor]:
-        """Pass `t` over the observations at hand, kept."""
-        return self.network.heads(self.kept.forward(t, self.observations).float())
+    def _act(self, t: int, turn: int, record: _Record) -> None:
+        """A pass over the observations at hand, kept; but for the last one, which bootstraps, simulators begin its actions."""
+        with self.clock("act"), torch.no_grad():
+            features = self.kept.forward(t * len(self.simulators) + turn, self.observations[turn])
+            policy, value = self.network.heads(features.float())
+            record.values.append(value)
+            if t == self.length:
+                return
+            action = policy.sample()
+            record.actions.append(action)
+        with self.clock("simulate"):
+            self.simulators[turn].begin(action.cpu().numpy())
 
-    def _batch(self, actions: list, rewards: list, discounts: list, next_values: list) -> Batch:
+    def _finish(self, turn: int, record: _Record) -> None:
+        """Wait for the step that these simulators have begun, and write down what it brought."""
+        with self.clock("simulate"):
+            step = self.simulators[turn].finish()
+            self.observations[turn] = self._to_device(step.observations)
+            reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
+            if step.truncated.any():
+                reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
+            record.rewards.append(reward)
+            record.discounts.append(self.discount * ~(step.terminated | step.truncated))
+            first = sum(each.num_envs for each in self.simulators[:turn])
+            record.episodes += [replace(episode, simulator=first + episode.simulator) for episode in step.episodes]
+
+    def _batch(self, record: _Record) -> Batch:
         policy, values = self.network.heads(self.kept.features())  # of T · N rows, with gradient
-        grid = (self.length, self.simulators.num_envs)
+        grid = (self.length, self.num_envs)
+
+        def tensor(rows: list[np.ndarray]) -> torch.Tensor:
+            return torch.as_tensor(np.concatenate(rows).reshape(grid), dtype=torch.float32, device=self.device)
+
         return Batch(
-            log_probs=policy.log_prob(torch.cat(actions)).view(grid),
+            log_probs=policy.log_prob(torch.cat(record.actions)).view(grid),
             entropies=policy.entropy().view(grid),
             values=values.view(grid),
-            rewards=torch.as_tensor(np.stack(rewards), dtype=torch.float32, device=self.device),
-            discounts=torch.as_tensor(np.stack(discounts), dtype=torch.float32, device=self.device),
-            next_values=torch.stack(next_values),
-            steps=self.length * self.simulators.num_envs,
+            rewards=tensor(record.rewards),
+            discounts=tensor(record.discounts),
+            next_values=torch.cat(record.values[len(self.simulators) :]).view(grid),
+            steps=self.length * self.num_envs,
         )
 
     def _cut_off_values(self, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
-        """V of the observations that truncation cut off, 0 elsewhere. [N] float32."""
+        """V of the observations that truncation cut off, 0 elsewhere. [N / G] float32."""
         values = np.zeros(len(truncated), np.float32)
         with torch.no_grad():
             values[truncated] = self.network(self._to_device(final[truncated]))[1].cpu().numpy()
@@ -119,3 +142,23 @@ class Collector:
 
     def _to_device(self, observations: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(observations).to(self.device)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class _Record:
+    """A rollout as it comes, in the order of the passes: step by step, turn by turn, [N / G] each."""
+
+    actions: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    rewards: list[np.ndarray] = field(default_factory=list)
+    discounts: list[np.ndarray] = field(default_factory=list)
+    episodes: list[Episode] = field(default_factory=list)

@@ -11,12 +11,13 @@ from gymnasium import spaces
 
 from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
-from gala_mpi.envs import GymSimulators, Step
+from gala_mpi.envs import AtariSimulators, GymSimulators, Simulators, Step
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch, Collector
 
-GAMMA, T, N = 0.9, 12, 3
+GAMMA, T, N = 0.9, 12, 4
+SEEDS = np.array([4, 7, 11, 6])
 
 
 class Plan(gymnasium.Env):
@@ -49,11 +50,11 @@ for kind, (_, *arguments) in KINDS.items():
     gymnasium.register(f"plan/{kind}-v0", functools.partial(Plan, *arguments), disable_env_checker=True)
 
 
-class Recorded:
-    """Simulators that keep a copy of everything that passes."""
+class Recorded(Simulators):
+    """Simulators that keep a copy of everything that passes, and write into `calls` in what order it does."""
 
-    def __init__(self, simulators: GymSimulators):
-        self._simulators = simulators
+    def __init__(self, simulators: Simulators, calls: list):
+        self._simulators, self._calls = simulators, calls
         self.num_envs, self.spaces = simulators.num_envs, simulators.spaces
         self.shown: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
@@ -64,31 +65,56 @@ class Recorded:
         self.shown.append(observations.copy())
         return observations
 
-    def step(self, actions: np.ndarray) -> Step:
+    def begin(self, actions: np.ndarray) -> None:
+        self._calls.append(("begin", self))
         self.actions.append(actions.copy())
-        step = self._simulators.step(actions)
+        self._simulators.begin(actions)
+
+    def finish(self) -> Step:
+        self._calls.append(("finish", self))
+        step = self._simulators.finish()
         self.steps.append(copy.deepcopy(step))
         self.shown.append(step.observations.copy())
         return step
 
+    def close(self) -> None:
+        self._simulators.close()
+
+
+def joined(steps: tuple[Step, ...]) -> Step:
+    """What one step brought in several vectors of simulators, as if they were one; without its episodes."""
+    columns = [(step.observations, step.rewards, step.terminated, step.truncated) for step in steps]
+    final = [step.observations if step.final_observations is None else step.final_observations for step in steps]
+    return Step(*map(np.concatenate, zip(*columns)), np.concatenate(final))
+
 
 class Rollout:
-    """A collector, and the second of its batches with what was recorded of it."""
+    """A collector, and the second of its batches with what was recorded of it.
+
+    Args:
+        kind: "images", say, or "images overlapped": two halves that take turns.
+    """
 
     def __init__(self, kind: str, clip_rewards: bool = False):
         torch.manual_seed(0)
         self.pokes = 0
-        simulators = Recorded(GymSimulators(f"plan/{kind}-v0", N))
-        self.network = Network(KINDS[kind][0], simulators.spaces).to(memory_format=torch.channels_last)
+        kind, _, overlapped = kind.partition(" ")
+        turns = 2 if overlapped else 1
+        self.calls = []
+        self.simulators = [Recorded(GymSimulators(f"plan/{kind}-v0", N // turns), self.calls) for _ in range(turns)]
+        self.network = Network(KINDS[kind][0], self.simulators[0].spaces).to(memory_format=torch.channels_last)
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
         self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
-        collector = Collector(self.network, simulators, np.array([4, 7, 11]), T, GAMMA, clip_rewards, self._poke, Clock())
+        collector = Collector(self.network, self.simulators, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
         _, first = collector.collect()
         self.batch, second = collector.collect()
         self.episodes, self.all_episodes = second, first + second
-        self.all_steps = simulators.steps
-        self.shown, self.actions = simulators.shown[T:], simulators.actions[T:]
-        self.steps = simulators.steps[T:]
+        shown, actions, steps = (
+            zip(*(getattr(each, name) for each in self.simulators)) for name in ("shown", "actions", "steps")
+        )
+        self.all_steps = list(map(joined, steps))
+        self.steps = self.all_steps[T:]
+        self.shown, self.actions = list(map(np.concatenate, shown))[T:], list(map(np.concatenate, actions))[T:]
 
     def _poke(self) -> None:
         self.pokes += 1
@@ -111,7 +137,7 @@ def rollout(kind: str, clip_rewards: bool = False) -> Rollout:
     return Rollout(kind, clip_rewards)
 
 
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", [*KINDS, *(f"{kind} overlapped" for kind in KINDS)])
 
 
 @kinds
@@ -121,7 +147,7 @@ def test_shapes_and_counts(kind):
     for tensor in (getattr(batch, name) for name in names):
         assert tensor.shape == (T, N) and tensor.dtype == torch.float32
     assert batch.steps == T * N
-    assert rollout(kind).pokes == 2 * T
+    assert rollout(kind).pokes == 2 * (T + 1)
     assert [getattr(batch, name).requires_grad for name in names] == [True] * 3 + [False] * 3
 
 
@@ -195,7 +221,7 @@ def test_actions_are_drawn_from_the_policy(kind):
     torch.manual_seed(5)
     with torch.no_grad():
         distribution, _ = one.network(torch.from_numpy(one.shown[0]).repeat(2000, *[1] * (one.shown[0].ndim - 1)))
-        if kind != "box":
+        if "box" not in kind:
             drawn = torch.nn.functional.one_hot(distribution.sample().view(2000, N), 3).float().mean(0)
             torch.testing.assert_close(drawn, distribution.probs[:N], rtol=0, atol=0.06)
 
@@ -225,3 +251,30 @@ def test_the_gradient_through_the_kept_graph_is_that_of_a_second_forward_pass(ki
         assert torch.linalg.vector_norm(gradient) > 0
         difference = torch.linalg.vector_norm(parameter.grad - gradient)
         assert difference < 1e-4 * torch.linalg.vector_norm(gradient) + 1e-7
+
+
+def test_halves_take_turns():
+    """While one half plays, the network chooses the other's actions; at the end of a rollout nobody plays."""
+    played = rollout("numbers overlapped")
+    one, other = played.simulators
+    first, last = [("begin", one), ("begin", other)], [("finish", one), ("finish", other)]
+    turns = [("finish", one), ("begin", one), ("finish", other), ("begin", other)]
+    assert played.calls == 2 * (first + (T - 1) * turns + last)
+
+
+def test_overlapped_pong_is_what_the_same_actions_bring_when_all_play_together():
+    torch.manual_seed(0)
+    halves = [Recorded(AtariSimulators("pong", 2, threads=2), []) for _ in range(2)]
+    network = Network("gala", halves[0].spaces).to(memory_format=torch.channels_last)
+    A2C(network, A2CSettings(), lr=1e-3)
+    collector = Collector(network, halves, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    for _ in range(3):
+        collector.collect()
+    collector.close()
+    together = AtariSimulators("pong", 4)
+    np.testing.assert_array_equal(together.reset(SEEDS), np.concatenate([half.shown[0] for half in halves]))
+    for t in range(3 * T):
+        step = together.step(np.concatenate([half.actions[t] for half in halves]))
+        np.testing.assert_array_equal(step.observations, np.concatenate([half.shown[t + 1] for half in halves]))
+        np.testing.assert_array_equal(step.rewards, np.concatenate([half.steps[t].rewards for half in halves]))
+    together.close()

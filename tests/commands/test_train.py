@@ -86,7 +86,10 @@ def test_cartpole_is_solved(run, exchange):
     assert min(scores) >= 195, scores
 
 
-@pytest.mark.parametrize("n, flags", [(3, SMALL), (2, ("--env", "pong", "--num-envs", 4))])
+FOUR_PONGS = ("--env", "pong", "--num-envs", 4)
+
+
+@pytest.mark.parametrize("n, flags", [(3, SMALL), (2, FOUR_PONGS), (1, (*FOUR_PONGS, "--overlap"))])
 def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
     first, again = tmp_path / "first", tmp_path / "again"
     for run in (first, again):
