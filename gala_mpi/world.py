@@ -117,9 +117,9 @@ class World:
         sys.stderr.flush()
         os._exit(status)
 
-    def part(self, rank_zero_alone: bool) -> MPI.Intracomm | None:
-        """A communicator of rank 0 alone or of all ranks; None for ranks outside it. Collective."""
-        inside = self.root or not rank_zero_alone
+    def part(self, ranks: int) -> MPI.Intracomm | None:
+        """A communicator of the first `ranks` ranks; None for those outside it. Collective."""
+        inside = self.rank < ranks
         comm = self.comm.Split(0 if inside else MPI.UNDEFINED, self.rank)
         return comm if inside else None
 

@@ -4,6 +4,7 @@
     mpirun -n 4 python -m gala_mpi.bench exchange
     mpirun -n 4 python -m gala_mpi.bench frozen
     mpirun -n 4 python -m gala_mpi.bench straggler
+    mpirun -n 8 python -m gala_mpi.bench agents --device cuda
 
 Each kind is a module with two functions: `measure`, collective, returns figures on rank 0; `show` prints them as tables.
 """
@@ -15,7 +16,8 @@ import math
 import sys
 
 from gala_mpi import config, options, plan
-from gala_mpi.bench import exchange, frozen, straggler, train
+from gala_mpi.bench import agents, exchange, frozen, straggler, train
+from gala_mpi.bench.agents import AgentsBench
 from gala_mpi.bench.exchange import ExchangeBench
 from gala_mpi.bench.frozen import FrozenBench
 from gala_mpi.bench.straggler import StragglerBench
@@ -24,8 +26,8 @@ from gala_mpi.config import Config
 from gala_mpi.options import require, require_whole
 from gala_mpi.world import World
 
-Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench
-KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, StragglerBench: straggler}
+Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench | AgentsBench
+KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, StragglerBench: straggler, AgentsBench: agents}
 
 
 def main(arguments: list[str]) -> None:
@@ -45,35 +47,45 @@ def main(arguments: list[str]) -> None:
 def prepare(arguments: list[str], world: World) -> tuple[Bench, Config]:
     """Parse, check, resolve. Raises SettingError."""
     bench = parse(arguments)
-    check(bench, world.size)
+    check(bench, world.size, len(set(world.hosts)))
     settings, _ = plan.settle(bench.settings, world)
     return bench, settings
 
 
 def parse(arguments: list[str]) -> Bench:
     return options.parse(
-        {"train": TrainBench, "exchange": ExchangeBench, "frozen": FrozenBench, "straggler": StragglerBench},
+        {
+            "train": TrainBench,
+            "exchange": ExchangeBench,
+            "frozen": FrozenBench,
+            "straggler": StragglerBench,
+            "agents": AgentsBench,
+        },
         "bench",
         "Benchmarks. Machines are noisy: ratios within one call mean more than figures across calls.\n\n"
         "  mpirun -n 2 python -m gala_mpi.bench train\n"
         "  mpirun -n 4 python -m gala_mpi.bench train --topology exponential --network nature --json\n"
         "  mpirun -n 4 python -m gala_mpi.bench exchange\n"
         "  mpirun -n 4 python -m gala_mpi.bench frozen --seconds 5\n"
-        "  mpirun -n 4 python -m gala_mpi.bench straggler --slow-rank 3:200ms",
+        "  mpirun -n 4 python -m gala_mpi.bench straggler --slow-rank 3:200ms\n"
+        "  mpirun -n 8 python -m gala_mpi.bench agents --device cuda",
         arguments,
         flat=True,
     )
 
 
-def check(bench: Bench, ranks: int) -> None:
-    """Refuse what cannot work on so many ranks. Raises SettingError."""
+def check(bench: Bench, ranks: int, hosts: int) -> None:
+    """Refuse what cannot work on so many ranks and hosts. Raises SettingError."""
     config.check(bench.settings)
     config.check_no_run(bench.settings, "a benchmark")
     for name in ("rounds", "updates"):
         require_whole(f"--{name}", getattr(bench, name, 1), 1)
     seconds = getattr(bench, "seconds", 1.0)
     require(0 < seconds < math.inf, "--seconds", seconds, "a positive number")
-    require(isinstance(bench, TrainBench) or ranks > 1, "mpirun -n", ranks, "2 ranks or more")
+    alone = isinstance(bench, TrainBench | AgentsBench)
+    require(alone or ranks > 1, "mpirun -n", ranks, "2 ranks or more")
+    if isinstance(bench, AgentsBench):
+        require(hosts == 1, "bench agents: hosts", hosts, "1, all of whose cores each turn has,")
     if isinstance(bench, FrozenBench):
         require(0 <= (bench.frozen or 0) < ranks, "--frozen", bench.frozen, f"a rank from 0 to {ranks - 1}")
         # Each rank ends by its own clock, which ranks that wait for each other cannot.

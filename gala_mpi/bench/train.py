@@ -54,7 +54,7 @@ def measure(world: World, bench: TrainBench, settings: Config) -> dict[str, Any]
 
 def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str, float]:
     """One round on rank 0 alone or on all ranks: rates are sums over the ranks, seconds per update their means."""
-    comm = world.part(alone)
+    comm = world.part(1 if alone else world.size)
     mine = None
     if comm is not None:
         me = agent.build(settings, comm, world.node.rank, world.threads)

@@ -73,9 +73,28 @@ def test_straggler():
     assert gossip["kept"] == pytest.approx(gossip["uneven"][0] / gossip["even"][0])
 
 
+def test_agents():
+    """Each number of agents beside one agent with all their simulators."""
+    found = figures(3, "agents", *SMALL, "--rounds", 1, "--seconds", 1.2, "--num-envs", 4)["rows"]
+    assert [(row["who"], row["agents"], row["simulators"]) for row in found] == [
+        ("GALA", 1, 4),
+        ("A2C", 1, 4),
+        ("GALA", 2, 4),
+        ("A2C", 1, 8),
+        ("GALA", 3, 4),
+        ("A2C", 1, 12),
+    ]
+    for row in found:
+        assert row["steps_per_second"] > 0 and 0 < row["cores_busy"] <= 1
+        for watts in ("cpu_watts", "gpu_watts", "node_watts"):
+            assert row[watts] is None or row[watts] > 0
+        assert row["gpus_busy"] is None or 0 <= row["gpus_busy"] <= 1
+
+
 @pytest.mark.parametrize(
     "n, arguments, words",
     [
+        (2, ("agents", *SMALL, "--rounds", 1, "--seconds", 0.5), ("agents × simulators", "GALA", "A2C", "2 × 16", "1 × 32")),
         (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank", "2 ranks", "limit", *SECTIONS)),
         (2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")),
         (3, ("frozen", *SMALL, "--seconds", 0.5, "--frozen", 1), ("rank 1 frozen", "before", "after", "stall")),

@@ -1,0 +1,137 @@
+"""Several agents on one host, or on its GPU, beside one A2C agent that has all their simulators.
+
+The claim of the GALA paper is that small agents which never wait use a GPU better than one large one. For 1, 2, 4, ...
+agents: GALA, then a single agent with as many simulators as they have together, in turn; each has all cores of the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from gala_mpi import agent, display
+from gala_mpi.config import Config
+from gala_mpi.energy import Meter, Reading
+from gala_mpi.world import World
+
+WARM_UP_UPDATES = 10
+SECONDS_BETWEEN_READINGS = 1.0  # NVML tells how busy a GPU has been of the last second at most
+FIGURES = ("steps_per_second", "cores_busy", "gpus_busy", "cpu_watts", "gpu_watts", "node_watts")
+
+
+@dataclass(frozen=True)
+class AgentsBench:
+    """1, 2, 4, ... agents on one host (or its GPU) against one A2C agent with as many simulators: speed, load, power."""
+
+    settings: Config = field(default_factory=Config)
+    """What is trained. --num-envs are those of each GALA agent."""
+    seconds: float = 10.0
+    """How long each turn lasts."""
+    rounds: int = 3
+    """How often all take turns; medians over the rounds are printed."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def measure(world: World, bench: AgentsBench, settings: Config) -> dict[str, Any]:
+    """Figures on rank 0, a row for each number of agents and each of the two; None: this machine does not tell."""
+    contests = []
+    for number in numbers(world.size):
+        several = dataclasses.replace(settings, exchange="gossip")
+        one = dataclasses.replace(settings, exchange="allreduce", num_envs=number * settings.num_envs)
+        contests += [("GALA", number, several), ("A2C", 1, one)]
+    turns = [[turn(world, each, agents, bench.seconds) for _, agents, each in contests] for _ in range(bench.rounds)]
+    if not world.root:
+        return {}
+    rows = []
+    for (who, agents, each), figures in zip(contests, zip(*turns)):
+        medians = {name: median([figure[name] for figure in figures]) for name in FIGURES}
+        rows.append({"who": who, "agents": agents, "simulators": each.num_envs} | medians)
+    return {"rows": rows}
+
+
+def numbers(ranks: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    return sorted({1 << k for k in range(ranks.bit_length())} | {ranks})
+
+
+def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[str, float]:
+    """Train so many agents for so long: steps/s of all, and what the host's counters say meanwhile."""
+    comm, mine = world.part(agents), None
+    if comm is not None:
+        me = agent.build(settings, comm, world.node.rank, max(1, int(world.machine.cores / agents)))
+        me.start()
+        for _ in range(WARM_UP_UPDATES):
+            me.update()
+        comm.Barrier()
+        meter, readings = Meter(), []
+        began = read = time.perf_counter()
+        updates, elapsed = 0, 0.0
+        while elapsed < seconds:
+            me.update()
+            updates += 1
+            elapsed = time.perf_counter() - began
+            if world.root and began + elapsed - read >= SECONDS_BETWEEN_READINGS:
+                readings.append(meter.read())
+                read = time.perf_counter()
+        readings.append(meter.read())
+        mine = updates * settings.num_envs * settings.rollout_length / elapsed
+        me.close()
+        comm.Free()
+    world.wait()
+    rates = world.comm.gather(mine)
+    return {"steps_per_second": sum(filter(None, rates))} | used(readings) if world.root else {}
+
+
+def used(readings: list[Reading]) -> dict[str, float]:
+    """Means over the readings; NaN: not available."""
+    seconds = sum(reading.seconds for reading in readings)
+
+    def mean(name: str) -> float:
+        return sum(reading.seconds * getattr(reading, name) for reading in readings) / seconds
+
+    def watts(name: str) -> float:
+        return sum(getattr(reading, name) for reading in readings) / seconds
+
+    return {
+        "cores_busy": mean("cores_busy"),
+        "gpus_busy": mean("gpus_busy"),
+        "cpu_watts": watts("cpu_joules"),
+        "gpu_watts": watts("gpu_joules"),
+        "node_watts": watts("node_joules"),
+    }
+
+
+def median(values: list[float]) -> float | None:
+    middle = statistics.median(values)
+    return None if math.isnan(middle) else middle
+
+
+def show(figures: dict[str, Any], bench: AgentsBench, settings: Config) -> None:
+    display.say(
+        f"{settings.env}, network {settings.network} in {settings.precision} on {settings.device}, {figures['mpi']}; "
+        f"medians of {bench.rounds} turns of {bench.seconds:g} s"
+    )
+    table = Table("", "agents × simulators", "steps/s", "times A2C", "cores busy", "GPUs busy", "W: CPU", "GPU", "node")
+    for several, one in zip(figures["rows"][::2], figures["rows"][1::2]):
+        for row in (several, one):
+            table.add_row(
+                row["who"],
+                f"{row['agents']} × {row['simulators']}",
+                f"{row['steps_per_second']:,.0f}",
+                f"{row['steps_per_second'] / one['steps_per_second']:.2f}",
+                *(_told(row[name], "{:.0%}") for name in ("cores_busy", "gpus_busy")),
+                *(_told(row[name], "{:,.0f}") for name in ("cpu_watts", "gpu_watts", "node_watts")),
+            )
+        table.add_section()
+    display.console().print(table)
+
+
+def _told(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
