@@ -16,7 +16,7 @@ machine.refuse_tiny_shared_memory(status=2)
 
 import sys  # noqa: E402
 
-from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
+from gala_mpi import agent, checkpoint, display, memory, plan, replay  # noqa: E402
 from gala_mpi.agent import Update  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
 from gala_mpi.config import Config  # noqa: E402
@@ -121,6 +121,7 @@ class Trainer:
         self.metrics.sync()
         state = checkpoint.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
         self.checkpoints.save(state, generation)
+        memory.give_back()
 
     def attend(self) -> None:
         """While others still train: save with them, for a checkpoint is of all ranks; pass on a wish to stop."""
