@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from commandline import SMALL, STEPS_PER_UPDATE, complaints, flushed, start, states, table, train
-from gala_mpi import checkpoint, store
-from launch import mpirun
+from gala_mpi import checkpoint, stop, store
+from launch import Job, mpirun
 
 KILLS = int(os.environ.get("KILLS", "4"))
 LOCKSTEP = ("--staleness", 0, "--topology", "exponential")
@@ -85,20 +85,33 @@ def test_an_exact_run_may_go_on_freely(run):
     assert [int(state.learner["steps"]) for state in states(run, 1)] == [800]
 
 
-def test_who_is_done_saves_with_those_who_are_not(run):
-    """Rank 0 has done its share long before rank 1; a kill costs rank 1 no more than an interval all the same."""
+def updates(run: Path) -> list[int]:
+    """Of both ranks, in the newest complete checkpoint."""
+    return [int(state.learner["updates"]) for state in states(run, 2)] if checkpoint.complete(run) else [0, 0]
+
+
+def start_with_one_that_is_done(run: Path) -> Job:
+    """Rank 0 has done its 150 updates long before rank 1."""
     flags = ("--total-steps", 2 * 150 * STEPS_PER_UPDATE, "--slow-rank", "1:50ms", "--checkpoint-minutes", 0.01)
     job = start(2, run, *SMALL, *flags)
+    job.wait_until(lambda: updates(run)[0] == 150)
+    return job
 
-    def updates() -> list[int]:
-        return [int(state.learner["updates"]) for state in states(run, 2)] if checkpoint.complete(run) else [0, 0]
 
-    job.wait_until(lambda: updates()[0] == 150)
-    then = updates()[1]
-    job.wait_until(lambda: then + 30 < updates()[1] < 150)
-    job.kill()
+def test_who_is_done_saves_with_those_who_are_not(run):
+    """A kill costs rank 1 no more than an interval all the same."""
+    with start_with_one_that_is_done(run) as job:
+        then = updates(run)[1]
+        job.wait_until(lambda: then + 30 < updates(run)[1] < 150)
     train(2, run, "--resume", "--slow-rank", "None")
-    assert [int(state.learner["updates"]) for state in states(run, 2)] == [150, 150]
+    assert updates(run) == [150, 150]
+
+
+def test_who_is_done_passes_on_the_wish_to_stop(run):
+    with start_with_one_that_is_done(run) as job:
+        os.kill(job.ranks()[0], signal.SIGUSR1)
+        assert job.wait().returncode == stop.RESUME
+    assert updates(run)[0] == 150 and updates(run)[1] < 150
 
 
 # Elastic

@@ -278,7 +278,7 @@ def test_files_of_an_incomplete_checkpoint_do_not_mix_with_later_ones(run):
     temporary.touch()
     result = train(2, run, "--resume", "--total-steps", 800)
     assert "resumed from checkpoint 1" in result.stdout and not temporary.exists()
-    assert checkpoint.generations(run) == [1, 3]
+    assert checkpoint.complete(run) == [1, 3]
 
 
 def test_resume_of_a_finished_run_does_nothing_more(run):
