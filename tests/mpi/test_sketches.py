@@ -34,7 +34,8 @@ def test_distances_and_angles_between_agents(comm, exchange):
             sketched = np.array(comm.allgather(sketches))
             for i, j in combinations(range(comm.size), 2):
                 one, other = (np.linalg.norm(v[i, 1].astype(float) - v[j, 1]) for v in (exact, sketched))
-                assert other == pytest.approx(one, rel=0.05)
+                # Two agents that have just mixed the same two messages differ by rounding, which a sketch does not show.
+                assert other == pytest.approx(one, rel=0.05, abs=1e-6 * float(np.linalg.norm(exact[i, 1])))
                 one, other = (cosine(v[i, 0], v[j, 0]) for v in (exact, sketched))
                 assert other == pytest.approx(one, abs=4.5 / np.sqrt(SIZE))
             if exchange != "allreduce":
