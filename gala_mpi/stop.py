@@ -30,6 +30,11 @@ def listen() -> None:
         signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
 
 
+def listen_no_more() -> None:
+    """The run is over. At its end Python gives signals back their default, and a late SIGUSR1 would kill a finished rank."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 class Stop:
     """Whether this rank wants the run to end early, and why.
 

@@ -32,7 +32,9 @@ from gala_mpi.world import World  # noqa: E402
 
 def main(arguments: list[str] | None = None) -> None:
     with World() as world:
-        sys.exit(train(world, world.decide(lambda: plan.make(arguments, world))))
+        status = train(world, world.decide(lambda: plan.make(arguments, world)))
+        stop.listen_no_more()
+        sys.exit(status)
 
 
 def train(world: World, plan: Plan) -> int:

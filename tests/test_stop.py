@@ -2,6 +2,8 @@
 
 import math
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -73,3 +75,21 @@ def test_the_signal_that_means_most_gives_the_status(received, status):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+LATE = """
+import builtins, os, signal
+from gala_mpi import stop
+
+class Late:
+    def __del__(self):  # when nothing is left of the interpreter but this
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+stop.listen()
+builtins.late = Late()
+stop.listen_no_more()
+"""
+
+
+def test_a_signal_after_the_end_does_not_kill():
+    assert subprocess.run([sys.executable, "-c", LATE]).returncode == 0
