@@ -25,6 +25,7 @@ from gala_mpi.learner import A2C, Losses
 from gala_mpi.model import Network
 from gala_mpi.rollout import Collector
 from gala_mpi.sketch import Sketcher
+from gala_mpi.world import rendezvous
 
 
 class Update(NamedTuple):
@@ -121,6 +122,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     network = Network(config.network, simulators[0].spaces, config.precision).to(device, memory_format=torch.channels_last)
     streams = partial(_streams, config, comm.rank)
     learner = A2C(network, config.a2c, config.learning_rate(comm.size))
+    rendezvous(comm)
     shared = exchange.build(config, comm, len(learner.flat))
     clip_rewards = config.a2c.clip_rewards
     collector = Collector(
@@ -134,6 +136,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
         clock=clock,
     )
     slow, seconds = config.slowness()
+    rendezvous(comm)
     sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
     return Agent(collector, learner, shared, clock, sketch, config, comm.size, streams, delay)
 
