@@ -2,8 +2,8 @@
 
 Parameters do not change within a rollout, so the passes that chose the actions are the ones that A2C differentiates: there
 is no second forward pass. Observations (still bytes) and activations of all passes lie in buffers made once. The backward
-pass goes over them in parts that fit a core's cache, writes over what it has read, and adds to the parameters' gradients
-where they lie: large blocks that are allocated anew have no pages yet, and getting those took a tenth of an update.
+pass goes over them in parts that fit a core's cache, writes over what it has read, and puts the parameters' gradients where
+they lie: large blocks that are allocated anew have no pages yet, and getting those took a tenth of an update.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import nn
 from gala_mpi.model import Flatten, Network
 
 PART_BYTES = 1 << 20  # of the largest activations that the backward pass works on at a time: what a core's cache holds
-ROWS_AT_ONCE = 64  # of a matrix that are converted at a time
 
 Pair = tuple[nn.Conv2d | nn.Linear, nn.Module]  # a layer and its activation
 
@@ -96,7 +95,10 @@ class Kept:
 
     @torch.no_grad()
     def _backward(self, gradient: torch.Tensor) -> None:
-        """The gradient of the features, [T · turns · N, F], added as that of every layer's weight and bias to their `grad`."""
+        """The gradient of the features, [T · turns · N, F], on to the `grad` of every layer's weight and bias.
+
+        Those of convolutions and biases are added; those of linear layers' weights, which are the largest, are written.
+        """
         gradient = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
         gradient = self._descend(range(self._convolutions, len(self._pairs)), gradient, slice(0, self._rows))
         for rows in self._parts if self._convolutions else ():
@@ -163,7 +165,7 @@ def _images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _layer_backward(
     layer: nn.Conv2d | nn.Linear, gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: float, further: bool
 ) -> torch.Tensor | None:
-    """Add to the gradients of the layer's weight and bias.
+    """Add to the gradients of the layer's weight and bias; write that of a linear layer's weight, which has all rows here.
 
     Args:
         weight: the layer's, `scale` times as large. A copy may be written over.
@@ -174,12 +176,9 @@ def _layer_backward(
     if isinstance(layer, nn.Linear):
         below = gradient @ weight if further else None
         if weight.dtype == layer.weight.dtype:
-            total = layer.weight.grad
-            torch.addmm(total, gradient.T, _rows(x), alpha=scale, out=total)  # bench counts this form, and not total.addmm_
+            torch.mm(gradient.T, _rows(x), out=layer.weight.grad)
         else:
-            torch.mm(gradient.T, _rows(x), out=weight)
-            for total, some in zip(layer.weight.grad.split(ROWS_AT_ONCE), weight.split(ROWS_AT_ONCE)):
-                total.add_(some, alpha=scale)  # torch makes a float copy of what it adds: not of all of it at once
+            layer.weight.grad.copy_(torch.mm(gradient.T, _rows(x), out=weight))
         layer.bias.grad.add_(gradient.sum(0))
         return below
     nothing = [0, 0]

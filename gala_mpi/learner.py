@@ -43,7 +43,6 @@ class A2C:
         self.network, self.settings, self.lr = network, settings, lr
         self.flat = Flat(network)
         self.square_average = torch.zeros_like(self.flat.data)
-        self._momentum = torch.zeros_like(self.flat.data)  # always the last gradient
         self._far = torch.tensor(1e9, device=self.flat.data.device)  # steps from Adam's start
         self._before = torch.empty_like(self.flat.data)
         self.updates = 0
@@ -69,7 +68,7 @@ class A2C:
 
         RMSprop is Adam without momentum (β1 = 0) and far from its start, where no bias is left to correct. Torch has that
         one as a fused pass over the vectors, scaling of the gradient included; a vector operation for each term of
-        torch.optim.RMSprop takes three times as long.
+        torch.optim.RMSprop takes three times as long. The momentum is the gradient itself, which is in its place already.
 
         Args:
             progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.
@@ -81,7 +80,7 @@ class A2C:
         torch._fused_adam_(
             [self.flat.data],
             [self.flat.grad],
-            [self._momentum],
+            [self.flat.grad],
             [self.square_average],
             [],
             [self._far],
