@@ -4,15 +4,17 @@ glibc's aligned allocation cannot reuse a free block of exactly the size asked f
 allocated and freed at every step leaves holes in the heap as soon as something small comes to lie behind it. Seen: 11 GB of
 free blocks of one size, on one rank of two, after 23,000 updates. Large blocks that are mapped instead of carved from the
 heap go back to the system when they are freed. Smaller ones stay in the heap, where their pages are there already; what lies
-free between them is given back now and then.
+free between them is given back once a minute (in five minutes they came to 10 MB of 390).
 """
 
 from __future__ import annotations
 
 import ctypes
+import time
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE = 1 << 21  # bytes
+SECONDS_BETWEEN_TRIMS = 60.0
 
 
 def map_large_blocks() -> None:
@@ -27,3 +29,16 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+class Trim:
+    """Called often, it gives back once a minute."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last > SECONDS_BETWEEN_TRIMS:
+            self._last = now
+            give_back()

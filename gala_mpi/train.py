@@ -82,6 +82,7 @@ class Trainer:
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
         self.progress = Progress(world, config, self.learner.steps)
         self.stop = Stop(config.wall_minutes, plan.notice)
+        self.trim = memory.Trim()
         self.roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
 
     def run(self) -> None:
@@ -112,6 +113,7 @@ class Trainer:
         self.progress.update(self.learner, update.episodes, counters)
         if self.roll:
             self.roll.miss(counters.lost)
+        self.trim()
 
     def agree(self) -> Order:
         """What all do next, as far as I have heard: my wish is one of many."""
@@ -123,7 +125,6 @@ class Trainer:
         self.metrics.sync()
         state = checkpoint.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
         self.checkpoints.save(state, generation)
-        memory.give_back()
 
     def attend(self) -> None:
         """While others still train: save with them, for a checkpoint is of all ranks; pass on a wish to stop."""
