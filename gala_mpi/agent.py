@@ -136,8 +136,8 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
         clock=clock,
     )
     slow, seconds = config.slowness()
-    rendezvous(comm)
     sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
+    rendezvous(comm)
     return Agent(collector, learner, shared, clock, sketch, config, comm.size, streams, delay)
 
 

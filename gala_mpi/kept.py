@@ -168,7 +168,7 @@ def _layer_backward(
     """Add to the gradients of the layer's weight and bias; write that of a linear layer's weight, which has all rows here.
 
     Args:
-        weight: the layer's, `scale` times as large. A copy may be written over.
+        weight: the layer's, `scale` times as large (1 for a linear layer). A copy may be written over.
 
     Returns:
         The gradient of the layer's input, None unless `further`.
