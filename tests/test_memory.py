@@ -56,3 +56,23 @@ for large, _ in blocks:
     libc.free(large)
 """)
     assert full < 10
+
+
+TRAINING = """
+import sys
+from gala_mpi import memory, train
+
+trims = []
+memory.SECONDS_BETWEEN_TRIMS, memory.give_back = 0.0, lambda: trims.append(None)
+try:
+    train.main(["--env", "CartPole-v1", "--total-steps", "800", "--run-dir", sys.argv[1]])
+finally:
+    print("trims:", len(trims))
+"""
+
+
+def test_training_gives_back_as_it_goes(tmp_path):
+    """Ten updates of 80 steps, each of which is due."""
+    done = subprocess.run([sys.executable, "-c", TRAINING, str(tmp_path / "run")], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("trims: ")[-1].strip() == "10"
