@@ -75,9 +75,11 @@ class Agent:
         sketches = self._sketches(learner.flat.grad)  # before it is averaged (A2C) and clipped
         with clock("exchange"), on_host(learner.flat.grad) as gradient:
             self.exchange.gradient(gradient)  # A2C: all-reduce here
+        with clock("exchange"):
+            room = self.exchange.room() if learner.flat.data.device.type == "cpu" else None  # GALA: a slot of my window
         with clock("optimise"):
             # By the steps before this update: the first one has the full rate.
-            grad_norm = learner.step(min(1.0, (learner.steps - batch.steps) * self.agents / self.config.total_steps))
+            grad_norm = learner.step(min(1.0, (learner.steps - batch.steps) * self.agents / self.config.total_steps), room)
         with clock("exchange"), on_host(learner.flat.data) as parameters:
             self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
         sketches += self._sketches(learner.flat.data)

@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from gala_mpi.layers import Convolution, Linear, copy_planes, copy_words, images, rows_of
 from gala_mpi.model import Flatten, Network
 
 PART_BYTES = 1 << 20  # of the largest activations that the backward pass works on at a time: what a core's cache holds
-
-Pair = tuple[nn.Conv2d | nn.Linear, nn.Module]  # a layer and its activation
 
 
 class Kept:
@@ -41,47 +39,49 @@ class Kept:
         turns: int = 1,
         between: Callable[[], None] = lambda: None,
     ):
-        self._pairs, self._dtype, self._between = pairs(network.torso), network.dtype, between
-        # Observations go in as they are, the first layer's weights are scaled instead: pixels are exact in bfloat16.
-        self._scale = network.scale
+        self._dtype, self._between = network.dtype, between
         self._batch, self._rows, passes = len(observations), steps * turns * len(observations), (steps + 1) * turns
-        self._weights = [
-            (layer.weight, layer.bias) if depth and self._dtype == layer.weight.dtype else _copies(layer, self._dtype)
-            for depth, (layer, _) in enumerate(self._pairs)
-        ]
-        self._observations = _buffer(observations, passes, observations.dtype)
-        self._activations = []
-        with torch.no_grad():
-            x = torch.zeros_like(observations, dtype=torch.float32)
-            for layer, activation in self._pairs:
-                x = activation(_apply(layer, x, layer.weight, layer.bias))
-                self._activations.append(_buffer(x, passes, self._dtype))
+        # Observations go in as they are, the first layer's weights are scaled instead: pixels are exact in bfloat16.
+        seen, scale = observations, network.scale
+        self._layers: list[Convolution | Linear] = []
+        self._functions: list[nn.Module] = []
+        self._activations: list[torch.Tensor] = []
+        for layer, function in pairs(network.torso):
+            convolves = isinstance(layer, nn.Conv2d)
+            self._layers.append(Convolution(layer, self._dtype, scale, seen) if convolves else Linear(layer, self._dtype))
+            self._functions.append(function)
+            with torch.no_grad():
+                seen = function(layer((seen if convolves else rows_of(seen)).float()))
+            self._activations.append(_buffer(seen, passes, self._dtype))
+            scale = 1.0
+        first = self._layers[0]
+        self._words = isinstance(first, Convolution) and first.words
+        self._observations = _buffer(first.fold(observations) if self._words else observations, passes, observations.dtype)
         row = max(activations[0].nbytes for activations in self._activations)
-        self._convolutions = sum(isinstance(layer, nn.Conv2d) for layer, _ in self._pairs)
+        self._convolutions = sum(isinstance(layer, Convolution) for layer in self._layers)
         in_parts = self._convolutions and observations.device.type == "cpu"  # the linear layers take all rows at a time
         at_once = max(self._batch, PART_BYTES // row) if in_parts else self._rows
         self._parts = [slice(at, min(at + at_once, self._rows)) for at in range(0, self._rows, at_once)]
-        self._converted = _buffer(observations[:1], min(at_once, self._rows), self._dtype)
+        self._converted = _buffer(self._observations[:1], min(at_once, self._rows), self._dtype)
+        below = [self._converted, *self._activations[:-1]]
+        # The same memory, as the layers take it.
+        self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]
 
     @torch.no_grad()
     def begin(self) -> None:
         """A new rollout: take the parameters as they are now."""
-        for (layer, _), (weight, bias) in zip(self._pairs, self._weights):
-            if weight is not layer.weight:
-                weight.copy_(layer.weight)
-                bias.copy_(layer.bias)
-        self._weights[0][0].mul_(self._scale)
+        for layer in self._layers:
+            layer.begin()
 
     @torch.no_grad()
     def forward(self, number: int, observations: torch.Tensor) -> torch.Tensor:
         """Pass `number` (step by step, turn by turn, from 0 on) over what is seen now, [N, ...]: features [N, F]."""
         rows = slice(number * self._batch, (number + 1) * self._batch)
-        _copy(observations, self._observations[rows])
-        x = self._input(rows)
-        for (layer, activation), weights, outputs in zip(self._pairs, self._weights, self._activations):
-            y, out = _apply(layer, x, *weights), outputs[rows]
-            x = torch.tanh(y, out=out) if isinstance(activation, nn.Tanh) else torch.clamp_min(y, 0, out=out)
-        return x
+        self._keep(observations, self._observations[rows])
+        for depth, (layer, function) in enumerate(zip(self._layers, self._functions)):
+            y, out = layer.forward(self._input(depth, rows)), self._activations[depth][rows]
+            torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
+        return out
 
     def features(self) -> torch.Tensor:
         """The features of steps 0 .. T-1, float32 [T · turns · N, F]. Their gradient goes on to the torso's parameters."""
@@ -89,9 +89,21 @@ class Kept:
         features.register_hook(self._backward)
         return features
 
-    def _input(self, rows: slice) -> torch.Tensor:
-        """What the first layer takes of these rows; overwritten by the next call."""
-        return self._converted[: rows.stop - rows.start].copy_(self._observations[rows])
+    def _keep(self, observations: torch.Tensor, room: torch.Tensor) -> None:
+        if self._words:
+            copy_words(observations, room)
+        elif observations.dim() == 4:
+            copy_planes(observations, room)
+        else:
+            room.copy_(observations)
+
+    def _input(self, depth: int, rows: slice) -> torch.Tensor:
+        """What the layer takes of these rows; the first layer's is overwritten by the next call."""
+        if depth:
+            return self._inputs[depth][rows]
+        number = rows.stop - rows.start
+        self._converted[:number].copy_(self._observations[rows])
+        return self._inputs[0][:number]
 
     @torch.no_grad()
     def _backward(self, gradient: torch.Tensor) -> None:
@@ -100,29 +112,26 @@ class Kept:
         Those of convolutions and biases are added; those of linear layers' weights, which are the largest, are written.
         """
         gradient = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
-        gradient = self._descend(range(self._convolutions, len(self._pairs)), gradient, slice(0, self._rows))
+        gradient = self._descend(range(self._convolutions, len(self._layers)), gradient, slice(0, self._rows))
         for rows in self._parts if self._convolutions else ():
             self._descend(range(self._convolutions), gradient[rows], rows)
 
     def _descend(self, depths: range, gradient: torch.Tensor, rows: slice) -> torch.Tensor | None:
         """The gradient of some rows' activations above the layers `depths` → of those below them (None below the first)."""
         for depth in reversed(depths):
-            layer, activation = self._pairs[depth]
-            x = self._activations[depth - 1][rows] if depth else self._input(rows)
             y = self._activations[depth][rows]
-            gradient = _images(gradient, y) if gradient.dim() < y.dim() else gradient
-            if isinstance(activation, nn.Tanh):
+            gradient = images(gradient, y) if y.dim() == 4 else gradient
+            if isinstance(self._functions[depth], nn.Tanh):
                 torch.ops.aten.tanh_backward.grad_input(gradient, y, grad_input=gradient)
             else:
                 torch.ops.aten.threshold_backward.grad_input(gradient, y, 0, grad_input=gradient)
-            weight, scale = self._weights[depth][0], 1.0 if depth else self._scale
-            gradient = _layer_backward(layer, gradient, x, weight, scale, further=depth > 0)
+            gradient = self._layers[depth].backward(gradient, self._input(depth, rows), further=depth > 0)
             self._between()
         return gradient
 
 
-def pairs(torso: nn.Sequential) -> list[Pair]:
-    """(layer, activation) in order; a Flatten between them only reshapes and is left out."""
+def pairs(torso: nn.Sequential) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
+    """(layer, activation function) in order; a Flatten between them only reshapes and is left out."""
     layers = [layer for layer in torso if not isinstance(layer, Flatten)]
     return list(zip(layers[::2], layers[1::2]))
 
@@ -131,60 +140,3 @@ def _buffer(one: torch.Tensor, passes: int, dtype: torch.dtype) -> torch.Tensor:
     """Room for `passes` tensors like `one`, behind each other; images channels last, as convolutions read them fastest."""
     room = torch.zeros((passes * len(one), *one.shape[1:]), dtype=dtype, device=one.device)
     return room.contiguous(memory_format=torch.channels_last) if room.dim() == 4 else room
-
-
-def _copies(layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return layer.weight.detach().to(dtype, copy=True), layer.bias.detach().to(dtype, copy=True)
-
-
-def _copy(observations: torch.Tensor, room: torch.Tensor) -> None:
-    """Planes before pixels → channels last is fastest plane by plane."""
-    if observations.dim() == 4:
-        for plane, channel in zip(observations.unbind(1), room.unbind(1)):
-            channel.copy_(plane)
-    else:
-        room.copy_(observations)
-
-
-def _apply(layer: nn.Conv2d | nn.Linear, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    if isinstance(layer, nn.Conv2d):
-        return F.conv2d(x, weight, bias, layer.stride)
-    return torch.addmm(bias[:, None], weight, _rows(x).T).T  # in bfloat16 a third faster than F.linear
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return Flatten()(x) if x.dim() == 4 else x
-
-
-def _images(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The inverse of `_rows`, in the shape of `like`."""
-    channels, height, width = like.shape[1:]
-    return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _layer_backward(
-    layer: nn.Conv2d | nn.Linear, gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: float, further: bool
-) -> torch.Tensor | None:
-    """Add to the gradients of the layer's weight and bias; write that of a linear layer's weight, which has all rows here.
-
-    Args:
-        weight: the layer's, `scale` times as large (1 for a linear layer). A copy may be written over.
-
-    Returns:
-        The gradient of the layer's input, None unless `further`.
-    """
-    if isinstance(layer, nn.Linear):
-        below = gradient @ weight if further else None
-        if weight.dtype == layer.weight.dtype:
-            torch.mm(gradient.T, _rows(x), out=layer.weight.grad)
-        else:
-            layer.weight.grad.copy_(torch.mm(gradient.T, _rows(x), out=weight))
-        layer.bias.grad.add_(gradient.sum(0))
-        return below
-    nothing = [0, 0]
-    below, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient, x, weight, [layer.out_channels], layer.stride, nothing, [1, 1], False, nothing, 1, [further, True, True]
-    )
-    layer.weight.grad.add_(of_weight, alpha=scale)
-    layer.bias.grad.add_(of_bias)
-    return below

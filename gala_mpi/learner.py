@@ -44,7 +44,7 @@ class A2C:
         self.flat = Flat(network)
         self.square_average = torch.zeros_like(self.flat.data)
         self._far = torch.tensor(1e9, device=self.flat.data.device)  # steps from Adam's start
-        self._before = torch.empty_like(self.flat.data)
+        self._before: torch.Tensor | None = None  # room for what a step in place began with
         self.updates = 0
         self.steps = 0
         self.step_norm = 0.0
@@ -63,8 +63,8 @@ class A2C:
         self.steps += batch.steps
         return Losses(float(policy.detach()), float(value.detach()), float(entropy.detach()))
 
-    def step(self, progress: float) -> float:
-        """Clip `flat.grad`, one RMSprop step on `flat.data`; the gradient's norm before clipping.
+    def step(self, progress: float, into: np.ndarray | None = None) -> float:
+        """Clip `flat.grad`, one RMSprop step from `flat.data`; the gradient's norm before clipping.
 
         RMSprop is Adam without momentum (β1 = 0) and far from its start, where no bias is left to correct. Torch has that
         one as a fused pass over the vectors, scaling of the gradient included; a vector operation for each term of
@@ -72,13 +72,15 @@ class A2C:
 
         Args:
             progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.
+            into: where the new parameters go, float32 [P] on the host; `flat.data` then is to be set by who gave it. Without it
+                they go into `flat.data`.
         """
         settings = self.settings
         norm = float(torch.linalg.vector_norm(self.flat.grad))
-        self._before.copy_(self.flat.data)
+        before, after = self._from_and_to(into)
         too_long = norm > settings.max_grad_norm
         torch._fused_adam_(
-            [self.flat.data],
+            [after],
             [self.flat.grad],
             [self.flat.grad],
             [self.square_average],
@@ -93,8 +95,16 @@ class A2C:
             maximize=False,
             grad_scale=torch.tensor(norm / settings.max_grad_norm, device=self._far.device) if too_long else None,
         )
-        self.step_norm = float(torch.linalg.vector_norm(torch.sub(self.flat.data, self._before, out=self._before)))
+        self.step_norm = float(torch.linalg.vector_norm(torch.sub(after, before, out=before)))
         return norm
+
+    def _from_and_to(self, into: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The parameters twice, of which one is there only to tell the length of the step."""
+        if into is not None:
+            return self.flat.data, torch.from_numpy(into).copy_(self.flat.data)
+        if self._before is None:
+            self._before = torch.empty_like(self.flat.data)
+        return self._before.copy_(self.flat.data), self.flat.data
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that a resume needs of the learner: `parameters`, `square_average` (float32 [P]) and counters."""

@@ -11,11 +11,15 @@ from gala_mpi.model import Network
 T, N = 3, 4
 PONG = Spaces((4, 84, 84), image=True, actions=6)
 POLE = Spaces((4,), image=False, actions=2)
+# Pixels side by side can be taken together by the second layer alone, by the first alone, by none.
+SECOND, FIRST, NONE = (Spaces(shape, image=True, actions=6) for shape in ((4, 84, 86), (3, 84, 88), (3, 84, 90)))
+NETWORKS = [(name, spaces) for name in ("gala", "nature") for spaces in (PONG, SECOND, FIRST, NONE)] + [("mlp", POLE)]
 
 
 def some_observations(spaces: Spaces) -> list[torch.Tensor]:
     if spaces.image:
-        return [torch.randint(0, 256, (N, *spaces.observation_shape), dtype=torch.uint8) for _ in range(T + 1)]
+        images = [torch.randint(0, 256, (N, *spaces.observation_shape), dtype=torch.uint8) for _ in range(T + 1)]
+        return [*images[:-1], images[-1].contiguous(memory_format=torch.channels_last)]  # either layout comes
     return [torch.randn(N, *spaces.observation_shape) for _ in range(T + 1)]
 
 
@@ -23,7 +27,7 @@ def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
     return policy.log_prob(torch.zeros(len(values), dtype=torch.long)).sum() + values.pow(2).sum()
 
 
-@pytest.mark.parametrize(("name", "spaces"), [("gala", PONG), ("nature", PONG), ("mlp", POLE)])
+@pytest.mark.parametrize(("name", "spaces"), NETWORKS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-2)])
 @pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
 def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance, part_bytes, monkeypatch):

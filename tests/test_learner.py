@@ -153,6 +153,18 @@ def test_steps_are_those_of_rmsprop():
         assert np.allclose(learner.flat.data.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_step_into_other_memory_is_the_step_in_place():
+    one, other = new_learner(max_grad_norm=0.01), new_learner(max_grad_norm=0.01)
+    for seed in range(3):
+        for learner in (one, other):
+            learner.gradient(new_batch(learner.network, seed))
+        room = np.full(len(other.flat), np.nan, np.float32)
+        assert one.step(progress=0.0) == other.step(progress=0.0, into=room)
+        assert one.step_norm == other.step_norm > 0
+        other.flat.data.copy_(torch.from_numpy(room))
+        assert torch.equal(one.flat.data, other.flat.data)
+
+
 def test_steps_are_those_of_torch():
     learner = new_learner(max_grad_norm=0.01)
     vector = learner.flat.data.clone()

@@ -54,6 +54,10 @@ class Exchange(Protocol):
     def gradient(self, gradient: np.ndarray) -> None:
         """After the backward pass, before the optimiser."""
 
+    def room(self) -> np.ndarray | None:
+        """Before the optimiser's step: where its result is best written, if that matters. Then `parameters` finds it there, and
+        sets all of what it is given."""
+
     def parameters(self, parameters: np.ndarray) -> None:
         """After the optimiser's step."""
 

@@ -30,14 +30,16 @@ from gala_mpi.topology import Topology, figures
 SECONDS_BETWEEN_WARNINGS = 30.0
 
 
-def average(parameters: np.ndarray, messages: list[np.ndarray], weights: list[float]) -> None:
-    """x ← (1 − Σ w_i) x + Σ w_i m_i, in place."""
-    mixed = torch.from_numpy(parameters)
+def average(mine: np.ndarray, messages: list[np.ndarray], weights: list[float], out: np.ndarray) -> None:
+    """out ← (1 − Σ w_i) mine + Σ w_i m_i."""
+    mixed, result = torch.from_numpy(mine), torch.from_numpy(out)
     total = 1 - math.fsum(weights)
     for message, weight in zip(messages, weights, strict=True):
         total += weight
         # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
-        mixed.lerp_(torch.from_numpy(message), weight / total)
+        mixed = torch.lerp(mixed, torch.from_numpy(message), weight / total, out=result)
+    if not messages:
+        result.copy_(mixed)
 
 
 class Gossip:
@@ -76,6 +78,7 @@ class Gossip:
         # takes longer (a network) is asked for ahead, so that it comes while the simulators run.
         self._slow = dict.fromkeys(self._pulls, False)
         self._version = self._started = 0
+        self._room: np.ndarray | None = None  # the slot that the next version is being written into
         self._staleness = self._corrupt = 0
         self._mixes: list[Mix] = []
 
@@ -94,16 +97,25 @@ class Gossip:
 
     def gradient(self, gradient: np.ndarray) -> None: ...
 
-    def parameters(self, parameters: np.ndarray) -> None:
+    def room(self) -> np.ndarray:
         self._version += 1
         if self._lockstep:
             self._wait_for_readers()
-        self._mailbox.publish(parameters, self._version)
+        self._room = self._mailbox.begin(self._version)
+        return self._room
+
+    def parameters(self, parameters: np.ndarray) -> None:
+        if self._room is None:
+            self.room()[:] = parameters
+        mine, self._room = self._room, None
+        self._mailbox.finish(self._version)
         peers = self._in_peers(self._version)
         arrived = self._ask(peers)
         if not arrived and self._bound is not None and self._staleness >= self._bound:
             arrived = self._wait(lambda: self._ask(peers), lambda: self._exhausted(peers), peers)
-        self._mixes = self._mix(parameters, peers) if arrived else []
+        self._mixes = self._mix(mine, peers, parameters) if arrived else []
+        if not arrived:
+            np.copyto(parameters, mine)
         self._staleness = 0 if self._mixes else self._staleness + 1  # a round may have nobody to mix
         self._mailbox.post(MIXED, self._version)
 
@@ -161,11 +173,11 @@ class Gossip:
         for pull in self._pulls.values():
             pull.advance()
 
-    def _mix(self, parameters: np.ndarray, peers: list[int]) -> list[Mix]:
-        """Average the messages that are ready into `parameters`, always in the same order."""
+    def _mix(self, mine: np.ndarray, peers: list[int], out: np.ndarray) -> list[Mix]:
+        """Average the messages that are ready and mine into `out`, always in the same order."""
         taken = [self._pulls[peer].take() for peer in peers]
         weights = self._weights(peers)
-        average(parameters, [message for message, _ in taken], weights)
+        average(mine, [message for message, _ in taken], weights, out)
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes

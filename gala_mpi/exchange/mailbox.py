@@ -161,12 +161,21 @@ class Mailbox:
 
     def publish(self, vector: np.ndarray, version: int) -> None:
         """Make `vector` readable as `version`. Local memory traffic alone."""
+        self.begin(version)[:] = vector
+        self.finish(version)
+
+    def begin(self, version: int) -> np.ndarray:
+        """The slot where `version` is to be written, float32 [length]. What it held before is gone."""
         slot = version % self.reach.slots
         self.header[BEGUN + slot] = version
         self._window.Sync()
-        self.slots[slot][: self.length] = vector
+        return self.slots[slot][: self.length]
+
+    def finish(self, version: int) -> None:
+        """The slot of `version` has been written: it is readable from now on."""
+        slot = self.slots[version % self.reach.slots]
         if self.checksum:
-            self.slots[slot].view(np.uint32)[-1] = zlib.crc32(self.slots[slot][:-1])
+            slot.view(np.uint32)[-1] = zlib.crc32(slot[:-1])
         self._window.Sync()
         self.header[LATEST] = version
         self._window.Sync()

@@ -48,13 +48,15 @@ class Replay:
 
     def gradient(self, gradient: np.ndarray) -> None: ...
 
+    def room(self) -> None: ...
+
     def parameters(self, parameters: np.ndarray) -> None:
         self._version += 1
         readers = self._readers.pop(self._version, [])
         message = parameters.copy() if readers else parameters
         self._sends += [self._comm.Isend([message, MPI.FLOAT], reader) for reader in readers]
         mixes = self._mixes()
-        average(parameters, [self._receive(mix.peer) for mix in mixes], [mix.weight for mix in mixes])
+        average(parameters, [self._receive(mix.peer) for mix in mixes], [mix.weight for mix in mixes], out=parameters)
         self._staleness = 0 if mixes else self._staleness + 1
 
     def _mixes(self) -> list[Mix]:

@@ -52,6 +52,8 @@ class Server:
 
     def gradient(self, gradient: np.ndarray) -> None: ...
 
+    def room(self) -> None: ...
+
     def parameters(self, parameters: np.ndarray) -> None:
         np.subtract(parameters, self._base, out=self._step)
         self._step *= np.float32(1 / self._comm.size)

@@ -67,7 +67,12 @@ def run(
             g = gradient(x, k).astype(np.float32)
             began = time.monotonic()
             exchange.gradient(g)
-            x -= np.float32(lr(k)) * g
+            step, room = np.float32(lr(k)) * g, exchange.room()
+            if room is None:
+                x -= step
+            else:
+                np.subtract(x, step, out=room)
+                x[:] = np.nan
             exchange.parameters(x)
             trace.seconds.append(time.monotonic() - began)
             counters = exchange.counters()

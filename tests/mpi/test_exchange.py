@@ -188,9 +188,13 @@ def test_lockstep_mixes_with_the_weights_of_a_file(comm):
 @pytest.mark.parametrize("weights", [[0.5], [1 / 3, 1 / 3], [0.25, 0.5, 0.125], [1.0], [0.9, 0.1]])
 def test_an_average_has_its_weights(weights):
     vectors = np.random.default_rng(1).standard_normal((1 + len(weights), LENGTH)).astype(np.float32)
-    mixed = vectors[0].copy()
-    average(mixed, list(vectors[1:]), weights)
-    np.testing.assert_allclose(mixed, np.array([1 - sum(weights), *weights]) @ vectors.astype(float), atol=1e-6)
+    expected = np.array([1 - sum(weights), *weights]) @ vectors.astype(float)
+    mine, elsewhere = vectors[0].copy(), np.full(LENGTH, np.nan, np.float32)
+    average(mine, list(vectors[1:]), weights, out=elsewhere)
+    np.testing.assert_allclose(elsewhere, expected, atol=1e-6)
+    assert np.array_equal(mine, vectors[0])
+    average(mine, list(vectors[1:]), weights, out=mine)
+    assert np.array_equal(mine, elsewhere)
 
 
 def test_lockstep_is_hierarchical_by_nodes(comm):

@@ -35,6 +35,9 @@ class Slot:
         self._pieces, self._mailbox = np.array_split(row, 4), mailbox
         self._random = np.random.default_rng(mailbox.comm.rank)
 
+    def __getitem__(self, everything: slice) -> Slot:
+        return self
+
     def __setitem__(self, everything: slice, vector: np.ndarray) -> None:
         for piece in self._pieces:
             piece[:] = vector
