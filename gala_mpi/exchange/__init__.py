@@ -55,8 +55,8 @@ class Exchange(Protocol):
         """After the backward pass, before the optimiser."""
 
     def room(self) -> np.ndarray | None:
-        """Before the optimiser's step: where its result is best written, if that matters. Then `parameters` finds it there, and
-        sets all of what it is given."""
+        """Before the optimiser's step: where its result is best written, float32 [P] on the host; None: in place. `parameters`
+        then finds it there, and sets all of what it is given."""
 
     def parameters(self, parameters: np.ndarray) -> None:
         """After the optimiser's step."""
