@@ -6,6 +6,7 @@ import torch
 from gala_mpi.envs import Spaces
 from gala_mpi.flat import Flat
 from gala_mpi.kept import PART_BYTES, Kept
+from gala_mpi.layers import Convolution
 from gala_mpi.model import Network
 
 T, N = 3, 4
@@ -19,7 +20,7 @@ NETWORKS = [(name, spaces) for name in ("gala", "nature") for spaces in (PONG, S
 def some_observations(spaces: Spaces) -> list[torch.Tensor]:
     if spaces.image:
         images = [torch.randint(0, 256, (N, *spaces.observation_shape), dtype=torch.uint8) for _ in range(T + 1)]
-        return [*images[:-1], images[-1].contiguous(memory_format=torch.channels_last)]  # either layout comes
+        return [images[0], images[1].contiguous(memory_format=torch.channels_last), *images[2:]]  # either layout comes
     return [torch.randn(N, *spaces.observation_shape) for _ in range(T + 1)]
 
 
@@ -73,3 +74,11 @@ def test_the_bootstrap_pass_has_no_part_in_the_gradient():
         some_loss(*network.heads(kept.features())).backward()
         gradients.append(flat.grad)
     assert torch.equal(*gradients)
+
+
+def test_pixels_side_by_side_are_channels_of_one_without_being_moved():
+    memory = torch.randn(2, 32, 20, 20).contiguous(memory_format=torch.channels_last)
+    folded = Convolution(torch.nn.Conv2d(32, 64, 4, 2), torch.float32, 1.0, memory).view(memory)
+    assert folded.shape == (2, 64, 20, 10) and folded.data_ptr() == memory.data_ptr()
+    assert torch.equal(folded[1, :, 3, 7], torch.cat([memory[1, :, 3, 14], memory[1, :, 3, 15]]))
+    assert folded.is_contiguous(memory_format=torch.channels_last)
