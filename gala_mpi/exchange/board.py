@@ -11,6 +11,8 @@ import time
 import numpy as np
 from mpi4py import MPI
 
+from gala_mpi.exchange.window import Progress, Window
+
 COLUMNS = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "age", "staleness")
 SECONDS_BETWEEN_ROUNDS = 0.5
 
@@ -28,27 +30,22 @@ class Board:
     def __init__(self, comm: MPI.Intracomm):
         self._comm = comm
         self.rows = np.zeros((comm.size, len(COLUMNS)))
-        self._window = MPI.Win.Allocate(8 * len(COLUMNS), 1, comm=comm) if comm.size > 1 else None
+        self._others = list(range(1, comm.size)) if comm.rank == 0 else []
+        self._progress = Progress()
+        self._window = Window(comm, 8 * len(COLUMNS)) if comm.size > 1 else None
         if self._window:
-            self._window.Lock_all(MPI.MODE_NOCHECK)
-            self._mine = np.frombuffer(self._window.tomemory(), np.float64)
-            self._mine[:] = 0
-            self._window.Sync()
+            self._window.meet(self._others, self._progress)
             comm.Barrier()
         self._incoming = np.zeros_like(self.rows)
         self._asked: dict[int, MPI.Request] = {}
-        self._others = list(range(1, comm.size)) if comm.rank == 0 else []
-        for rank in self._others:  # while all are here: the first access may wait (see Mailbox.meet)
-            self._read(rank).Wait()
-        comm.Barrier()
         self._round_began = -SECONDS_BETWEEN_ROUNDS
 
     def post(self, **row: float) -> None:
         """Write my row."""
         values = [row[column] for column in COLUMNS]
         if self._window:
-            self._mine[:] = values
-            self._window.Sync()
+            self._window.memory.view(np.float64)[:] = values
+            self._window.sync()
         self.rows[self._comm.rank] = values
 
     def poll(self) -> None:
@@ -59,7 +56,7 @@ class Board:
         for rank in list(self._others):
             try:
                 if rank in self._asked and self._asked[rank].Test():
-                    self._window.Sync()
+                    self._window.arrived(rank)
                     self.rows[rank] = self._incoming[rank]
                     del self._asked[rank]
                 if due and rank not in self._asked:
@@ -69,19 +66,13 @@ class Board:
                 self._asked.pop(rank, None)
 
     def _read(self, rank: int) -> MPI.Request:
-        words = [self._incoming[rank], len(COLUMNS), MPI.DOUBLE]
-        return self._window.Rget(words, rank, target=[0, len(COLUMNS), MPI.DOUBLE])
+        return self._window.get(rank, 0, self._incoming[rank], MPI.DOUBLE)
 
     def close(self) -> None:
         """Collective, after everybody has left the loop."""
-        if not self._window:
-            return
-        for request in self._asked.values():
-            request.Wait()
-        everybody = self._comm.Ibarrier()
-        while not everybody.Test():
-            self._comm.Iprobe()
-            time.sleep(0.001)
-        self._window.Unlock_all()
-        self._mine = None
-        self._window.Free()
+        if self._window:
+            for request in self._asked.values():
+                self._progress.wait(request)
+            self._progress.wait(self._comm.Ibarrier())
+            self._window.free()
+        self._progress.close()

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
+from gala_mpi.exchange.window import Progress, Window
+
 # Words of the header.
 LATEST = 0  # the newest version whose payload is complete; 0: none yet
 MIXED = 1  # the newest update after which this rank has read all that it wants of it (lock-step readers' receipt)
@@ -40,7 +42,6 @@ BEGUN = 5  # one word a slot: the version whose writing has begun there
 ALIVE = 15  # how often this rank has poked: it grows as long as the rank lives
 HEADER_BYTES = 128
 ALIGNMENT = 64
-SECONDS_OF_A_BURST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,53 +71,16 @@ def _stride(length: int) -> int:
     return -(-4 * length // ALIGNMENT) * ALIGNMENT
 
 
-class Progress:
-    """Progress is everybody's duty: over TCP, MPI moves data for others only while a rank is inside MPI.
-
-    A receive from myself that is never answered: testing it makes progress on every MPI, where Iprobe does not (Open MPI
-    with osc/ucx), nor does testing a complete request (MPICH).
-    """
-
-    def __init__(self):
-        self._self = MPI.COMM_SELF.Dup()
-        self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
-
-    def test(self, times: int) -> None:
-        """Test so many times, but no longer than a burst may last: moving a message takes some milliseconds of computing."""
-        end = time.perf_counter() + SECONDS_OF_A_BURST
-        for _ in range(times):
-            self._never.Test()
-            if time.perf_counter() > end:
-                return
-
-    def wait(self, request: MPI.Request, *meanwhile: Callable[[], None]) -> None:
-        """Until `request` is complete, with progress for others and without keeping a core from them."""
-        while not request.Test():
-            for do in meanwhile:
-                do()
-            self.test(REMOTE.tests_per_poke)
-            time.sleep(0.001)
-
-    def close(self) -> None:
-        self._self.Send([bytearray(1), MPI.BYTE], dest=0)
-        self._never.Wait()
-        self._self.Free()
-
-
 def probe(comm: MPI.Intracomm, progress: Progress) -> Reach:
     """DIRECT if every rank's get from the next rank is complete at once, else REMOTE. Collective.
 
     Where there is more than one host, some rank has the next one on another.
     """
-    window = MPI.Win.Allocate(ALIGNMENT, 1, comm=comm)
-    window.Lock_all(MPI.MODE_NOCHECK)
-    comm.Barrier()
-    request = window.Rget([bytearray(ALIGNMENT), MPI.BYTE], (comm.rank + 1) % comm.size)
-    direct = np.array([request.Test()])
-    progress.wait(request)
+    window, after = Window(comm, ALIGNMENT), (comm.rank + 1) % comm.size
+    window.meet([after], progress)
+    direct = np.array([after in window.near])
     progress.wait(comm.Iallreduce(MPI.IN_PLACE, [direct, MPI.C_BOOL], MPI.LAND))
-    window.Unlock_all()
-    window.Free()
+    window.free()
     return DIRECT if direct else REMOTE
 
 
@@ -136,27 +100,17 @@ class Mailbox:
         self.reach = probe(comm, self._progress)
         self.words = length + checksum  # of a slot: the payload and its checksum
         self.stride = _stride(self.words)
-        # Allocate, not Create: MPI then places the window where it can be read fastest (shared memory inside a node).
-        self._window = MPI.Win.Allocate(window_bytes(self.words, self.reach), 1, comm=comm)
-        self._window.Lock_all(MPI.MODE_NOCHECK)
-        memory = np.frombuffer(self._window.tomemory(), np.uint8)
-        memory[:] = 0
-        self._window.Sync()
+        self._window = Window(comm, window_bytes(self.words, self.reach))
+        memory = self._window.memory
         self.header = memory[:HEADER_BYTES].view(np.int64)
         self.slots = list(memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32))
         self._last_poke = time.perf_counter()
         self.poke_gap = 0.0
         self.readers: list[Glance | Pull] = []  # what may still be on its way when all are done
-        comm.Barrier()  # nobody reads before everybody has zeroed
 
     def meet(self, peers: Iterable[int]) -> None:
-        """Read a header of each of `peers`, whom I shall read later, while all are here. Collective.
-
-        Open MPI's first access to a rank waits, inside Rget, until it has read where that rank's window lies. That must not
-        happen later, when the rank may be computing, or stopped.
-        """
-        for peer in peers:
-            self._progress.wait(self.get_header(peer, np.zeros(HEADER_BYTES // 8, np.int64)))
+        """Read from each of `peers`, whom I shall read later, while all are here. Collective."""
+        self._window.meet(peers, self._progress)
         self._progress.wait(self.comm.Ibarrier())
 
     def publish(self, vector: np.ndarray, version: int) -> None:
@@ -168,7 +122,7 @@ class Mailbox:
         """The slot where `version` is to be written, float32 [length]. What it held before is gone."""
         slot = version % self.reach.slots
         self.header[BEGUN + slot] = version
-        self._window.Sync()
+        self._window.sync()
         return self.slots[slot][: self.length]
 
     def finish(self, version: int) -> None:
@@ -176,28 +130,26 @@ class Mailbox:
         slot = self.slots[version % self.reach.slots]
         if self.checksum:
             slot.view(np.uint32)[-1] = zlib.crc32(slot[:-1])
-        self._window.Sync()
+        self._window.sync()
         self.header[LATEST] = version
-        self._window.Sync()
+        self._window.sync()
 
     def post(self, word: int, value: int) -> None:
         """Set one word of my header."""
         self.header[word] = value
-        self._window.Sync()
+        self._window.sync()
 
     def get_header(self, rank: int, into: np.ndarray) -> MPI.Request:
         """Begin to read a header (int64 [16])."""
-        words = len(into)
-        return self._window.Rget([into, words, MPI.INT64_T], rank, target=[0, words, MPI.INT64_T])
+        return self._window.get(rank, 0, into, MPI.INT64_T)
 
     def get_payload(self, rank: int, version: int, into: np.ndarray) -> MPI.Request:
         """Begin to read the slot of `version` (float32 [words])."""
-        offset = HEADER_BYTES + version % self.reach.slots * self.stride
-        return self._window.Rget([into, self.words, MPI.FLOAT], rank, target=[offset, self.words, MPI.FLOAT])
+        return self._window.get(rank, HEADER_BYTES + version % self.reach.slots * self.stride, into, MPI.FLOAT)
 
-    def sync(self) -> None:
-        """Order my reads of finished gets before what follows."""
-        self._window.Sync()
+    def arrived(self, rank: int) -> None:
+        """A get from `rank` is complete."""
+        self._window.arrived(rank)
 
     def poke(self) -> None:
         """Let MPI serve others and move what is on its way."""
@@ -212,9 +164,8 @@ class Mailbox:
         self._progress.wait(self.comm.Ibarrier(), *meanwhile)
         while self.readers:
             self.readers.pop().drain()
-        self._window.Unlock_all()
         self.header, self.slots = None, None  # views of memory that is about to go
-        self._window.Free()
+        self._window.free()
         self._progress.close()
 
 
@@ -264,7 +215,7 @@ class Glance:
         if self.idle or not self._request.Test():
             return False
         self._request = None
-        self.mailbox.sync()
+        self.mailbox.arrived(self.peer)
         self.header[:] = self._incoming
         return True
 
@@ -331,7 +282,7 @@ class Pull:
                 if not self._payload_request.Test():
                     return False
                 self._payload_request = None
-                self.mailbox.sync()
+                self.mailbox.arrived(self.peer)
                 self._judging = True
                 self._glance.start()
             if not self._glance.advance():

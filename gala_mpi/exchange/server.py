@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Order
-from gala_mpi.exchange.mailbox import Progress
+from gala_mpi.exchange.window import Progress
 
 TESTS_PER_POKE = 10
 VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word

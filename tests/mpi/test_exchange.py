@@ -34,7 +34,8 @@ from gala_mpi.config import A2CSettings
 from gala_mpi.envs import Spaces
 from gala_mpi.exchange import build
 from gala_mpi.exchange.gossip import average
-from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Progress, Reach, probe
+from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Reach, probe
+from gala_mpi.exchange.window import Progress
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch

@@ -1,0 +1,106 @@
+"""A window that others read by request-based gets, which are tested and never waited for; and the progress that this takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from mpi4py import MPI
+
+SECONDS_OF_A_BURST = 1e-3
+TESTS_WHILE_WAITING = 100
+
+
+class Progress:
+    """Progress is everybody's duty: over TCP, MPI moves data for others only while a rank is inside MPI.
+
+    A receive from myself that is never answered: testing it makes progress on every MPI, where Iprobe does not (Open MPI
+    with osc/ucx), nor does testing a complete request (MPICH).
+    """
+
+    def __init__(self):
+        self._self = MPI.COMM_SELF.Dup()
+        self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
+
+    def test(self, times: int) -> None:
+        """Test so many times, but no longer than a burst may last: moving a message takes some milliseconds of computing."""
+        end = time.perf_counter() + SECONDS_OF_A_BURST
+        for _ in range(times):
+            self._never.Test()
+            if time.perf_counter() > end:
+                return
+
+    def wait(self, request: MPI.Request, *meanwhile: Callable[[], None]) -> None:
+        """Until `request` is complete, with progress for others and without keeping a core from them."""
+        while not request.Test():
+            for do in meanwhile:
+                do()
+            self.test(TESTS_WHILE_WAITING)
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self._self.Send([bytearray(1), MPI.BYTE], dest=0)
+        self._never.Wait()
+        self._self.Free()
+
+
+class Window:
+    """Memory of this rank that others read. Collective to make and to free.
+
+    Args:
+        comm: the ranks that read each other.
+        size: bytes; the same on all ranks.
+
+    Attributes:
+        memory: mine, uint8 [size], zeros at first.
+        near: those whom I have met and whose memory I read at once, without their help.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, size: int):
+        # Allocate, not Create: MPI then places the window where it can be read fastest (shared memory inside a node).
+        self._window = MPI.Win.Allocate(size, 1, comm=comm)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        self.memory = np.frombuffer(self._window.tomemory(), np.uint8)
+        self.memory[:] = 0
+        self.near: set[int] = set()
+        self.sync()
+        comm.Barrier()  # nobody reads before everybody has zeroed
+
+    def sync(self) -> None:
+        """Order what I have stored and read before what follows."""
+        self._window.Sync()
+
+    def get(self, rank: int, offset: int, into: np.ndarray, words: MPI.Datatype) -> MPI.Request:
+        """Begin to read as much as `into` holds of a rank's memory, from byte `offset` on."""
+        return self._window.Rget([into, len(into), words], rank, target=[offset, len(into), words])
+
+    def arrived(self, rank: int) -> None:
+        """To be called when a get is complete: order my reads of it before what follows, and let MPI forget it.
+
+        MPICH (5.0.2) keeps 48 bytes of every operation within a host until it is flushed. That is little, but these lie
+        between large blocks of the heap, which then cannot be joined to serve again: 27 MB in half an hour. Where memory is
+        read at once a flush has nothing to wait for; elsewhere it might wait for others, and nothing is kept.
+        """
+        self.sync()
+        if rank in self.near:
+            self._window.Flush_local(rank)
+
+    def meet(self, ranks: Iterable[int], progress: Progress) -> None:
+        """Read from each of `ranks`, whom I shall read later, while they are here.
+
+        Open MPI's first access to a rank waits, inside Rget, until it has read where that rank's window lies. That must not
+        happen later, when the rank may be computing, or stopped.
+        """
+        word = np.zeros(1, np.int64)
+        for rank in ranks:
+            progress.wait(self.get(rank, 0, word, MPI.INT64_T))
+            request = self.get(rank, 0, word, MPI.INT64_T)
+            if request.Test():
+                self.near.add(rank)
+            progress.wait(request)
+
+    def free(self) -> None:
+        self._window.Unlock_all()
+        self.memory = None  # which is about to go
+        self._window.Free()
