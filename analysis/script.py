@@ -158,11 +158,23 @@ def main(
     except (RunError, OSError) as error:
         print(f"{name}.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print_table(said.table)
+    with reader_may_leave():
+        print_table(said.table)
     for line in [*problems, *said.notes, *incomplete(found)]:
         print(f"note: {line}", file=sys.stderr)
     if said.figure:
-        print(f"\n{path}\n{path.with_suffix('.csv')}")
+        with reader_may_leave():
+            print(f"\n{path}\n{path.with_suffix('.csv')}")
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """What is printed here may go to `| head`, which stops reading: the files have been written, and nothing is wrong."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def target(out: Path | None, found: list[Run], name: str) -> Path:

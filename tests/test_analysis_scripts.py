@@ -302,6 +302,24 @@ def test_without_tensorboardx_it_is_said(tmp_path):
     assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed (pip install tensorboardX)")
 
 
+@pytest.mark.parametrize("table, status", [(True, 1), (False, 0)], ids=["at once", "after the table"])
+def test_a_reader_that_leaves_is_no_error(tmp_path, table, status):
+    """`| head`: the reader has left before anything is written, or before what comes after the table is (rich ends with 1)."""
+    make(tmp_path / "r", 0, number=7)
+    program = "import sys, script, throughput\n"
+    program += "" if table else "script.print_table = lambda table: None\n"
+    program += "script.main(throughput.answer, throughput.Options, '', sys.argv[1:])"
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-c", program, "r"]
+    environment = os.environ | {"PYTHONPATH": str(ANALYSIS)}
+    done = subprocess.run(words, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writing)
+    assert all(line.startswith("note: ") for line in done.stderr.splitlines()), done.stderr
+    assert done.returncode == status
+    assert (tmp_path / "r" / "throughput.png").exists()
+
+
 # Nothing of the training is needed.
 
 FORBID = """

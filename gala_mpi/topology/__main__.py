@@ -8,6 +8,7 @@ python -m gala_mpi.topology my_graph.txt
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import asdict, dataclass
@@ -54,7 +55,11 @@ def main(arguments: list[str]) -> None:
     except SettingError as error:
         print(f"gala_mpi: {error}", file=sys.stderr)
         sys.exit(2)
-    show(wanted, graph, figures(graph, wanted.parameters))
+    try:
+        show(wanted, graph, figures(graph, wanted.parameters))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: list[str]) -> GraphView:
