@@ -230,9 +230,9 @@ def test_figures_are_those_of_the_dense_matrices(name, size):
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [*BUILT_IN, "hierarchical:3", "hierarchical:30"])
 def test_diameter_is_when_all_have_heard_of_all(name, size):
-    graph = build(name, size)
+    graph = build(topology.resolve(name, [str(agent // 4) for agent in range(size)]), size)
 
     def updates(start: int) -> int:
         product, count = np.eye(size), 0

@@ -18,6 +18,8 @@ from gala_mpi.topology.graphs import Round, Shifts, Topology
 ZERO = 1e-12  # below it a factor is what rounding has left of 0
 BYTES = 4  # of a parameter: messages are float32
 
+Edges = list[tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -145,29 +147,40 @@ def _product(graph: Topology) -> np.ndarray:
 
 def diameter(graph: Topology) -> int:
     """The fewest updates after which everybody has heard of everybody, from the worst round to begin with."""
-    return max(_updates_until_all_heard(graph, start) for start in range(graph.period))
+    edges = [_gather(round, graph.size) for round in graph.rounds]
+    return max(_updates_until_all_heard(graph, edges, start) for start in range(graph.period))
 
 
 def notice(graph: Topology) -> int:
     """After how many updates everybody has heard what one agent says now, whatever round it is; n on a ring."""
-    return _updates_until_all_heard(graph, 0) + graph.period
+    return _updates_until_all_heard(graph, [_gather(round, graph.size) for round in graph.rounds], 0) + graph.period
 
 
-def _updates_until_all_heard(graph: Topology, start: int) -> int:
+def _updates_until_all_heard(graph: Topology, edges: list[Edges], start: int) -> int:
     same = all(isinstance(round, Shifts) for round in graph.rounds)
     # heard[r, j]: r has heard of j. Where all agents do the same it is enough to follow the news of one.
     heard = np.eye(graph.size, 1 if same else graph.size, dtype=bool)
-    readers = [_gather(round, graph.size) for round in graph.rounds]
+    repeats = _repeats(graph.rounds)
     updates = 0
     while not heard.all():
-        before = heard.copy()
-        for readers_at, read in readers[(start + updates) % graph.period]:
-            heard[readers_at] |= before[read]
-        updates += 1
+        before, at = heard.copy(), (start + updates) % graph.period
+        for readers, read in edges[at]:
+            heard[readers] |= before[read]
+        # A round that brings no news brings none when it is repeated either.
+        updates += 1 if (heard != before).any() else repeats[at]
     return updates
 
 
-def _gather(round: Round, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _repeats(rounds: tuple[Round, ...]) -> list[int]:
+    """How many rounds from each one on are the same, itself included. A period does not wrap around."""
+    repeats = [1] * len(rounds)
+    for at in reversed(range(len(rounds) - 1)):
+        if rounds[at] == rounds[at + 1]:
+            repeats[at] += repeats[at + 1]
+    return repeats
+
+
+def _gather(round: Round, size: int) -> Edges:
     """The edges of a round as pairs of index arrays (readers, whom they read), in each of which a reader occurs once."""
     if isinstance(round, Shifts):
         ranks = np.arange(size).reshape(round.shape)
