@@ -68,6 +68,11 @@ class Kept:
         # The same memory, as the layers take it.
         self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]
 
+    @property
+    def written(self) -> list[nn.Parameter]:
+        """Parameters whose gradient a backward pass writes; it adds to the others'."""
+        return [layer.layer.weight for layer in self._layers if isinstance(layer, Linear)]
+
     @torch.no_grad()
     def begin(self) -> None:
         """A new rollout: take the parameters as they are now."""

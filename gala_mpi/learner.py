@@ -6,10 +6,12 @@ another algorithm that has them (PPO, V-trace) stands beside this one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from gala_mpi.config import A2CSettings
 from gala_mpi.flat import Flat
@@ -56,12 +58,18 @@ class A2C:
         policy = -(advantages.detach() * batch.log_probs).mean()
         value = advantages.pow(2).mean()
         entropy = batch.entropies.mean()
-        self.flat.grad.zero_()
+        self._clear(batch.written)
         loss = policy + self.settings.value_coefficient * value - self.settings.entropy_coefficient * entropy
         loss.backward()
         self.updates += 1
         self.steps += batch.steps
         return Losses(float(policy.detach()), float(value.detach()), float(entropy.detach()))
+
+    def _clear(self, written: Sequence[nn.Parameter]) -> None:
+        """Zeros in place of the gradients, but for those that will be written: nearly all of the vector."""
+        for parameter in self.network.parameters():
+            if not any(parameter is other for other in written):
+                parameter.grad.zero_()
 
     def step(self, progress: float, into: np.ndarray | None = None) -> float:
         """Clip `flat.grad`, one RMSprop step from `flat.data`; the gradient's norm before clipping.

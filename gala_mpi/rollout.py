@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from gala_mpi.clock import Clock
 from gala_mpi.envs import Episode, Simulators
@@ -26,6 +27,7 @@ class Batch:
     discounts: torch.Tensor  # γ, or 0 where the return ends
     next_values: torch.Tensor  # V(s_{t+1}), without gradient
     steps: int  # T · N
+    written: Sequence[nn.Parameter] = ()  # whose gradient the backward pass writes, whatever was there
 
 
 class Collector:
@@ -131,6 +133,7 @@ class Collector:
             discounts=tensor(record.discounts),
             next_values=torch.cat(record.values[len(self.simulators) :]).view(grid),
             steps=self.length * self.num_envs,
+            written=self.kept.written,
         )
 
     def _cut_off_values(self, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
