@@ -16,7 +16,7 @@ machine.refuse_tiny_shared_memory(status=2)
 
 import sys  # noqa: E402
 
-from gala_mpi import agent, checkpoint, display, memory, plan, replay  # noqa: E402
+from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
 from gala_mpi.agent import Update  # noqa: E402
 from gala_mpi.checkpoint import Checkpoints  # noqa: E402
 from gala_mpi.config import Config  # noqa: E402
@@ -82,7 +82,6 @@ class Trainer:
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
         self.progress = Progress(world, config, self.learner.steps)
         self.stop = Stop(config.wall_minutes, plan.notice)
-        self.trim = memory.Trim()
         self.roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
 
     def run(self) -> None:
@@ -113,7 +112,6 @@ class Trainer:
         self.progress.update(self.learner, update.episodes, counters)
         if self.roll:
             self.roll.miss(counters.lost)
-        self.trim()
 
     def agree(self) -> Order:
         """What all do next, as far as I have heard: my wish is one of many."""
