@@ -1,7 +1,7 @@
 """A rollout's forward passes, kept for its backward pass.
 
 Parameters do not change within a rollout, so the passes that chose the actions are the ones that A2C differentiates: there
-is no second forward pass. Observations (still bytes) and activations of all passes lie in buffers made once. The backward
+is no second forward pass. Observations (converted) and activations of all passes lie in buffers made once. The backward
 pass goes over them in parts that fit a core's cache, writes over what it has read, and puts the parameters' gradients where
 they lie: large blocks that are allocated anew have no pages yet, and getting those took a tenth of an update.
 """
