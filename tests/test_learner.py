@@ -1,6 +1,7 @@
 """A2C by definition: its loss, its gradient, clipping, RMSprop, the learning rate's decay and its state."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,17 @@ def test_every_gradient_starts_anew():
     twice.gradient(new_batch(twice.network, 1))
     twice.gradient(new_batch(twice.network, 2))
     assert torch.equal(once.flat.grad, twice.flat.grad)
+
+
+def test_what_the_backward_pass_writes_is_not_cleared():
+    """It is left as it was; here nothing writes it, and autograd adds."""
+    clean, dirty = new_learner(), new_learner()
+    clean.gradient(new_batch(clean.network, 2))
+    dirty.flat.grad.fill_(1000)
+    weight = dirty.network.torso[0].weight
+    dirty.gradient(replace(new_batch(dirty.network, 2), written=[weight]))
+    weight.grad -= 1000
+    torch.testing.assert_close(dirty.flat.grad, clean.flat.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_counters():
