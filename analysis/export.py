@@ -20,7 +20,7 @@ import tyro
 
 from groups import incomplete, load
 from runs import Run, RunError
-from script import Table, write_csv
+from script import Table, reader_may_leave, write_csv
 
 AXIS = ("update", "steps", "hours", "simulator")
 
@@ -83,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
         if len(set(names)) < len(names):
             raise RunError(f"{', '.join(map(str, wanted.runs))}: two runs have one name; --to a folder each")
         for run, name in zip(found, names):
-            for folder in export(run, wanted.to / name, wanted.format):
-                print(folder)
+            folders = export(run, wanted.to / name, wanted.format)
+            with reader_may_leave():
+                print(*folders, sep="\n")
     except (RunError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

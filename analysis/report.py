@@ -30,7 +30,7 @@ import staleness
 import throughput
 from groups import grouped, incomplete, load
 from runs import Run, RunError
-from script import STYLE, Answer, Options, Table, check_folder, whole
+from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave, whole
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
     learning_curves: learning_curves.Curves,
@@ -186,7 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (RunError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(wanted.out)
+    with reader_may_leave():
+        print(wanted.out)
 
 
 if __name__ == "__main__":

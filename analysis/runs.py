@@ -50,7 +50,7 @@ TABLES = {
             ("age", "<f4"),  # my version minus the version mixed, mean over peers; NaN without a mix
             ("torn", "<i4"),  # messages thrown away since the start: rewritten while they were read
             ("corrupt", "<i4"),  # messages thrown away since the start: wrong checksum
-            ("poke_gap", "<f4"),  # longest time without a call into MPI, s
+            ("poke_gap", "<f4"),  # longest time without a poke, s
             ("rss", "<f4"),  # resident memory, MiB
             ("cpu", "<f4"),  # processor time since the last update, all threads, s
             ("act", "<f4"),  # from here on: seconds spent in each part of the update

@@ -34,7 +34,7 @@ COLUMNS: dict[str, list[tuple]] = {
         ("age", "<f4", "updates", "my version minus the version mixed, mean over peers; NaN without a mix"),
         ("torn", "<i4", "messages", "thrown away since the start: their slot was rewritten while they were read"),
         ("corrupt", "<i4", "messages", "thrown away since the start: their checksum was wrong (`--checksum`)"),
-        ("poke_gap", "<f4", "s", "longest time since the last update without a call into MPI"),
+        ("poke_gap", "<f4", "s", "longest time since the last update without a poke"),
         ("rss", "<f4", "MiB", "resident memory"),
         ("cpu", "<f4", "s", "processor time of this process since the last update, all threads"),
         *((section, "<f4", "s", meaning) for section, meaning in SECTIONS.items()),

@@ -302,22 +302,35 @@ def test_without_tensorboardx_it_is_said(tmp_path):
     assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed (pip install tensorboardX)")
 
 
-@pytest.mark.parametrize("table, status", [(True, 1), (False, 0)], ids=["at once", "after the table"])
-def test_a_reader_that_leaves_is_no_error(tmp_path, table, status):
-    """`| head`: the reader has left before anything is written, or before what comes after the table is (rich ends with 1)."""
+SCRIPT = "import script, throughput; {} script.main(throughput.answer, throughput.Options, '', ['r'])"
+
+
+@pytest.mark.parametrize(
+    "program, file, status",
+    [
+        (SCRIPT.format(""), "r/throughput.png", 1),  # rich's status, at the table
+        (SCRIPT.format("script.print_table = lambda table: None;"), "r/throughput.png", 0),  # after the table
+        ("import export; export.main(['r', '--to', 'out', '--format', 'csv'])", "out/r/rank00001/updates.csv", 0),
+        ("import report; report.main(['r', '--out', 'r.html'])", "r.html", 0),
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(tmp_path, program, file, status):
+    """`| head`: here the reader has left before anything is written."""
     make(tmp_path / "r", 0, number=7)
-    program = "import sys, script, throughput\n"
-    program += "" if table else "script.print_table = lambda table: None\n"
-    program += "script.main(throughput.answer, throughput.Options, '', sys.argv[1:])"
     reading, writing = os.pipe()
     os.close(reading)
-    words = [sys.executable, "-c", program, "r"]
-    environment = os.environ | {"PYTHONPATH": str(ANALYSIS)}
-    done = subprocess.run(words, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ANALYSIS)},
+    )
     os.close(writing)
     assert all(line.startswith("note: ") for line in done.stderr.splitlines()), done.stderr
     assert done.returncode == status
-    assert (tmp_path / "r" / "throughput.png").exists()
+    assert (tmp_path / file).exists()
 
 
 # Nothing of the training is needed.

@@ -41,7 +41,7 @@ class Counters:
     staleness: int = 0  # updates since the last mix
     torn: int = 0  # messages thrown away so far because their slot was rewritten while they were read
     corrupt: int = 0  # messages thrown away so far because their checksum was wrong (checksum mode)
-    poke_gap: float = 0.0  # longest time since the last update without a call into MPI, s
+    poke_gap: float = 0.0  # longest time since the last update without a poke, s
     lost: dict[int, int] = field(default_factory=dict)  # peers that show no sign of life, and their last versions (--survive)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from gala_mpi.exchange.window import Progress, Window
+from gala_mpi.exchange.window import TESTS_OF_A_BURST, Progress, Window
 
 # Words of the header.
 LATEST = 0  # the newest version whose payload is complete; 0: none yet
@@ -59,7 +59,7 @@ class Reach:
 
 
 DIRECT = Reach(slots=2, tests_per_poke=0)  # shared memory: a get is a copy, made at once; nobody needs help
-REMOTE = Reach(slots=4, tests_per_poke=100)  # a network: a get takes time, and over TCP the help of its target
+REMOTE = Reach(slots=4, tests_per_poke=TESTS_OF_A_BURST)  # a network: a get takes time, and over TCP the help of its target
 
 
 def window_bytes(length: int, reach: Reach) -> int:
@@ -155,11 +155,9 @@ class Mailbox:
         """Let MPI serve others and move what is on its way."""
         now = time.perf_counter()
         self.poke_gap = max(self.poke_gap, now - self._last_poke)
-        if self.reach.tests_per_poke:
-            self._progress.test(self.reach.tests_per_poke)
-            now = time.perf_counter()
+        self._progress.test(self.reach.tests_per_poke)
         self.header[ALIVE] += 1
-        self._last_poke = now
+        self._last_poke = time.perf_counter()
 
     def close(self, *meanwhile: Callable[[], None]) -> None:
         """Serve the others until all have come here, calling `meanwhile` as often as may be, then free the window."""

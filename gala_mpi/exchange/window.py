@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 SECONDS_OF_A_BURST = 1e-3
-TESTS_WHILE_WAITING = 100
+TESTS_OF_A_BURST = 100  # a network moves messages in pieces, a few a test
 
 
 class Progress:
@@ -36,7 +36,7 @@ class Progress:
         while not request.Test():
             for do in meanwhile:
                 do()
-            self.test(TESTS_WHILE_WAITING)
+            self.test(TESTS_OF_A_BURST)
             time.sleep(0.001)
 
     def close(self) -> None:

@@ -147,37 +147,36 @@ def _product(graph: Topology) -> np.ndarray:
 
 def diameter(graph: Topology) -> int:
     """The fewest updates after which everybody has heard of everybody, from the worst round to begin with."""
-    edges = [_gather(round, graph.size) for round in graph.rounds]
-    return max(_updates_until_all_heard(graph, edges, start) for start in range(graph.period))
+    news = _news(graph)
+    return max(_updates_until_all_heard(graph, news, start) for start in range(graph.period))
 
 
 def notice(graph: Topology) -> int:
     """After how many updates everybody has heard what one agent says now, whatever round it is; n on a ring."""
-    return _updates_until_all_heard(graph, [_gather(round, graph.size) for round in graph.rounds], 0) + graph.period
+    return _updates_until_all_heard(graph, _news(graph), 0) + graph.period
 
 
-def _updates_until_all_heard(graph: Topology, edges: list[Edges], start: int) -> int:
+def _updates_until_all_heard(graph: Topology, news: list[tuple[Edges, int]], start: int) -> int:
     same = all(isinstance(round, Shifts) for round in graph.rounds)
     # heard[r, j]: r has heard of j. Where all agents do the same it is enough to follow the news of one.
     heard = np.eye(graph.size, 1 if same else graph.size, dtype=bool)
-    repeats = _repeats(graph.rounds)
     updates = 0
     while not heard.all():
-        before, at = heard.copy(), (start + updates) % graph.period
-        for readers, read in edges[at]:
+        before, (edges, repeats) = heard.copy(), news[(start + updates) % graph.period]
+        for readers, read in edges:
             heard[readers] |= before[read]
         # A round that brings no news brings none when it is repeated either.
-        updates += 1 if (heard != before).any() else repeats[at]
+        updates += 1 if (heard != before).any() else repeats
     return updates
 
 
-def _repeats(rounds: tuple[Round, ...]) -> list[int]:
-    """How many rounds from each one on are the same, itself included. A period does not wrap around."""
-    repeats = [1] * len(rounds)
-    for at in reversed(range(len(rounds) - 1)):
-        if rounds[at] == rounds[at + 1]:
+def _news(graph: Topology) -> list[tuple[Edges, int]]:
+    """Each round's edges, and how many rounds from it on are the same, itself included, to the end of the period."""
+    repeats = [1] * graph.period
+    for at in reversed(range(graph.period - 1)):
+        if graph.rounds[at] == graph.rounds[at + 1]:
             repeats[at] += repeats[at + 1]
-    return repeats
+    return list(zip([_gather(round, graph.size) for round in graph.rounds], repeats))
 
 
 def _gather(round: Round, size: int) -> Edges:
