@@ -24,7 +24,8 @@ from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Mix, Order
 from gala_mpi.exchange.lookout import Lookout
-from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Glance, Mailbox, Pull
+from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Mailbox
+from gala_mpi.exchange.readers import Glance, messages
 from gala_mpi.topology import Topology, figures
 
 SECONDS_BETWEEN_WARNINGS = 30.0
@@ -70,7 +71,7 @@ class Gossip:
         self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
         self._mailbox = Mailbox(comm, length, checksum, survive is not None)
-        self._pulls = {peer: Pull(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
+        self._pulls = {peer: messages(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
         self._lookout = Lookout(self._mailbox, survive) if survive is not None else None
         self._readers: dict[int, Glance] = {}  # lock-step: the headers of those who read me
         self._mixed = dict.fromkeys(self._pulls, 0)  # the version of each peer that was last mixed
@@ -146,7 +147,7 @@ class Gossip:
         for round in range(len(self._topology.rounds)):
             for peer in self._in_peers(round):
                 if peer not in self._pulls:
-                    self._pulls[peer] = Pull(self._mailbox, peer)
+                    self._pulls[peer] = messages(self._mailbox, peer)
                     self._mixed[peer], self._slow[peer] = 0, False
         self._lookout.follow(self._pulls)
 
@@ -175,9 +176,11 @@ class Gossip:
 
     def _mix(self, mine: np.ndarray, peers: list[int], out: np.ndarray) -> list[Mix]:
         """Average the messages that are ready and mine into `out`, always in the same order."""
-        taken = [self._pulls[peer].take() for peer in peers]
-        weights = self._weights(peers)
-        average(mine, [message for message, _ in taken], weights, out)
+        pulls, weights, whole = [self._pulls[peer] for peer in peers], self._weights(peers), False
+        while not whole:  # again only if a peer published a whole update meanwhile
+            taken = [pull.take() for pull in pulls]
+            average(mine, [message for message, _ in taken], weights, out)
+            whole = all([pull.still_whole() for pull in pulls])
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes

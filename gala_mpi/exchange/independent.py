@@ -8,7 +8,8 @@ import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Order
-from gala_mpi.exchange.mailbox import STOP_AT, Glance, Mailbox
+from gala_mpi.exchange.mailbox import STOP_AT, Mailbox
+from gala_mpi.exchange.readers import Glance
 
 
 class Independent:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from gala_mpi.exchange.mailbox import ALIVE, LATEST, Glance, Mailbox
+from gala_mpi.exchange.mailbox import ALIVE, LATEST, Mailbox
+from gala_mpi.exchange.readers import Glance
 
 SECONDS_BETWEEN_LOOKS = 0.5
 PATIENCE = 3.0  # times the longest silence so far

@@ -21,11 +21,11 @@ others, and the reader throws away and counts (`corrupt`) what does not match. T
 
 from __future__ import annotations
 
-import functools
 import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
@@ -71,6 +71,13 @@ def _stride(length: int) -> int:
     return -(-4 * length // ALIGNMENT) * ALIGNMENT
 
 
+class Reader(Protocol):
+    """Who reads others' windows through a mailbox."""
+
+    def drain(self) -> None:
+        """Wait for what is on its way, and look at others' memory no more: the window is about to be freed."""
+
+
 def probe(comm: MPI.Intracomm, progress: Progress) -> Reach:
     """DIRECT if every rank's get from the next rank is complete at once, else REMOTE. Collective.
 
@@ -101,12 +108,20 @@ class Mailbox:
         self.words = length + checksum  # of a slot: the payload and its checksum
         self.stride = _stride(self.words)
         self._window = Window(comm, window_bytes(self.words, self.reach))
-        memory = self._window.memory
-        self.header = memory[:HEADER_BYTES].view(np.int64)
-        self.slots = list(memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32))
+        self.header, self.slots = self._parts(self._window.memory)
         self._last_poke = time.perf_counter()
         self.poke_gap = 0.0
-        self.readers: list[Glance | Pull] = []  # what may still be on its way when all are done
+        self.readers: list[Reader] = []  # what may still be on its way when all are done
+
+    def _parts(self, memory: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """A window's header (int64 [16]) and its slots (float32 [words])."""
+        slots = memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32)
+        return memory[:HEADER_BYTES].view(np.int64), list(slots)
+
+    def of(self, peer: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        """A peer's header and slots to be read where they lie, or None where MPI does not show them (see Window.of)."""
+        memory = self._window.of(peer)
+        return None if memory is None else self._parts(memory)
 
     def meet(self, peers: Iterable[int]) -> None:
         """Read from each of `peers`, whom I shall read later, while all are here. Collective."""
@@ -137,6 +152,10 @@ class Mailbox:
     def post(self, word: int, value: int) -> None:
         """Set one word of my header."""
         self.header[word] = value
+        self.sync()
+
+    def sync(self) -> None:
+        """Order what I have stored and read before what follows."""
         self._window.sync()
 
     def get_header(self, rank: int, into: np.ndarray) -> MPI.Request:
@@ -167,162 +186,3 @@ class Mailbox:
         self.header, self.slots = None, None  # views of memory that is about to go
         self._window.free()
         self._progress.close()
-
-
-def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | None]:
-    """A step of a reader. Once MPI has failed to reach the peer, it is touched no more: a second try might hang."""
-
-    @functools.wraps(step)
-    def guarded(reader: Glance | Pull, *arguments, **options) -> bool | None:
-        if reader.unreachable:
-            return False
-        try:
-            return step(reader, *arguments, **options)
-        except MPI.Exception:
-            if not reader.mailbox.survive:
-                raise
-            reader.unreachable = True
-            return False
-
-    return guarded
-
-
-class Glance:
-    """A peer's header, read again and again without waiting: `header` (int64 [16]) as it last arrived, each word by itself."""
-
-    def __init__(self, mailbox: Mailbox, peer: int):
-        self.mailbox, self.peer = mailbox, peer
-        self.unreachable = False
-        self.header = np.zeros(HEADER_BYTES // 8, np.int64)
-        self._incoming = np.zeros_like(self.header)
-        self._request: MPI.Request | None = None
-        mailbox.readers.append(self)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way."""
-        return self._request is None
-
-    @while_reachable
-    def start(self) -> None:
-        """Begin to read the header, unless something is on its way."""
-        if self.idle:
-            self._request = self.mailbox.get_header(self.peer, self._incoming)
-
-    @while_reachable
-    def advance(self) -> bool:
-        """Whether a header has arrived since `start`."""
-        if self.idle or not self._request.Test():
-            return False
-        self._request = None
-        self.mailbox.arrived(self.peer)
-        self.header[:] = self._incoming
-        return True
-
-    @while_reachable
-    def drain(self) -> None:
-        """Wait for what is on its way, so that the window can be freed."""
-        while not self.idle and not self._request.Test():
-            self.mailbox.poke()
-        self._request = None
-
-
-class Pull:
-    """Messages of one in-peer on their way to me: header → payload → header, without waiting.
-
-    Args:
-        mailbox: the transport.
-        peer: whose messages.
-
-    Attributes:
-        payload: float32 [length]; whole once `ready`.
-        version: of `payload`.
-        torn: how many payloads were thrown away because their slot was rewritten meanwhile.
-        corrupt: how many were thrown away because their checksum was wrong.
-    """
-
-    def __init__(self, mailbox: Mailbox, peer: int):
-        self.mailbox, self.peer = mailbox, peer
-        self._slot = np.zeros(mailbox.words, np.float32)
-        self.payload = self._slot[: mailbox.length]
-        self.version = 0
-        self.ready = self.unreachable = False
-        self.torn = self.corrupt = 0
-        self._glance = Glance(mailbox, peer)
-        self._payload_request: MPI.Request | None = None
-        self._judging = False  # the header on its way is the one after the payload
-        self._newer_than = 0
-        self._exactly: int | None = None
-        mailbox.readers.append(self)
-
-    @property
-    def header(self) -> np.ndarray:
-        """The peer's header as last seen, int64 [16]."""
-        return self._glance.header
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way."""
-        return self._glance.idle and self._payload_request is None
-
-    def start(self, newer_than: int, exactly: int | None = None) -> None:
-        """Ask for the newest message above `newer_than`, or for version `exactly`, unless something is on its way.
-
-        While a message is ready, only the header is read anew.
-        """
-        if self.idle:
-            self._newer_than, self._exactly = newer_than, exactly
-            self._glance.start()
-
-    @while_reachable
-    def advance(self) -> bool:
-        """Take every step that needs no waiting. True once a whole message is there."""
-        while True:
-            if self._payload_request is not None:
-                if not self._payload_request.Test():
-                    return False
-                self._payload_request = None
-                self.mailbox.arrived(self.peer)
-                self._judging = True
-                self._glance.start()
-            if not self._glance.advance():
-                return self.ready
-            if self._judging:
-                self._judging = False
-                self.ready = self._whole()
-                self.torn += not self.ready
-                if self.ready and not self._matches():
-                    self.ready = False
-                    self.corrupt += 1
-                    return False  # asked for anew by the next start(), not here and now again and again
-            if not self.ready:
-                self._read_payload()
-
-    def _whole(self) -> bool:
-        """The second look: whether the slot still was the version's when all of it had been read."""
-        return bool(self.header[BEGUN + self.version % self.mailbox.reach.slots] == self.version)
-
-    def _matches(self) -> bool:
-        """Whether the payload has the checksum that came with it."""
-        return not self.mailbox.checksum or zlib.crc32(self.payload) == self._slot.view(np.uint32)[-1]
-
-    def _read_payload(self) -> None:
-        """The header is here: begin to read the version wanted, if the peer has it."""
-        latest = int(self.header[LATEST])
-        wanted = latest if self._exactly is None else self._exactly
-        if self._newer_than < wanted <= latest:
-            self.version = wanted
-            self._payload_request = self.mailbox.get_payload(self.peer, wanted, self._slot)
-
-    def take(self) -> tuple[np.ndarray, int]:
-        """The message that is ready, and its version; then the next may be asked for."""
-        self.ready = False
-        self._newer_than = self.version  # the header that may be on its way does not bring it again
-        return self.payload, self.version
-
-    @while_reachable
-    def drain(self) -> None:
-        """Wait for the payload on its way, so that the window can be freed."""
-        while self._payload_request is not None and not self._payload_request.Test():
-            self.mailbox.poke()
-        self._payload_request = None

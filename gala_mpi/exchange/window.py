@@ -75,6 +75,18 @@ class Window:
         """Begin to read as much as `into` holds of a rank's memory, from byte `offset` on."""
         return self._window.Rget([into, len(into), words], rank, target=[offset, len(into), words])
 
+    def of(self, rank: int) -> np.ndarray | None:
+        """A rank's memory (uint8 [size]) to be read where it lies, or None where MPI does not show it.
+
+        MPI 4.1 shows that of ranks on my host (MPI_Win_shared_query); Open MPI 5.0 does so for windows of another kind only.
+        """
+        try:
+            memory = np.frombuffer(self._window.Shared_query(rank)[0], np.uint8)
+        except MPI.Exception:
+            return None
+        # MPICH before 4.2.1 shows my own memory in place of one that is not shared.
+        return memory if len(memory) == len(self.memory) and memory.ctypes.data != self.memory.ctypes.data else None
+
     def arrived(self, rank: int) -> None:
         """To be called when a get is complete: order my reads of it before what follows, and let MPI forget it.
 

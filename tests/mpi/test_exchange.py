@@ -7,6 +7,7 @@ the machine schedules the ranks.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -253,6 +254,27 @@ def test_a_message_is_mixed_once(comm, graph, staleness):
         assert version > newest.get(peer, 0)
         newest[peer] = version
     assert len(newest) == len(topology.build(graph, comm.size).neighbours(comm.rank))
+
+
+def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
+    """Rank 0 is held up in the midst of a mix, until its in-peer has published many more versions."""
+    outs = []
+
+    def slow(mine: np.ndarray, messages: list[np.ndarray], weights: list[float], out: np.ndarray) -> None:
+        average(mine, messages, weights, out)
+        if comm.rank == 0 and not outs:
+            time.sleep(0.5)
+            out[:] = np.nan  # as if torn
+        outs.append(out.copy())
+
+    monkeypatch.setattr("gala_mpi.exchange.gossip.average", slow)
+    trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=lambda k: 0.0 if comm.rank == 0 else 0.01)
+    if comm.rank == 0 and comm.size > 1:
+        held_up, *others = [mix for mixes in trace.mixes for mix in mixes]
+        if np.isfinite(trace.parameters).all():  # read where it lay, and mixed once more
+            assert held_up.version > 10 and len(outs) == len(others) + 2
+        else:  # a copy of its own, which nobody rewrites
+            assert held_up.version < 10 and len(outs) == len(others) + 1
 
 
 @pytest.mark.parametrize("config", named([FREE[0], FREE[3], SERVER]))

@@ -14,7 +14,8 @@ import pytest
 from mpi4py import MPI
 
 from gala_mpi.exchange.board import COLUMNS, Board
-from gala_mpi.exchange.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Glance, Mailbox, Pull
+from gala_mpi.exchange.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Mailbox
+from gala_mpi.exchange.readers import Glance, Messages, Pull, View, messages
 
 MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 100_000))  # received and checked in the stress test, over all ranks
 LENGTH = 1 << 14  # float32: 64 KiB a message; it is written in pieces, so that it can be caught half written
@@ -27,6 +28,20 @@ MALLINFO2 = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblk
 def somebody_to_read(comm):
     if comm.size == 1:
         pytest.skip("needs 2 ranks or more")
+
+
+@pytest.fixture
+def view(comm) -> Callable[[Mailbox, int], View]:
+    """Reads a peer's messages where they lie."""
+    with closing(Mailbox(comm, 1)) as mailbox:
+        if None in [mailbox.of(peer) for peer in range(comm.size) if peer != comm.rank]:
+            pytest.skip("this MPI does not show others' memory")
+    return lambda mailbox, peer: View(mailbox, peer, *mailbox.of(peer))
+
+
+@pytest.fixture(params=["copy", "view"])
+def reader(request) -> Callable[[Mailbox, int], Messages]:
+    return Pull if request.param == "copy" else request.getfixturevalue("view")
 
 
 class Slot:
@@ -77,11 +92,15 @@ class TooLate(Disturbed):
         self.post(LATEST, version)
 
 
-class Credulous(Pull):
+def credulous(reader: Callable[[Mailbox, int], Messages]) -> Callable[[Mailbox, int], Messages]:
     """A planted fault: a reader that takes no second look."""
 
-    def _whole(self) -> bool:
-        return True
+    def make(mailbox: Mailbox, peer: int) -> Messages:
+        made = reader(mailbox, peer)
+        made._whole = lambda header: True
+        return made
+
+    return make
 
 
 def stress(
@@ -89,7 +108,7 @@ def stress(
     quota: int,
     seconds: float,
     transport: Callable[[MPI.Intracomm, int], Mailbox] = Disturbed,
-    reader: type[Pull] = Pull,
+    reader: Callable[[Mailbox, int], Messages] = messages,
 ) -> tuple[int, int, int]:
     """Every rank publishes and reads all others, with random delays, until each has read `quota` messages or time is over.
 
@@ -117,10 +136,12 @@ def stress(
             pull.start(newest[pull])
             if pull.advance():
                 payload, seen = pull.take()
-                received += 1
-                broken += bool((payload != seen).any() or seen <= newest[pull])
-                newest[pull] = seen
-                pace = min(1.03 * pace, 4.0)
+                wrong = bool((payload != seen).any() or seen <= newest[pull])
+                if pull.still_whole():
+                    received += 1
+                    broken += wrong
+                    newest[pull] = seen
+                    pace = min(1.03 * pace, 4.0)
             else:
                 os.sched_yield()  # with fewer cores than ranks, its publisher may need this one
         mailbox.poke()
@@ -134,10 +155,10 @@ def stress(
     return tuple(int(count) for count in comm.allreduce(counts))
 
 
-def test_no_message_is_torn(comm):
+def test_no_message_is_torn(comm, reader):
     wanted = MESSAGES if comm.size == 4 else MESSAGES // 5
-    began = time.monotonic()
-    received, broken, thrown_away = stress(comm, -(-wanted // comm.size), seconds=100 * max(1, MESSAGES / 100_000))
+    began, seconds = time.monotonic(), 100 * max(1, MESSAGES / 100_000)
+    received, broken, thrown_away = stress(comm, -(-wanted // comm.size), seconds, reader=reader)
     if comm.rank == 0:
         print(
             f"{received:,} messages, {broken} broken, {thrown_away:,} torn ones thrown away, {time.monotonic() - began:.0f} s"
@@ -147,12 +168,13 @@ def test_no_message_is_torn(comm):
     assert thrown_away > 0, "no slot was ever rewritten while it was read: the stress is too soft"
 
 
-@pytest.mark.parametrize("fault", [{"transport": TooEarly}, {"transport": TooLate}, {"reader": Credulous}])
-def test_stress_catches_whoever_breaks_the_order(comm, fault):
+@pytest.mark.parametrize("fault", [TooEarly, TooLate, credulous])
+def test_stress_catches_whoever_breaks_the_order(comm, reader, fault):
+    faulty = {"reader": credulous(reader)} if fault is credulous else {"reader": reader, "transport": fault}
     deadline = time.monotonic() + SECONDS_TO_BE_CAUGHT
     broken, late = 0, False
     while not broken and not late:
-        _, broken, _ = stress(comm, 1000, 5, **fault)
+        _, broken, _ = stress(comm, 1000, 5, **faulty)
         late = comm.bcast(time.monotonic() > deadline)
     assert broken > 0
 
@@ -200,24 +222,24 @@ def test_reach(comm, monkeypatch):
         assert received >= 200 and broken == 0
 
 
-def test_newest_message_wins(comm):
+def test_newest_message_wins(comm, reader):
     with closing(Mailbox(comm, 3)) as mailbox:
         peer = (comm.rank - 1) % comm.size
         for version in (1, 2, 3):
             mailbox.publish(np.full(3, 10 * comm.rank + version, np.float32), version)
         comm.Barrier()
-        pull = Pull(mailbox, peer)
+        pull = reader(mailbox, peer)
         pull.start(newer_than=0)
         wait_for(pull.advance)
         payload, version = pull.take()
         assert version == 3 and payload.tolist() == [10 * peer + 3] * 3
 
 
-def test_nothing_comes_that_is_not_newer(comm):
+def test_nothing_comes_that_is_not_newer(comm, reader):
     with closing(Mailbox(comm, 3)) as mailbox:
         mailbox.publish(np.zeros(3, np.float32), 7)
         comm.Barrier()
-        pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+        pull = reader(mailbox, (comm.rank - 1) % comm.size)
         for _ in range(10):
             pull.start(newer_than=7)
             wait_for(lambda: pull.advance() or pull.idle)
@@ -225,12 +247,12 @@ def test_nothing_comes_that_is_not_newer(comm):
         assert pull.header[LATEST] == 7
 
 
-def test_exactly_the_version_asked_for(comm):
+def test_exactly_the_version_asked_for(comm, reader):
     with closing(Mailbox(comm, 3)) as mailbox:
         for version in (1, 2):
             mailbox.publish(np.full(3, version, np.float32), version)
         comm.Barrier()
-        pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+        pull = reader(mailbox, (comm.rank - 1) % comm.size)
         for version in (1, 2):
             pull.start(newer_than=0, exactly=version)
             wait_for(pull.advance)
@@ -275,6 +297,58 @@ def test_a_slot_rewritten_while_it_was_read_is_thrown_away(comm, whole):
             comm.Barrier()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_message_rewritten_while_it_was_used_is_not_whole(comm, view, whole):
+    """Rank 1 publishes on while rank 0 uses version 1 where it lies; then rank 0 takes what is the newest by now."""
+    with closing(Mailbox(comm, 3)) as mailbox:
+        rewrites = mailbox.reach.slots - whole
+        if comm.rank == 1:
+            mailbox.publish(np.full(3, 1, np.float32), 1)
+        comm.Barrier()
+        if comm.rank == 0:
+            reader = view(mailbox, 1)
+            reader.start(newer_than=0)
+            wait_for(reader.advance)
+            assert reader.take()[1] == 1
+        comm.Barrier()
+        if comm.rank == 1:
+            for version in range(2, 2 + rewrites):
+                mailbox.publish(np.full(3, version, np.float32), version)
+        comm.Barrier()
+        if comm.rank == 0:
+            assert reader.still_whole() is whole
+            assert reader.torn == (not whole)
+            payload, version = reader.take()
+            assert version == 1 + rewrites and payload.tolist() == [version] * 3
+            assert reader.still_whole()
+            reader.start(newer_than=version)
+            wait_for(lambda: reader.idle or reader.advance())
+            assert not reader.ready
+
+
+def test_a_version_asked_for_stays_that_one(comm, view):
+    """In lock-step: also where a newer one is there when it is taken."""
+    with closing(Mailbox(comm, 3)) as mailbox:
+        reader = view(mailbox, (comm.rank - 1) % comm.size)
+        mailbox.publish(np.full(3, 1, np.float32), 1)
+        comm.Barrier()
+        reader.start(newer_than=0, exactly=1)
+        wait_for(reader.advance)
+        mailbox.publish(np.full(3, 2, np.float32), 2)
+        comm.Barrier()
+        payload, version = reader.take()
+        assert version == 1 and payload.tolist() == [1] * 3 and reader.still_whole()
+        comm.Barrier()
+
+
+def test_who_has_no_checksum_reads_where_messages_lie(comm):
+    peer = (comm.rank - 1) % comm.size
+    for checksum in (False, True):
+        with closing(Mailbox(comm, 3, checksum)) as mailbox:
+            reader = messages(mailbox, peer)
+            assert isinstance(reader, View) is (mailbox.of(peer) is not None and not checksum)
+
+
 def test_a_glance_sees_what_was_posted(comm):
     with closing(Mailbox(comm, 1)) as mailbox:
         mailbox.post(MIXED, 100 + comm.rank)
@@ -286,12 +360,12 @@ def test_a_glance_sees_what_was_posted(comm):
             assert glance.header[MIXED] == 100 + peer
 
 
-def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm):
+def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm, reader):
     for advances in (0, 1, 10):
         with closing(Mailbox(comm, LENGTH)) as mailbox:
             mailbox.publish(np.ones(LENGTH, np.float32), 1)
             comm.Barrier()
-            pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+            pull = reader(mailbox, (comm.rank - 1) % comm.size)
             pull.start(newer_than=0)
             for _ in range(advances):
                 pull.advance()
@@ -313,7 +387,7 @@ def test_mpi_keeps_nothing_of_what_was_read(comm):
     with closing(Mailbox(comm, 10)) as mailbox, closing(Board(comm)) as board:
         mailbox.publish(np.ones(10, np.float32), 1)
         mailbox.meet(others)
-        pulls = [Pull(mailbox, peer) for peer in others]
+        pulls = [messages(mailbox, peer) for peer in others]
 
         def read(times: int) -> None:
             for _ in range(times):
