@@ -1,14 +1,15 @@
-"""The RMA transport: every rank publishes versions of a vector in its own window; others read them with tested gets.
+"""The RMA transport: every rank publishes versions of a vector in its own window, where others read them.
 
-Nothing here waits for another rank. Publishing writes local memory only. Reading uses request-based gets that are tested,
-never waited for: MPI has no nonblocking flush, and a put over TCP stands still until its target enters MPI.
+Nothing here waits for another rank. Publishing writes local memory only. Reading (readers.py) uses request-based gets that
+are tested, never waited for (MPI has no nonblocking flush, and a put over TCP stands still until its target enters MPI), or
+plain loads where MPI shows another's memory.
 
 A window holds a header of 64-bit words and S slots. Version v lies in slot v mod S. The writer works like a sequence lock
 (Lamport, "Concurrent reading and writing", 1977):
 
     BEGUN[slot] = v     sync     slot = vector     sync     LATEST = v     sync
 
-A reader takes the header, then the slot of LATEST = v, then the header again, each get complete before the next begins.
+A reader takes the header, then the slot of LATEST = v, then the header again, each complete before the next begins.
 If BEGUN[slot] is then still v, the writer had not begun to rewrite the slot when the payload had been read, and LATEST = v
 said that it was finished before: the message is whole. Otherwise it is thrown away and counted as torn.
 
