@@ -35,7 +35,7 @@ from gala_mpi.config import A2CSettings
 from gala_mpi.envs import Spaces
 from gala_mpi.exchange import build
 from gala_mpi.exchange.gossip import average
-from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Reach, probe
+from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Mailbox, Reach, probe
 from gala_mpi.exchange.window import Progress
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
@@ -259,6 +259,8 @@ def test_a_message_is_mixed_once(comm, graph, staleness):
 def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
     """Rank 0 is held up in the midst of a mix, until its in-peer has published many more versions."""
     outs = []
+    with closing(Mailbox(comm, 1)) as mailbox:
+        shown = mailbox.of((comm.rank - 1) % comm.size) is not None
 
     def slow(mine: np.ndarray, messages: list[np.ndarray], weights: list[float], out: np.ndarray) -> None:
         average(mine, messages, weights, out)
@@ -271,7 +273,8 @@ def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
     trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=lambda k: 0.0 if comm.rank == 0 else 0.01)
     if comm.rank == 0 and comm.size > 1:
         held_up, *others = [mix for mixes in trace.mixes for mix in mixes]
-        if np.isfinite(trace.parameters).all():  # read where it lay, and mixed once more
+        if shown:  # read where it lay, and mixed once more
+            assert np.isfinite(trace.parameters).all()
             assert held_up.version > 10 and len(outs) == len(others) + 2
         else:  # a copy of its own, which nobody rewrites
             assert held_up.version < 10 and len(outs) == len(others) + 1

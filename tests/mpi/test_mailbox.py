@@ -247,6 +247,20 @@ def test_nothing_comes_that_is_not_newer(comm, reader):
         assert pull.header[LATEST] == 7
 
 
+def test_what_was_taken_does_not_come_again(comm, reader):
+    """Neither with the header that was on its way when it was taken."""
+    with closing(Mailbox(comm, 3)) as mailbox:
+        mailbox.publish(np.zeros(3, np.float32), 7)
+        comm.Barrier()
+        pull = reader(mailbox, (comm.rank - 1) % comm.size)
+        pull.start(newer_than=0)
+        wait_for(pull.advance)
+        pull.start(newer_than=0)
+        assert pull.take()[1] == 7
+        wait_for(lambda: pull.advance() or pull.idle)
+        assert not pull.ready
+
+
 def test_exactly_the_version_asked_for(comm, reader):
     with closing(Mailbox(comm, 3)) as mailbox:
         for version in (1, 2):
