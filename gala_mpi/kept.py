@@ -16,7 +16,7 @@ from torch import nn
 from gala_mpi.layers import Convolution, Linear, copy_planes, copy_words, images, rows_of
 from gala_mpi.model import Flatten, Network
 
-PART_BYTES = 1 << 20  # of the largest activations that the backward pass works on at a time: what a core's cache holds
+PART_BYTES = 1 << 21  # of the largest activations that the backward pass works on at a time: about what a core's cache holds
 
 
 class Kept:

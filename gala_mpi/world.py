@@ -47,7 +47,7 @@ class World:
     """
 
     def __init__(self):
-        memory.map_large_blocks()
+        memory.tune()
         self.comm = MPI.COMM_WORLD  # the only place that names it
         rendezvous(self.comm)
         self.rank, self.size = self.comm.rank, self.comm.size
