@@ -270,14 +270,14 @@ def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
         outs.append(out.copy())
 
     monkeypatch.setattr("gala_mpi.exchange.gossip.average", slow)
-    trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=lambda k: 0.0 if comm.rank == 0 else 0.01)
+    trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=lambda k: 0.01)
     if comm.rank == 0 and comm.size > 1:
-        held_up, *others = [mix for mixes in trace.mixes for mix in mixes]
+        mixes = [mix for mixes in trace.mixes for mix in mixes]
+        # A copy of its own is rewritten by nobody. (Over a network none need have come in so short a time.)
+        assert len(outs) == len(mixes) + shown
         if shown:  # read where it lay, and mixed once more
             assert np.isfinite(trace.parameters).all()
-            assert held_up.version > 10 and len(outs) == len(others) + 2
-        else:  # a copy of its own, which nobody rewrites
-            assert held_up.version < 10 and len(outs) == len(others) + 1
+            assert mixes[0].version > 10
 
 
 @pytest.mark.parametrize("config", named([FREE[0], FREE[3], SERVER]))
