@@ -125,7 +125,7 @@ def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> Non
     for name, key in (
         ("a copy of a message's bytes", "copy"),
         ("exchange, all", "exchange"),
-        ("exchange that mixed: get, mix", "mixing_exchange"),
+        ("exchange that mixed", "mixing_exchange"),
         ("Allreduce of the same bytes", "allreduce"),
         ("update", "update"),
     ):
