@@ -16,11 +16,11 @@ import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE = 1 << 21  # bytes
-SPARE = 1 << 24  # bytes
+SPARE = 1 << 23  # bytes
 
 
 def tune() -> None:
-    """Map blocks of 2 MiB and more from now on, and keep up to 16 MiB of the heap's end. Without glibc, nothing happens."""
+    """Map blocks of 2 MiB and more from now on, and keep up to 8 MiB of the heap's end. Without glibc, nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)

@@ -116,8 +116,8 @@ def _measure(mailbox: Mailbox, neighbours: list[int], figures: Figures) -> None:
         figures.bandwidth[peer] = payload.nbytes / best
         if not np.array_equal(payload, _pattern(peer, mailbox.length)):
             figures.wrong.append(f"a message of rank {peer} was complete and is not what it had published")
-        there = mailbox.of(peer)
-        if there is not None and not np.array_equal(there[1][1], _pattern(peer, mailbox.length)):
+        _, slots = mailbox.of(peer) or (None, [])
+        if slots and not np.array_equal(slots[1], _pattern(peer, mailbox.length)):
             figures.wrong.append(f"rank {peer}'s memory, as MPI_Win_shared_query shows it, is not what it had published")
 
 

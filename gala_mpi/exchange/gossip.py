@@ -177,7 +177,7 @@ class Gossip:
     def _mix(self, mine: np.ndarray, peers: list[int], out: np.ndarray) -> list[Mix]:
         """Average the messages that are ready and mine into `out`, always in the same order."""
         pulls, weights, whole = [self._pulls[peer] for peer in peers], self._weights(peers), False
-        while not whole:  # again only if a peer published a whole update meanwhile
+        while not whole:  # again only if a peer has published twice meanwhile, which nobody does in lock-step
             taken = [pull.take() for pull in pulls]
             average(mine, [message for message, _ in taken], weights, out)
             whole = all([pull.still_whole() for pull in pulls])

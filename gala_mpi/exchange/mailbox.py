@@ -138,7 +138,7 @@ class Mailbox:
         """The slot where `version` is to be written, float32 [length]. What it held before is gone."""
         slot = version % self.reach.slots
         self.header[BEGUN + slot] = version
-        self._window.sync()
+        self.sync()
         return self.slots[slot][: self.length]
 
     def finish(self, version: int) -> None:
@@ -146,9 +146,9 @@ class Mailbox:
         slot = self.slots[version % self.reach.slots]
         if self.checksum:
             slot.view(np.uint32)[-1] = zlib.crc32(slot[:-1])
-        self._window.sync()
+        self.sync()
         self.header[LATEST] = version
-        self._window.sync()
+        self.sync()
 
     def post(self, word: int, value: int) -> None:
         """Set one word of my header."""

@@ -31,6 +31,13 @@ class EndlessGets(MPI.Win):
         return MPI.COMM_SELF.Irecv([bytearray(1), MPI.BYTE], source=0, tag=99)
 
 
+class OtherMemory(MPI.Win):
+    """Shows something else than a rank's memory."""
+
+    def Shared_query(self, rank):
+        return bytearray(len(self.tomemory())), 1
+
+
 if illness == "stopped-before":
     gather = examine.gather
     examine.gather = lambda *arguments: (stop_rank_1(), gather(*arguments))[1]
@@ -40,6 +47,6 @@ elif illness == "stopped-among":
 elif illness == "lost-gets-of-one":
     MPI.Win = LostGets if MPI.COMM_WORLD.rank == 1 else MPI.Win
 else:
-    MPI.Win = {"lost-gets": LostGets, "endless-gets": EndlessGets}[illness]
+    MPI.Win = {"lost-gets": LostGets, "endless-gets": EndlessGets, "other-memory": OtherMemory}[illness]
 
 doctor.main(flags)

@@ -165,9 +165,12 @@ def test_a_rank_that_never_starts(place):
     assert line.startswith("gala_mpi: not all ranks have started within 3 s: look for one that is stopped")
 
 
-@pytest.mark.parametrize("illness, words", [("lost-gets", "something else"), ("endless-gets", "not complete")])
-def test_broken_request_based_gets(illness, words):
-    """As an MPI has them whose request-based gets do not bring anything, or never end."""
+@pytest.mark.parametrize(
+    "illness, words",
+    [("lost-gets", "something else"), ("endless-gets", "not complete"), ("other-memory", "as MPI_Win_shared_query shows it")],
+)
+def test_broken_one_sided_mpi(illness, words):
+    """Request-based gets that do not bring anything, or never end; memory that is shown and is not what is read."""
     finding = examine(2, *SMALL, status=1, program=(HERE / "ill.py", illness))["gets"]
     assert finding["state"] == "error" and words in finding["seen"] and "another version, MPI or transport" in finding["remedy"]
 
