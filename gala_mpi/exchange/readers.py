@@ -25,7 +25,7 @@ def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | No
     """A step of a reader. Once MPI has failed to reach the peer, it is touched no more: a second try might hang."""
 
     @functools.wraps(step)
-    def guarded(reader: Glance | Messages, *arguments, **options) -> bool | None:
+    def guarded(reader: Glance | Pull, *arguments, **options) -> bool | None:
         if reader.unreachable:
             return False
         try:
@@ -96,7 +96,7 @@ class Messages:
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
         self.version = 0
-        self.ready = self.unreachable = False
+        self.ready = False
         self.torn = self.corrupt = 0
         self._glance = Glance(mailbox, peer)
         self._newer_than = 0
@@ -157,6 +157,7 @@ class Pull(Messages):
 
     def __init__(self, mailbox: Mailbox, peer: int):
         super().__init__(mailbox, peer)
+        self.unreachable = False
         self._slot = np.zeros(mailbox.words, np.float32)
         self._payload_request: MPI.Request | None = None
         self._judging = False  # the header on its way is the one after the payload
