@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +32,21 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
 
     read = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
     how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
-    return read(kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, **more)
+    with reader_may_leave():
+        return read(kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, **more)
+    sys.exit()  # who asked for the help has seen enough of it
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """What is printed here may go to `| head`, which stops reading: nothing is wrong."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush fails
 
 
 def require(holds: object, flag: str, value: object, allowed: str) -> None:

@@ -8,7 +8,6 @@ python -m gala_mpi.topology my_graph.txt
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass
@@ -55,11 +54,8 @@ def main(arguments: list[str]) -> None:
     except SettingError as error:
         print(f"gala_mpi: {error}", file=sys.stderr)
         sys.exit(2)
-    try:
+    with options.reader_may_leave():
         show(wanted, graph, figures(graph, wanted.parameters))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: list[str]) -> GraphView:

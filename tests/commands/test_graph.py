@@ -68,12 +68,13 @@ def test_no_mpi_is_started(tmp_path):
     assert result.stdout.splitlines()[-1] == "False False", result.stderr
 
 
-@pytest.mark.parametrize("form", [(), ("--json",)])
-def test_a_reader_that_leaves_is_no_error(form):
+@pytest.mark.parametrize("command", ["topology ring -n 32", "topology ring -n 32 --json", "topology --help", "train --help"])
+def test_a_reader_that_leaves_is_no_error(command):
     """`| head`: here the reader has left before anything is written."""
+    program, *arguments = command.split()
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "gala_mpi.topology", "ring", "-n", "32", *form]
+    command = [sys.executable, "-m", f"gala_mpi.{program}", *arguments]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
-    assert done.stderr == ""
+    assert done.stderr == "" and done.returncode == 0
