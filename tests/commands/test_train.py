@@ -53,6 +53,14 @@ def test_pong_on_two_ranks(run):
     assert any(len(table(run, rank, "mixes")) for rank in range(2))
 
 
+@pytest.mark.parametrize("n", [1, 2])  # two threads each on two cores, and one
+def test_mean_squares_do_not_end_as_denormal_numbers(run, n):
+    train(n, run, "--env", "pong", "--num-envs", 4, "--total-steps", n * 2000, "--a2c.rms-alpha", 0.3, "--precision", "fp32")
+    for state in states(run, n):
+        squares = state.learner["square_average"]
+        assert len(squares) and not ((0 < squares) & (squares < np.finfo(np.float32).tiny)).any()
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_other_numbers_of_ranks(run, n):
     result = train(n, run, *SMALL, "--total-steps", 10 * n * STEPS_PER_UPDATE)
