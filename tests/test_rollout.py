@@ -1,5 +1,6 @@
 """The collector on small environments that follow a plan, recomputed from what was recorded of every step."""
 
+import contextlib
 import copy
 import functools
 
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
 from gala_mpi.envs import AtariSimulators, GymSimulators, Simulators, Step
+from gala_mpi.flat import on_host
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch, Collector
@@ -278,3 +280,27 @@ def test_overlapped_pong_is_what_the_same_actions_bring_when_all_play_together()
         np.testing.assert_array_equal(step.observations, np.concatenate([half.shown[t + 1] for half in halves]))
         np.testing.assert_array_equal(step.rewards, np.concatenate([half.steps[t].rewards for half in halves]))
     together.close()
+
+
+@kinds
+def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, monkeypatch):
+    """Torch's meta device has shapes and no numbers, and refuses what mixes devices, as a GPU does."""
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: 1.0)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    kind, _, overlapped = kind.partition(" ")
+    turns = 2 if overlapped else 1
+    simulators = [GymSimulators(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
+    network = Network(KINDS[kind][0], simulators[0].spaces).to("meta", memory_format=torch.channels_last)
+    learner = A2C(network, A2CSettings(), lr=1e-3)
+    collector = Collector(network, simulators, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    for update in range(2):
+        batch, _ = collector.collect()
+        learner.gradient(batch)
+        with on_host(learner.flat.grad) as gradient:
+            assert gradient.shape == (len(learner.flat),)
+        learner.step(update / 2)
+    assert learner.steps == 2 * T * N
+    assert {vector.device.type for vector in (learner.flat.data, learner.flat.grad, learner.square_average)} == {"meta"}
+    with pytest.raises(RuntimeError, match="device"):
+        learner.flat.data + torch.ones(len(learner.flat))
