@@ -98,29 +98,26 @@ class Messages:
         self.version = 0
         self.ready = False
         self.torn = self.corrupt = 0
-        self._glance = Glance(mailbox, peer)
         self._newer_than = 0
         self._exactly: int | None = None
         mailbox.readers.append(self)
 
     @property
     def header(self) -> np.ndarray:
-        """The peer's header as last seen, int64 [16]."""
-        return self._glance.header
+        """The peer's header as far as it is known, int64 [16], each word by itself."""
+        raise NotImplementedError
 
     @property
     def idle(self) -> bool:
         """Whether nothing is on its way."""
-        return self._glance.idle
+        raise NotImplementedError
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
         """Ask for the newest message above `newer_than`, or for version `exactly`, unless something is on its way.
 
         While a message is ready, only the header is read anew.
         """
-        if self.idle:
-            self._newer_than, self._exactly = newer_than, exactly
-            self._glance.start()
+        raise NotImplementedError
 
     def advance(self) -> bool:
         """Take every step that needs no waiting. True once a message is there."""
@@ -139,7 +136,7 @@ class Messages:
         raise NotImplementedError
 
     def _has_wanted(self) -> bool:
-        """The header is here: whether the peer has what is wanted, and `version`, which that is."""
+        """By the header: whether the peer has what is wanted, and `version`, which that is."""
         latest = int(self.header[LATEST])
         wanted = latest if self._exactly is None else self._exactly
         if not self._newer_than < wanted <= latest:
@@ -147,9 +144,9 @@ class Messages:
         self.version = wanted
         return True
 
-    def _whole(self, header: np.ndarray) -> bool:
+    def _whole(self) -> bool:
         """The second look: whether the slot still was the version's when all of it had been read."""
-        return bool(header[BEGUN + self.version % self.mailbox.reach.slots] == self.version)
+        return bool(self.header[BEGUN + self.version % self.mailbox.reach.slots] == self.version)
 
 
 class Pull(Messages):
@@ -158,13 +155,23 @@ class Pull(Messages):
     def __init__(self, mailbox: Mailbox, peer: int):
         super().__init__(mailbox, peer)
         self.unreachable = False
+        self._glance = Glance(mailbox, peer)
         self._slot = np.zeros(mailbox.words, np.float32)
         self._payload_request: MPI.Request | None = None
         self._judging = False  # the header on its way is the one after the payload
 
     @property
+    def header(self) -> np.ndarray:
+        return self._glance.header
+
+    @property
     def idle(self) -> bool:
         return self._glance.idle and self._payload_request is None
+
+    def start(self, newer_than: int, exactly: int | None = None) -> None:
+        if self.idle:
+            self._newer_than, self._exactly = newer_than, exactly
+            self._glance.start()
 
     @while_reachable
     def advance(self) -> bool:
@@ -180,7 +187,7 @@ class Pull(Messages):
                 return self.ready
             if self._judging:
                 self._judging = False
-                self.ready = self._whole(self.header)
+                self.ready = self._whole()
                 self.torn += not self.ready
                 if self.ready and not self._matches():
                     self.ready = False
@@ -218,23 +225,33 @@ class View(Messages):
     def __init__(self, mailbox: Mailbox, peer: int, header: np.ndarray, slots: list[np.ndarray]):
         super().__init__(mailbox, peer)
         self._there, self._slots = header, slots
+        self._asked = False
+
+    @property
+    def header(self) -> np.ndarray:
+        return self._there
+
+    @property
+    def idle(self) -> bool:
+        return True
+
+    def start(self, newer_than: int, exactly: int | None = None) -> None:
+        self._newer_than, self._exactly, self._asked = newer_than, exactly, True
 
     def advance(self) -> bool:
-        if self._glance.advance() and not self.ready:
-            self.ready = self._has_wanted()
+        self.ready = self._asked and self._has_wanted()
         return self.ready
 
     def take(self) -> tuple[np.ndarray, int]:
         if self._exactly is None:
             self.version = int(self._there[LATEST])  # newer than the one that was ready, perhaps
         self.mailbox.sync()
-        self.ready = False
-        self._newer_than = self.version
+        self.ready = self._asked = False
         return self._slots[self.version % len(self._slots)][: self.mailbox.length], self.version
 
     def still_whole(self) -> bool:
         self.mailbox.sync()
-        whole = self._whole(self._there)
+        whole = self._whole()
         self.torn += not whole
         return whole
 
