@@ -387,13 +387,13 @@ def test_the_board_shows_every_rank(comm):
             wait_for(lambda: board.poll() or board.rows.tolist() == expected)
 
 
-def test_mpi_keeps_nothing_of_what_was_read(comm):
+def test_mpi_keeps_nothing_of_what_was_read(comm, reader):
     """MPICH keeps 48 bytes of every get within a host until it is flushed: they would fill the heap with holes."""
     others = [peer for peer in range(comm.size) if peer != comm.rank]
     with closing(Mailbox(comm, 10)) as mailbox, closing(Board(comm)) as board:
         mailbox.publish(np.ones(10, np.float32), 1)
         mailbox.meet(others)
-        pulls = [messages(mailbox, peer) for peer in others]
+        pulls = [reader(mailbox, peer) for peer in others]
 
         def read(times: int) -> None:
             for _ in range(times):
