@@ -58,7 +58,7 @@ def test_mean_squares_do_not_end_as_denormal_numbers(run, n):
     train(n, run, "--env", "pong", "--num-envs", 4, "--total-steps", n * 2000, "--a2c.rms-alpha", 0.3, "--precision", "fp32")
     for state in states(run, n):
         squares = state.learner["square_average"]
-        assert len(squares) and not ((0 < squares) & (squares < np.finfo(np.float32).tiny)).any()
+        assert len(squares) and not ((squares > 0) & (squares < np.finfo(np.float32).tiny)).any()
 
 
 @pytest.mark.parametrize("n", [1, 3])
