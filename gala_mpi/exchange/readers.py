@@ -87,11 +87,16 @@ class Messages:
         peer: whose messages.
 
     Attributes:
+        header: the peer's as far as it is known, int64 [16], each word by itself.
+        idle: whether nothing is on its way.
         ready: whether one is there.
         version: of the one that is there or was taken last.
         torn: how many were thrown away because their slot was rewritten meanwhile.
         corrupt: how many were thrown away because their checksum was wrong.
     """
+
+    header: np.ndarray
+    idle: bool
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
@@ -101,16 +106,6 @@ class Messages:
         self._newer_than = 0
         self._exactly: int | None = None
         mailbox.readers.append(self)
-
-    @property
-    def header(self) -> np.ndarray:
-        """The peer's header as far as it is known, int64 [16], each word by itself."""
-        raise NotImplementedError
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way."""
-        raise NotImplementedError
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
         """Ask for the newest message above `newer_than`, or for version `exactly`, unless something is on its way.
@@ -222,18 +217,12 @@ class View(Messages):
         header, slots: the peer's (see Mailbox.of).
     """
 
+    idle = True
+
     def __init__(self, mailbox: Mailbox, peer: int, header: np.ndarray, slots: list[np.ndarray]):
         super().__init__(mailbox, peer)
-        self._there, self._slots = header, slots
+        self.header, self._slots = header, slots
         self._asked = False
-
-    @property
-    def header(self) -> np.ndarray:
-        return self._there
-
-    @property
-    def idle(self) -> bool:
-        return True
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
         self._newer_than, self._exactly, self._asked = newer_than, exactly, True
@@ -244,7 +233,7 @@ class View(Messages):
 
     def take(self) -> tuple[np.ndarray, int]:
         if self._exactly is None:
-            self.version = int(self._there[LATEST])  # newer than the one that was ready, perhaps
+            self.version = int(self.header[LATEST])  # newer than the one that was ready, perhaps
         self.mailbox.sync()
         self.ready = self._asked = False
         return self._slots[self.version % len(self._slots)][: self.mailbox.length], self.version
@@ -256,4 +245,4 @@ class View(Messages):
         return whole
 
     def drain(self) -> None:
-        self._there, self._slots = None, []  # views of memory that is about to go
+        self.header, self._slots = None, []  # views of memory that is about to go

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -125,3 +128,15 @@ def test_resume_of_something_else_is_refused(tmp_path):
     assert "--staleness 0" in assert_refused(tmp_path, *resume, "--staleness", 0)
     assert "--network gala" in assert_refused(tmp_path, *resume, "--network", "gala")
     assert "--exact-resume" in assert_refused(tmp_path, *resume, "--exact-resume")
+
+
+@pytest.mark.parametrize("command", ["topology ring -n 32", "topology ring -n 32 --json", "topology --help", "train --help"])
+def test_a_reader_that_leaves_is_no_error(command):
+    """`| head`: here the reader has left before anything is written."""
+    program, *arguments = command.split()
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", f"gala_mpi.{program}", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.stderr == "" and done.returncode == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,15 +65,3 @@ def test_no_mpi_is_started(tmp_path):
     check = "; print('mpi4py' in sys.modules, 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.stdout.splitlines()[-1] == "False False", result.stderr
-
-
-@pytest.mark.parametrize("command", ["topology ring -n 32", "topology ring -n 32 --json", "topology --help", "train --help"])
-def test_a_reader_that_leaves_is_no_error(command):
-    """`| head`: here the reader has left before anything is written."""
-    program, *arguments = command.split()
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-m", f"gala_mpi.{program}", *arguments]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
-    os.close(writing)
-    assert done.stderr == "" and done.returncode == 0
