@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from gala_mpi import envs, exchange
+from gala_mpi import device, envs, exchange
 from gala_mpi.clock import Clock
 from gala_mpi.config import Config
 from gala_mpi.envs import Episode
 from gala_mpi.exchange import Exchange
-from gala_mpi.flat import on_host
 from gala_mpi.learner import A2C, Losses
 from gala_mpi.model import Network
 from gala_mpi.rollout import Collector
@@ -48,6 +47,7 @@ class Agent:
     """One rank's actor-learner.
 
     Attributes:
+        learn: the gradient of the last rollout's loss into the learner; the terms of that loss.
         config: the run's settings.
         agents: how many the run has.
         streams: update → seeds of the simulators (int64 [N]); also seeds the actions.
@@ -55,6 +55,7 @@ class Agent:
     """
 
     collector: Collector
+    learn: Callable[[], torch.Tensor]
     learner: A2C
     exchange: Exchange
     clock: Clock
@@ -67,21 +68,22 @@ class Agent:
     def update(self) -> Update:
         """A rollout, a gradient, a step and an exchange."""
         clock, learner = self.clock, self.learner
-        batch, episodes = self.collector.collect()
+        # By the steps before this update: the first one has the full rate.
+        progress = min(1.0, learner.steps * self.agents / self.config.total_steps)
+        episodes = self.collector.collect()
         with clock("simulate"):
             keep_busy(self.delay)
         with clock("learn"):
-            losses = learner.gradient(batch)
+            losses = Losses(*self.learn().tolist())
+            learner.count(self.config.num_envs * self.config.rollout_length)
         sketches = self._sketches(learner.flat.grad)  # before it is averaged (A2C) and clipped
-        with clock("exchange"), on_host(learner.flat.grad) as gradient:
-            self.exchange.gradient(gradient)  # A2C: all-reduce here
         with clock("exchange"):
-            room = self.exchange.room() if learner.flat.data.device.type == "cpu" else None  # GALA: a slot of my window
+            self.exchange.gradient(learner.flat.grad)  # A2C: all-reduce here
+            room = self.exchange.room()  # GALA: a slot of my window
         with clock("optimise"):
-            # By the steps before this update: the first one has the full rate.
-            grad_norm = learner.step(min(1.0, (learner.steps - batch.steps) * self.agents / self.config.total_steps), room)
-        with clock("exchange"), on_host(learner.flat.data) as parameters:
-            self.exchange.parameters(parameters)  # GALA: mix here.  A3C: push and pull here
+            grad_norm = learner.step(progress, room)
+        with clock("exchange"):
+            self.exchange.parameters(learner.flat.data)  # GALA: mix here.  A3C: push and pull here
         sketches += self._sketches(learner.flat.data)
         return Update(losses, grad_norm, episodes, sketches)
 
@@ -96,8 +98,7 @@ class Agent:
 
     def start(self) -> None:
         """Collective. Open the exchange at the learner's update and parameters."""
-        with on_host(self.learner.flat.data) as parameters:
-            self.exchange.start(self.learner.updates, parameters)
+        self.exchange.start(self.learner.updates, self.learner.flat.data)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Collective. Serve the others until all are done, then let go of windows and simulators."""
@@ -116,7 +117,9 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     """
     torch.set_num_threads(threads)
     clock = Clock()
-    device = pick_device(config.device, node_rank)
+    where = device.pick(config.device, node_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # streams and graphs are made on the current one
     turns = 2 if config.overlap else 1
     number, options = config.num_envs // turns, {"threads": threads, "sticky": config.sticky}
     simulators = [envs.make(config.env, number, **options) for _ in range(turns)]
@@ -125,7 +128,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     # as 0, which they become.
     torch.set_flush_denormal(True)
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
-    network = Network(config.network, simulators[0].spaces, config.precision).to(device, memory_format=torch.channels_last)
+    network = Network(config.network, simulators[0].spaces, config.precision).to(where, memory_format=torch.channels_last)
     streams = partial(_streams, config, comm.rank)
     learner = A2C(network, config.a2c, config.learning_rate(comm.size))
     rendezvous(comm)
@@ -144,7 +147,8 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     slow, seconds = config.slowness()
     sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
     rendezvous(comm)
-    return Agent(collector, learner, shared, clock, sketch, config, comm.size, streams, delay)
+    learn = device.replayed(lambda: learner.gradient(collector.batch()), where)
+    return Agent(collector, learn, learner, shared, clock, sketch, config, comm.size, streams, delay)
 
 
 def keep_busy(seconds: float) -> None:
@@ -152,13 +156,6 @@ def keep_busy(seconds: float) -> None:
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
-
-
-def pick_device(name: str, node_rank: int) -> torch.device:
-    """`cuda` → one of the host's GPUs, dealt in turn over its ranks."""
-    if name == "cuda":
-        return torch.device("cuda", node_rank % torch.cuda.device_count())
-    return torch.device(name)
 
 
 def _streams(config: Config, rank: int, update: int) -> np.ndarray:

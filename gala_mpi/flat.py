@@ -6,10 +6,6 @@ still sees ordinary parameters: they are views.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 from torch import nn
 
@@ -42,14 +38,3 @@ def _like(segment: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
         return segment.view(parameter.shape)
     out, channels, height, width = parameter.shape
     return segment.view(out, height, width, channels).permute(0, 3, 1, 2)
-
-
-@contextmanager
-def on_host(vector: torch.Tensor) -> Iterator[np.ndarray]:
-    """`vector` as a numpy array that MPI can read and write: the same memory on the CPU, a copy there and back on a GPU."""
-    if vector.device.type == "cpu":
-        yield vector.numpy()
-    else:
-        copy = vector.cpu()
-        yield copy.numpy()
-        vector.copy_(copy)

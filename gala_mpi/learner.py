@@ -1,13 +1,13 @@
 """A2C: loss → gradient; clip; RMSprop. Its state is two flat vectors and two counters.
 
-A learner has `flat`, `updates`, `steps`, `gradient(batch)`, `step(progress)`, `step_norm`, `state()` and `load(state)`:
-another algorithm that has them (PPO, V-trace) stands beside this one.
+A learner has `flat`, `updates`, `steps`, `gradient(batch)`, `count(steps)`, `step(progress)`, `step_norm`, `state()` and
+`load(state)`: another algorithm that has them (PPO, V-trace) stands beside this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from gala_mpi.returns import lambda_returns
 from gala_mpi.rollout import Batch
 
 
-@dataclass
-class Losses:
+class Losses(NamedTuple):
     """Means over a batch, as in the loss: policy + value_coefficient · value − entropy_coefficient · entropy."""
 
     policy: float
@@ -51,8 +50,12 @@ class A2C:
         self.steps = 0
         self.step_norm = 0.0
 
-    def gradient(self, batch: Batch) -> Losses:
-        """The gradient of the loss into `flat.grad`."""
+    def gradient(self, batch: Batch) -> torch.Tensor:
+        """The gradient of the loss into `flat.grad`. Operations on the device alone, so that they can be replayed.
+
+        Returns:
+            The terms of the loss, float32 [3]: see Losses.
+        """
         returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, self.settings.gae_lambda)
         advantages = returns - batch.values
         policy = -(advantages.detach() * batch.log_probs).mean()
@@ -61,9 +64,12 @@ class A2C:
         self._clear(batch.written)
         loss = policy + self.settings.value_coefficient * value - self.settings.entropy_coefficient * entropy
         loss.backward()
+        return torch.stack([policy, value, entropy]).detach()
+
+    def count(self, steps: int) -> None:
+        """One more update, of so many steps."""
         self.updates += 1
-        self.steps += batch.steps
-        return Losses(float(policy.detach()), float(value.detach()), float(entropy.detach()))
+        self.steps += steps
 
     def _clear(self, written: Sequence[nn.Parameter]) -> None:
         """Zeros in place of the gradients, but for those that will be written: nearly all of the vector."""
@@ -71,7 +77,7 @@ class A2C:
             if not any(parameter is other for other in written):
                 parameter.grad.zero_()
 
-    def step(self, progress: float, into: np.ndarray | None = None) -> float:
+    def step(self, progress: float, into: torch.Tensor | None = None) -> float:
         """Clip `flat.grad`, one RMSprop step from `flat.data`; the gradient's norm before clipping.
 
         RMSprop is Adam without momentum (β1 = 0) and far from its start, where no bias is left to correct. Torch has that
@@ -80,13 +86,12 @@ class A2C:
 
         Args:
             progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.
-            into: where the new parameters go, float32 [P] on the host; `flat.data` then is to be set by who gave it. Without it
-                they go into `flat.data`.
+            into: where the new parameters go, float32 [P]; `flat.data` then is to be set by who gave it. Without it they go
+                into `flat.data`.
         """
         settings = self.settings
-        norm = float(torch.linalg.vector_norm(self.flat.grad))
+        norm = torch.linalg.vector_norm(self.flat.grad)
         before, after = self._from_and_to(into)
-        too_long = norm > settings.max_grad_norm
         torch._fused_adam_(
             [after],
             [self.flat.grad],
@@ -101,15 +106,16 @@ class A2C:
             eps=settings.rms_eps,
             amsgrad=False,
             maximize=False,
-            grad_scale=torch.tensor(norm / settings.max_grad_norm, device=self._far.device) if too_long else None,
+            grad_scale=(norm / settings.max_grad_norm).clamp_min(1),  # what the gradient is divided by
         )
-        self.step_norm = float(torch.linalg.vector_norm(torch.sub(after, before, out=before)))
-        return norm
+        moved = torch.linalg.vector_norm(torch.sub(after, before, out=before))
+        grad_norm, self.step_norm = torch.stack([norm, moved]).tolist()
+        return grad_norm
 
-    def _from_and_to(self, into: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _from_and_to(self, into: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The parameters twice, of which one is there only to tell the length of the step."""
         if into is not None:
-            return self.flat.data, torch.from_numpy(into).copy_(self.flat.data)
+            return self.flat.data, into.copy_(self.flat.data)
         if self._before is None:
             self._before = torch.empty_like(self.flat.data)
         return self._before.copy_(self.flat.data), self.flat.data

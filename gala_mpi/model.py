@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Independent, Normal
 
 from gala_mpi.envs import Spaces
 
@@ -71,7 +71,15 @@ class Discrete:
         return -(self.probs * self.log_probs).sum(-1)
 
 
-Policy = Discrete | Distribution
+class Gaussian(Independent):
+    """A distribution over boxes of numbers. As torch's, whose `sample` has the host look whether the spread is negative."""
+
+    def sample(self) -> torch.Tensor:
+        """Actions, [N, ...]."""
+        return self.rsample().detach()
+
+
+Policy = Discrete | Gaussian
 
 
 class Network(nn.Module):
@@ -115,7 +123,7 @@ class Network(nn.Module):
         means = policy.view(-1, *self.spaces.action_shape)
         spread = self.log_std.exp().view(self.spaces.action_shape)
         normal = Normal(means, spread.expand_as(means), validate_args=False)
-        return Independent(normal, means.dim() - 1, validate_args=False), value
+        return Gaussian(normal, means.dim() - 1, validate_args=False), value
 
 
 def _convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequential:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from gala_mpi import agent, checkpoint, config, elastic, envs, model, provenance, replay, store, topology
+from gala_mpi import checkpoint, config, device, elastic, envs, model, provenance, replay, store, topology
 from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
 from gala_mpi.doctor import quick
@@ -135,14 +135,14 @@ def _spaces(wanted: Config) -> Spaces:
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        wanted = torch.device(name)
     except RuntimeError:
         raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected") from None
-    if device.type not in ("cpu", "cuda"):
+    if wanted.type not in ("cpu", "cuda"):
         raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise SettingError(f"--device {name}: this host shows {torch.cuda.device_count()} GPUs; cpu or one of them is expected")
-    return agent.pick_device(name, 0)
+    return device.pick(name, 0)
 
 
 def _begin(settings: Config) -> Origin:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from gala_mpi.clock import Clock
+from gala_mpi.device import Upload, replayed
 from gala_mpi.envs import Episode, Simulators
 from gala_mpi.kept import Kept
 from gala_mpi.model import Network
@@ -26,7 +28,6 @@ class Batch:
     rewards: torch.Tensor  # r_t as the learner sees them; γ V(cut-off observation) added where an episode was truncated
     discounts: torch.Tensor  # γ, or 0 where the return ends
     next_values: torch.Tensor  # V(s_{t+1}), without gradient
-    steps: int  # T · N
     written: Sequence[nn.Parameter] = ()  # whose gradient the backward pass writes, whatever was there
 
 
@@ -63,24 +64,31 @@ class Collector:
         self.device = next(network.parameters()).device
         # While others play, the network leaves them half of the cores: with all of them, both wait for each other's threads.
         self.threads = max(1, torch.get_num_threads() // len(simulators))
+        self._uploads = [Upload(self.device) for _ in simulators]
+        self._upload_rewards, self._upload_discounts = Upload(self.device), Upload(self.device)
         self.reset(seeds)
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
         between = {"between": lambda: self.poke()} if self.device.type == "cpu" else {}
         self.kept = Kept(network, length, self.observations[0], turns=len(simulators), **between)
+        self._begin = replayed(self.kept.begin, self.device)
+        passes = range((length + 1) * len(simulators))
+        self._passes = [replayed(partial(self._pass, number), self.device) for number in passes]
+        self._record = _Record()
 
     def reset(self, seeds: np.ndarray) -> None:
         """Begin new games in all simulators, from int64 [N]."""
         shares = np.split(seeds, len(self.simulators))
-        self.observations = [self._to_device(each.reset(share)) for each, share in zip(self.simulators, shares)]
+        first = [each.reset(share) for each, share in zip(self.simulators, shares)]
+        self.observations = [upload(each) for upload, each in zip(self._uploads, first)]
 
     def close(self) -> None:
         for simulators in self.simulators:
             simulators.close()
 
-    def collect(self) -> tuple[Batch, list[Episode]]:
-        """T steps, and the episodes that ended in them."""
-        record = _Record()
-        self.kept.begin()
+    def collect(self) -> list[Episode]:
+        """T steps, which `batch` then holds. The episodes that ended in them."""
+        record = self._record = _Record()
+        self._begin()
         with _threads(self.threads):
             for t in range(self.length + 1):
                 for turn in range(len(self.simulators)):
@@ -88,28 +96,34 @@ class Collector:
                         self._finish(turn, record)
                     self._act(t, turn, record)
                 self.poke()
-        with self.clock("learn"):
-            batch = self._batch(record)
-        return batch, record.episodes
+        self._rewards = self._upload_rewards(np.concatenate(record.rewards, dtype=np.float32))
+        self._discounts = self._upload_discounts(np.concatenate(record.discounts, dtype=np.float32))
+        return record.episodes
 
     def _act(self, t: int, turn: int, record: _Record) -> None:
         """A pass over the observations at hand, kept; but for the last one, which bootstraps, simulators begin its actions."""
-        with self.clock("act"), torch.no_grad():
-            features = self.kept.forward(t * len(self.simulators) + turn, self.observations[turn])
-            policy, value = self.network.heads(features.float())
+        with self.clock("act"):
+            value, action = self._passes[t * len(self.simulators) + turn]()
             record.values.append(value)
-            if t == self.length:
+            if action is None:
                 return
-            action = policy.sample()
             record.actions.append(action)
+            chosen = action.cpu().numpy()
         with self.clock("simulate"):
-            self.simulators[turn].begin(action.cpu().numpy())
+            self.simulators[turn].begin(chosen)
+
+    @torch.no_grad()
+    def _pass(self, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pass `number` of the rollout: values [N / G] and, unless it bootstraps, actions of the observations at hand."""
+        t, turn = divmod(number, len(self.simulators))
+        policy, value = self.network.heads(self.kept.forward(number, self.observations[turn]).float())
+        return value, policy.sample() if t < self.length else None
 
     def _finish(self, turn: int, record: _Record) -> None:
         """Wait for the step that these simulators have begun, and write down what it brought."""
         with self.clock("simulate"):
             step = self.simulators[turn].finish()
-            self.observations[turn] = self._to_device(step.observations)
+            self.observations[turn] = self._uploads[turn](step.observations)
             reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
             if step.truncated.any():
                 reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
@@ -118,21 +132,17 @@ class Collector:
             first = sum(each.num_envs for each in self.simulators[:turn])
             record.episodes += [replace(episode, simulator=first + episode.simulator) for episode in step.episodes]
 
-    def _batch(self, record: _Record) -> Batch:
+    def batch(self) -> Batch:
+        """The rollout that was collected last. Operations on the device alone, so that they can be replayed."""
+        record, grid = self._record, (self.length, self.num_envs)
         policy, values = self.network.heads(self.kept.features())  # of T · N rows, with gradient
-        grid = (self.length, self.num_envs)
-
-        def tensor(rows: list[np.ndarray]) -> torch.Tensor:
-            return torch.as_tensor(np.concatenate(rows).reshape(grid), dtype=torch.float32, device=self.device)
-
         return Batch(
             log_probs=policy.log_prob(torch.cat(record.actions)).view(grid),
             entropies=policy.entropy().view(grid),
             values=values.view(grid),
-            rewards=tensor(record.rewards),
-            discounts=tensor(record.discounts),
+            rewards=self._rewards.view(grid),
+            discounts=self._discounts.view(grid),
             next_values=torch.cat(record.values[len(self.simulators) :]).view(grid),
-            steps=self.length * self.num_envs,
             written=self.kept.written,
         )
 
@@ -140,11 +150,8 @@ class Collector:
         """V of the observations that truncation cut off, 0 elsewhere. [N / G] float32."""
         values = np.zeros(len(truncated), np.float32)
         with torch.no_grad():
-            values[truncated] = self.network(self._to_device(final[truncated]))[1].cpu().numpy()
+            values[truncated] = self.network(torch.from_numpy(final[truncated]).to(self.device))[1].cpu().numpy()
         return values
-
-    def _to_device(self, observations: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(observations).to(self.device)
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from gala_mpi.config import A2CSettings
 from gala_mpi.envs import Spaces
-from gala_mpi.flat import Flat, on_host
+from gala_mpi.flat import Flat
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 
@@ -135,10 +134,3 @@ def test_training_equals_that_of_the_ordinary_network_to_rounding(name, spaces, 
     moved = torch.linalg.vector_norm(theirs - old)
     assert moved > 0
     assert torch.linalg.vector_norm(mine - theirs) < 1e-4 * moved
-
-
-def test_on_host_shares_memory_on_the_cpu():
-    vector = torch.zeros(3)
-    with on_host(vector) as array:
-        array[:] = 7
-    assert np.array_equal(vector.numpy(), [7, 7, 7])

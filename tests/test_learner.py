@@ -33,13 +33,14 @@ def new_batch(network: Network, seed: int) -> Batch:
     rewards, next_values = torch.randn(2, T, N, generator=generator)
     discounts = 0.99 * (torch.rand(T, N, generator=generator) > 0.3)
     stacked = (torch.stack(rows) for rows in (log_probs, entropies, values))
-    return Batch(*stacked, rewards, discounts, next_values, T * N)
+    return Batch(*stacked, rewards, discounts, next_values)
 
 
 def train(learner: A2C, seeds: range) -> list[Losses]:
     losses = []
     for seed in seeds:
-        losses.append(learner.gradient(new_batch(learner.network, seed)))
+        losses.append(Losses(*learner.gradient(new_batch(learner.network, seed)).tolist()))
+        learner.count(T * N)
         learner.step(progress=seed / 10)
     return losses
 
@@ -71,7 +72,7 @@ def test_losses_are_the_definition(gae_lambda):
     batch = new_batch(learner.network, 1)
     losses = learner.gradient(batch)
     expected = definition(batch, learner.settings)
-    assert (losses.policy, losses.value, losses.entropy) == pytest.approx(expected, rel=1e-5)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def advantages_of(batch: Batch) -> np.ndarray:
@@ -170,10 +171,10 @@ def test_a_step_into_other_memory_is_the_step_in_place():
     for seed in range(3):
         for learner in (one, other):
             learner.gradient(new_batch(learner.network, seed))
-        room = np.full(len(other.flat), np.nan, np.float32)
+        room = torch.full((len(other.flat),), torch.nan)
         assert one.step(progress=0.0) == other.step(progress=0.0, into=room)
         assert one.step_norm == other.step_norm > 0
-        other.flat.data.copy_(torch.from_numpy(room))
+        other.flat.data.copy_(room)
         assert torch.equal(one.flat.data, other.flat.data)
 
 

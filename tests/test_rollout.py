@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
+from gala_mpi.device import on_host
 from gala_mpi.envs import AtariSimulators, GymSimulators, Simulators, Step
-from gala_mpi.flat import on_host
 from gala_mpi.learner import A2C
 from gala_mpi.model import Network
 from gala_mpi.rollout import Batch, Collector
@@ -108,8 +108,8 @@ class Rollout:
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
         self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
         collector = Collector(self.network, self.simulators, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
-        _, first = collector.collect()
-        self.batch, second = collector.collect()
+        first, second = collector.collect(), collector.collect()
+        self.batch = collector.batch()
         self.episodes, self.all_episodes = second, first + second
         shown, actions, steps = (
             zip(*(getattr(each, name) for each in self.simulators)) for name in ("shown", "actions", "steps")
@@ -148,7 +148,6 @@ def test_shapes_and_counts(kind):
     names = ("log_probs", "entropies", "values", "rewards", "discounts", "next_values")
     for tensor in (getattr(batch, name) for name in names):
         assert tensor.shape == (T, N) and tensor.dtype == torch.float32
-    assert batch.steps == T * N
     assert rollout(kind).pokes == 2 * (T + 1)
     assert [getattr(batch, name).requires_grad for name in names] == [True] * 3 + [False] * 3
 
@@ -286,7 +285,7 @@ def test_overlapped_pong_is_what_the_same_actions_bring_when_all_play_together()
 def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, monkeypatch):
     """Torch's meta device has shapes and no numbers, and refuses what mixes devices, as a GPU does."""
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
-    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: 1.0)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: [1.0] * tensor.numel())
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     kind, _, overlapped = kind.partition(" ")
     turns = 2 if overlapped else 1
@@ -295,12 +294,11 @@ def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, 
     learner = A2C(network, A2CSettings(), lr=1e-3)
     collector = Collector(network, simulators, SEEDS, T, GAMMA, True, lambda: None, Clock())
     for update in range(2):
-        batch, _ = collector.collect()
-        learner.gradient(batch)
+        collector.collect()
+        learner.gradient(collector.batch())
         with on_host(learner.flat.grad) as gradient:
             assert gradient.shape == (len(learner.flat),)
         learner.step(update / 2)
-    assert learner.steps == 2 * T * N
     assert {vector.device.type for vector in (learner.flat.data, learner.flat.grad, learner.square_average)} == {"meta"}
     with pytest.raises(RuntimeError, match="device"):
         learner.flat.data + torch.ones(len(learner.flat))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from gala_mpi import agent, display, topology
@@ -42,7 +43,7 @@ class Timed:
 
     def __init__(self, inner: Exchange, size: int):
         self._inner = inner
-        self._scratch = np.zeros(size, np.float32)
+        self._scratch = torch.zeros(size)
         self._copying = True
         self.exchanges: list[float] = []
         self.mixing: list[float] = []  # the exchanges that mixed
@@ -51,9 +52,9 @@ class Timed:
     def __getattr__(self, name: str):
         return getattr(self._inner, name)
 
-    def parameters(self, parameters: np.ndarray) -> None:
+    def parameters(self, parameters: torch.Tensor) -> None:
         if self._copying:
-            self.copies.append(_seconds(np.copyto, self._scratch, parameters))
+            self.copies.append(_seconds(self._scratch.copy_, parameters))
             self._inner.parameters(parameters)
         else:
             self.exchanges.append(_seconds(self._inner.parameters, parameters))

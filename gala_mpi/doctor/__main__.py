@@ -30,7 +30,7 @@ from typing import NamedTuple  # noqa: E402
 import torch  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from gala_mpi import agent, config, display, options, plan, store, topology  # noqa: E402
+from gala_mpi import config, device, display, options, plan, store, topology  # noqa: E402
 from gala_mpi.config import Config  # noqa: E402
 from gala_mpi.doctor import quick  # noqa: E402
 from gala_mpi.doctor.quick import Finding, Host, size, worst  # noqa: E402
@@ -234,14 +234,14 @@ def gpu(settings: Config, world: World) -> Finding:
     there = torch.cuda.device_count()
     if settings.device == "cpu":
         return Finding("GPU", "ok", f"none is asked for (--device cpu); this host shows {there}")
-    device = agent.pick_device(settings.device, world.node.rank)
+    mine = device.pick(settings.device, world.node.rank)
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=mine)
     except RuntimeError as error:
         remedy = "several ranks share a GPU only in compute mode DEFAULT (nvidia-smi -c 0) or under MPS; or start fewer ranks"
-        return Finding("GPU", "error", f"{device} cannot be used: {str(error).splitlines()[0]}", remedy)
+        return Finding("GPU", "error", f"{mine} cannot be used: {str(error).splitlines()[0]}", remedy)
     sharing = math.ceil(world.node.size / there) if settings.device == "cuda" else world.node.size
-    seen = f"{torch.cuda.get_device_name(device)}, {there} a host, {sharing} ranks on each"
+    seen = f"{torch.cuda.get_device_name(mine)}, {there} a host, {sharing} ranks on each"
     served = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control").exists()
     if sharing > 1 and not served:
         return Finding(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-import numpy as np
+import torch
 from mpi4py import MPI
 
 from gala_mpi import store, topology
@@ -46,19 +46,19 @@ class Counters:
 
 
 class Exchange(Protocol):
-    """One way to share. Arrays are float32 [P] on the host and are changed in place."""
+    """One way to share. Vectors are float32 [P], all on the agent's device, and are changed in place."""
 
-    def start(self, version: int, parameters: np.ndarray) -> None:
+    def start(self, version: int, parameters: torch.Tensor) -> None:
         """Collective. Begin (or resume) at update `version` with these parameters."""
 
-    def gradient(self, gradient: np.ndarray) -> None:
+    def gradient(self, gradient: torch.Tensor) -> None:
         """After the backward pass, before the optimiser."""
 
-    def room(self) -> np.ndarray | None:
-        """Before the optimiser's step: where its result is best written, float32 [P] on the host; None: in place. `parameters`
-        then finds it there, and sets all of what it is given."""
+    def room(self) -> torch.Tensor | None:
+        """Before the optimiser's step: where its result is best written; None: in place. `parameters` then finds it there,
+        and sets all of what it is given."""
 
-    def parameters(self, parameters: np.ndarray) -> None:
+    def parameters(self, parameters: torch.Tensor) -> None:
         """After the optimiser's step."""
 
     def poke(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
+from gala_mpi.device import on_host
 from gala_mpi.exchange import Counters, Order
 
 
@@ -24,19 +26,21 @@ class AllReduce:
         self._wish = Order()
         self._order = Order()
 
-    def start(self, version: int, parameters: np.ndarray) -> None:
-        self._comm.Bcast([parameters, MPI.FLOAT], root=0)
+    def start(self, version: int, parameters: torch.Tensor) -> None:
+        with on_host(parameters) as vector:
+            self._comm.Bcast([vector, MPI.FLOAT], root=0)
 
-    def gradient(self, gradient: np.ndarray) -> None:
-        self._buffer[:-2] = gradient
-        self._buffer[-2:] = self._wish.stop, self._wish.save
-        self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
-        np.multiply(self._buffer[:-2], np.float32(1 / self._comm.size), out=gradient)
+    def gradient(self, gradient: torch.Tensor) -> None:
+        with on_host(gradient) as vector:
+            self._buffer[:-2] = vector
+            self._buffer[-2:] = self._wish.stop, self._wish.save
+            self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
+            np.multiply(self._buffer[:-2], np.float32(1 / self._comm.size), out=vector)
         self._order = Order(stop=self._buffer[-2] > 0, save=self._buffer[-1] > 0)
 
     def room(self) -> None: ...
 
-    def parameters(self, parameters: np.ndarray) -> None: ...
+    def parameters(self, parameters: torch.Tensor) -> None: ...
 
     def poke(self) -> None: ...
 

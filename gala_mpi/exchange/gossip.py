@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
+from gala_mpi import device
+from gala_mpi.device import Download
 from gala_mpi.exchange import Counters, Mix, Order
 from gala_mpi.exchange.lookout import Lookout
 from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Mailbox
@@ -31,16 +33,15 @@ from gala_mpi.topology import Topology, figures
 SECONDS_BETWEEN_WARNINGS = 30.0
 
 
-def average(mine: np.ndarray, messages: list[np.ndarray], weights: list[float], out: np.ndarray) -> None:
-    """out ← (1 − Σ w_i) mine + Σ w_i m_i."""
-    mixed, result = torch.from_numpy(mine), torch.from_numpy(out)
-    total = 1 - math.fsum(weights)
+def average(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
+    """out ← (1 − Σ w_i) mine + Σ w_i m_i, on the device of mine and out. The messages have been read when it returns."""
+    mixed, total = mine, 1 - math.fsum(weights)
     for message, weight in zip(messages, weights, strict=True):
         total += weight
         # The mean of i vectors, then of i + 1: reads two vectors and writes one, where a sum and a scaling go twice.
-        mixed = torch.lerp(mixed, torch.from_numpy(message), weight / total, out=result)
+        mixed = torch.lerp(mixed, torch.from_numpy(message).to(mine.device), weight / total, out=out)
     if not messages:
-        result.copy_(mixed)
+        out.copy_(mine)
 
 
 class Gossip:
@@ -79,12 +80,15 @@ class Gossip:
         # takes longer (a network) is asked for ahead, so that it comes while the simulators run.
         self._slow = dict.fromkeys(self._pulls, False)
         self._version = self._started = 0
-        self._room: np.ndarray | None = None  # the slot that the next version is being written into
+        self._room: torch.Tensor | None = None  # the slot that the next version is being written into
+        self._download: Download | None = None  # on a GPU: my last version on its way
+        self._on_its_way = 0  # which one; 0: none
         self._staleness = self._corrupt = 0
         self._mixes: list[Mix] = []
 
-    def start(self, version: int, parameters: np.ndarray) -> None:
+    def start(self, version: int, parameters: torch.Tensor) -> None:
         self._version = self._started = version
+        self._download = Download(parameters) if device.goes_on(parameters.device) else None
         self._mailbox.post(MIXED, version)
         versions = self._comm.allgather(version)  # agents that were resumed need not stand at the same update
         if self._lockstep and len(set(versions)) > 1:
@@ -96,29 +100,53 @@ class Gossip:
             self._mailbox.meet(peer for peer in range(self._comm.size) if peer != self._comm.rank)
             self._lookout.follow(self._pulls)
 
-    def gradient(self, gradient: np.ndarray) -> None: ...
+    def gradient(self, gradient: torch.Tensor) -> None: ...
 
-    def room(self) -> np.ndarray:
+    def room(self) -> torch.Tensor | None:
         self._version += 1
+        if self._download is not None:
+            return None
         if self._lockstep:
             self._wait_for_readers()
-        self._room = self._mailbox.begin(self._version)
+        self._room = torch.from_numpy(self._mailbox.begin(self._version))
         return self._room
 
-    def parameters(self, parameters: np.ndarray) -> None:
-        if self._room is None:
-            self.room()[:] = parameters
-        mine, self._room = self._room, None
-        self._mailbox.finish(self._version)
+    def parameters(self, parameters: torch.Tensor) -> None:
+        mine = self._publish(parameters)
         peers = self._in_peers(self._version)
         arrived = self._ask(peers)
         if not arrived and self._bound is not None and self._staleness >= self._bound:
             arrived = self._wait(lambda: self._ask(peers), lambda: self._exhausted(peers), peers)
         self._mixes = self._mix(mine, peers, parameters) if arrived else []
         if not arrived:
-            np.copyto(parameters, mine)
+            parameters.copy_(mine)
         self._staleness = 0 if self._mixes else self._staleness + 1  # a round may have nobody to mix
         self._mailbox.post(MIXED, self._version)
+
+    def _publish(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Make what the optimiser's step came to readable: a copy of it that stays as it is until the next update.
+
+        From a GPU it has to come to the host first. Nobody waits for that, but for those who may have to wait for others: these
+        might then wait for each other.
+        """
+        if self._download is None:
+            mine, self._room = self._room, None
+            self._mailbox.finish(self._version)
+            return mine
+        self._land(wait=True)  # the last one, which has long been there
+        self._download.send(parameters)
+        self._on_its_way = self._version
+        self._land(wait=self._bound is not None)
+        return self._download.vector
+
+    def _land(self, wait: bool = False) -> None:
+        """Publish what has come from the GPU."""
+        if not self._on_its_way or not (wait or self._download.arrived()):
+            return
+        if self._lockstep:
+            self._wait_for_readers()
+        self._mailbox.publish(self._download.take(), self._on_its_way)
+        self._on_its_way = 0
 
     def _in_peers(self, version: int) -> list[int]:
         """Whom I read at update `version`: in place of the lost, those whom they would have read."""
@@ -166,6 +194,7 @@ class Gossip:
         return all([self._pulls[peer].advance() for peer in peers])
 
     def poke(self) -> None:
+        self._land()
         self._mailbox.poke()
         self._look()
         for peer in self._in_peers(self._version + 1):
@@ -174,7 +203,7 @@ class Gossip:
         for pull in self._pulls.values():
             pull.advance()
 
-    def _mix(self, mine: np.ndarray, peers: list[int], out: np.ndarray) -> list[Mix]:
+    def _mix(self, mine: torch.Tensor, peers: list[int], out: torch.Tensor) -> list[Mix]:
         """Average the messages that are ready and mine into `out`, always in the same order."""
         pulls, weights, whole = [self._pulls[peer] for peer in peers], self._weights(peers), False
         while not whole:  # again only if a peer has published twice meanwhile, which nobody does in lock-step
@@ -279,9 +308,14 @@ class Gossip:
         self._corrupt = corrupt
         return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._lookout.lost) if self._lookout else {})
 
+    def _finish(self) -> None:
+        """Nothing more of mine comes."""
+        self._land(wait=True)
+        self._mailbox.post(FINISHED, self._version + 1)
+
     def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Once I publish no more: serve the others until `until(lost)` holds (see Counters.lost). Not collective."""
-        self._mailbox.post(FINISHED, self._version + 1)
+        self._finish()
         while not until(self._lookout.lost):
             meanwhile()
             self._mailbox.poke()
@@ -290,5 +324,5 @@ class Gossip:
             time.sleep(0.001)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self._mailbox.post(FINISHED, self._version + 1)
+        self._finish()
         self._mailbox.close(self._listen, meanwhile)

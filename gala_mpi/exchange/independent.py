@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
+import torch
 from mpi4py import MPI
 
 from gala_mpi.exchange import Counters, Order
@@ -26,15 +26,15 @@ class Independent:
         self._relatives = [Glance(self._mailbox, peer) for peer in sorted(relatives)]
         self._stopping = False
 
-    def start(self, version: int, parameters: np.ndarray) -> None:
+    def start(self, version: int, parameters: torch.Tensor) -> None:
         if self._mailbox:
             self._mailbox.meet(relative.peer for relative in self._relatives)
 
-    def gradient(self, gradient: np.ndarray) -> None: ...
+    def gradient(self, gradient: torch.Tensor) -> None: ...
 
     def room(self) -> None: ...
 
-    def parameters(self, parameters: np.ndarray) -> None: ...
+    def parameters(self, parameters: torch.Tensor) -> None: ...
 
     def poke(self) -> None:
         if self._mailbox:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
 from gala_mpi.errors import JobError
@@ -44,16 +45,16 @@ class Replay:
         self._sends: list[MPI.Request] = []
         self._version = self._staleness = 0
 
-    def start(self, version: int, parameters: np.ndarray) -> None: ...
+    def start(self, version: int, parameters: torch.Tensor) -> None: ...
 
-    def gradient(self, gradient: np.ndarray) -> None: ...
+    def gradient(self, gradient: torch.Tensor) -> None: ...
 
     def room(self) -> None: ...
 
-    def parameters(self, parameters: np.ndarray) -> None:
+    def parameters(self, parameters: torch.Tensor) -> None:
         self._version += 1
         readers = self._readers.pop(self._version, [])
-        message = parameters.copy() if readers else parameters
+        message = np.array(parameters.cpu()) if readers else None  # a copy
         self._sends += [self._comm.Isend([message, MPI.FLOAT], reader) for reader in readers]
         mixes = self._mixes()
         average(parameters, [self._receive(mix.peer) for mix in mixes], [mix.weight for mix in mixes], out=parameters)

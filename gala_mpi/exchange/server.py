@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
+from gala_mpi.device import on_host
 from gala_mpi.exchange import Counters, Order
 from gala_mpi.exchange.window import Progress
 
@@ -38,26 +40,28 @@ class Server:
         self._heard = np.zeros(1, np.int64)
         self._progress = Progress()
 
-    def start(self, version: int, parameters: np.ndarray) -> None:
+    def start(self, version: int, parameters: torch.Tensor) -> None:
         self._window.Lock_all(MPI.MODE_NOCHECK)
         if self._comm.rank == 0:
             memory = np.frombuffer(self._window.tomemory(), np.uint8)
             memory[:VECTOR] = 0
-            memory[VECTOR:].view(np.float32)[:] = parameters
+            memory[VECTOR:].view(np.float32)[:] = parameters.cpu()
             self._window.Sync()
         self._comm.Barrier()
-        self._base[:] = parameters
+        self._base[:] = parameters.cpu()
         self._step[:] = 0
-        self._add_and_read(parameters)
+        with on_host(parameters) as vector:
+            self._add_and_read(vector)
 
-    def gradient(self, gradient: np.ndarray) -> None: ...
+    def gradient(self, gradient: torch.Tensor) -> None: ...
 
     def room(self) -> None: ...
 
-    def parameters(self, parameters: np.ndarray) -> None:
-        np.subtract(parameters, self._base, out=self._step)
-        self._step *= np.float32(1 / self._comm.size)
-        self._add_and_read(parameters)
+    def parameters(self, parameters: torch.Tensor) -> None:
+        with on_host(parameters) as vector:
+            np.subtract(vector, self._base, out=self._step)
+            self._step *= np.float32(1 / self._comm.size)
+            self._add_and_read(vector)
 
     def _add_and_read(self, parameters: np.ndarray) -> None:
         """shared += step; parameters = base = shared. Waits for its own message only, with progress for others."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 from mpi4py import MPI
 
 from gala_mpi.config import Config
@@ -58,22 +59,22 @@ def run(
 ) -> Trace:
     """Gradient descent from 0 through an exchange, as train.py does it. Update k = version + 1, version + 2, ..."""
     x = np.zeros(LENGTH, np.float32)
-    trace = Trace(x)
+    vector, trace = torch.from_numpy(x), Trace(x)  # the same memory
     with closing(build(config, comm, LENGTH)) as exchange:
-        exchange.start(version, x)
+        exchange.start(version, vector)
         for k in range(version + 1, version + updates + 1):
             time.sleep(pause(k))
             exchange.poke()
             g = gradient(x, k).astype(np.float32)
             began = time.monotonic()
-            exchange.gradient(g)
+            exchange.gradient(torch.from_numpy(g))
             step, room = np.float32(lr(k)) * g, exchange.room()
             if room is None:
                 x -= step
             else:
-                np.subtract(x, step, out=room)
+                torch.sub(vector, torch.from_numpy(step), out=room)
                 x[:] = np.nan
-            exchange.parameters(x)
+            exchange.parameters(vector)
             trace.seconds.append(time.monotonic() - began)
             counters = exchange.counters()
             trace.mixes.append(counters.mixes)

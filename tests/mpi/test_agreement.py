@@ -7,6 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 from descent import (
     ALLREDUCE,
     BOUNDED,
@@ -23,7 +24,16 @@ from descent import (
 )
 
 from gala_mpi import topology
-from gala_mpi.exchange import Order, build
+from gala_mpi.exchange import Exchange, Order, build
+
+
+def step(exchange: Exchange, parameters: torch.Tensor) -> None:
+    """An optimiser's step that changes nothing."""
+    room = exchange.room()
+    if room is not None:
+        room.copy_(parameters)
+    exchange.parameters(parameters)
+
 
 # Stopping and saving together.
 
@@ -53,7 +63,7 @@ def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
 
     With a very short period every rank wants to save all the time.
     """
-    x = np.zeros(LENGTH, np.float32)
+    x = torch.zeros(LENGTH)
     random = np.random.default_rng(comm.rank)
     saved, due = [], period
     with closing(build(config, comm, LENGTH)) as exchange:
@@ -61,7 +71,7 @@ def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
         for k in range(1, 101):
             time.sleep(5e-4 * random.random())
             exchange.gradient(x)
-            exchange.parameters(x)
+            step(exchange, x)
             clock = k + random.random()  # ranks do not look at their clocks at the same moment
             if exchange.agree(Order(save=clock >= due)).save:
                 saved.append(k)
@@ -132,7 +142,7 @@ def test_no_update_at_all(comm, config):
 
 @pytest.mark.parametrize("config", named([FREE[0], SERVER, NONE]))
 def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config):
-    exchange, x, calls = build(config, comm, LENGTH), np.zeros(LENGTH, np.float32), []
+    exchange, x, calls = build(config, comm, LENGTH), torch.zeros(LENGTH), []
     exchange.start(0, x)
     if comm.rank == comm.size - 1:
         time.sleep(0.2)
@@ -143,11 +153,11 @@ def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config):
 @pytest.mark.parametrize("config", named([FREE[0], LOCKSTEP[0], ALLREDUCE, SERVER, NONE]))
 def test_windows_are_freed(comm, config):
     length = 1 << 20
-    sizes = []
+    x, sizes = torch.zeros(length), []
     for _ in range(8):
         with closing(build(config, comm, length)) as exchange:
-            exchange.start(0, np.zeros(length, np.float32))
-            exchange.parameters(np.zeros(length, np.float32))
+            exchange.start(0, x)
+            step(exchange, x)
         del exchange
         sizes.append(mapped_mib())
     window_mib = 4 * length / 2**20

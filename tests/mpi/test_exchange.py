@@ -117,15 +117,15 @@ def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spac
     shared = a2c(name, spaces)
     alone = a2c(name, spaces)
     with closing(build(ALLREDUCE, comm, len(shared.flat))) as exchange:
-        exchange.start(0, shared.flat.data.numpy())
+        exchange.start(0, shared.flat.data)
         for k in range(updates):
             rollout = Rollout(spaces, simulators * comm.size, seed=k)
             alone.gradient(rollout.batch(alone.network, slice(None)))
             shared.gradient(rollout.batch(shared.network, mine))
-            exchange.gradient(shared.flat.grad.numpy())
+            exchange.gradient(shared.flat.grad)
             alone.step(progress=0)
             shared.step(progress=0)
-            exchange.parameters(shared.flat.data.numpy())
+            exchange.parameters(shared.flat.data)
     assert distance(alone.flat.data.numpy(), a2c(name, spaces).flat.data.numpy()) > 0.01, "nothing was learnt"
     torch.testing.assert_close(shared.flat.data, alone.flat.data, rtol=1e-3, atol=1e-5)
 
@@ -157,7 +157,7 @@ class Rollout:
         values = torch.stack(values)
         rewards, discounts = self.rewards[:, chosen], self.discounts[:, chosen]
         after = torch.cat([values.detach()[1:], values.detach()[:1]])
-        return Batch(torch.stack(log_probs), torch.stack(entropies), values, rewards, discounts, after, rewards.numel())
+        return Batch(torch.stack(log_probs), torch.stack(entropies), values, rewards, discounts, after)
 
 
 # Lock-step gossip.
@@ -191,12 +191,12 @@ def test_lockstep_mixes_with_the_weights_of_a_file(comm):
 def test_an_average_has_its_weights(weights):
     vectors = np.random.default_rng(1).standard_normal((1 + len(weights), LENGTH)).astype(np.float32)
     expected = np.array([1 - sum(weights), *weights]) @ vectors.astype(float)
-    mine, elsewhere = vectors[0].copy(), np.full(LENGTH, np.nan, np.float32)
+    mine, elsewhere = torch.from_numpy(vectors[0].copy()), torch.full((LENGTH,), torch.nan)
     average(mine, list(vectors[1:]), weights, out=elsewhere)
     np.testing.assert_allclose(elsewhere, expected, atol=1e-6)
     assert np.array_equal(mine, vectors[0])
     average(mine, list(vectors[1:]), weights, out=mine)
-    assert np.array_equal(mine, elsewhere)
+    assert torch.equal(mine, elsewhere)
 
 
 def test_lockstep_is_hierarchical_by_nodes(comm):
@@ -262,12 +262,12 @@ def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
     with closing(Mailbox(comm, 1)) as mailbox:
         shown = mailbox.of((comm.rank - 1) % comm.size) is not None
 
-    def slow(mine: np.ndarray, messages: list[np.ndarray], weights: list[float], out: np.ndarray) -> None:
+    def slow(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
         average(mine, messages, weights, out)
         if comm.rank == 0 and not outs:
             time.sleep(0.5)
-            out[:] = np.nan  # as if torn
-        outs.append(out.copy())
+            out[:] = torch.nan  # as if torn
+        outs.append(out.clone())
 
     monkeypatch.setattr("gala_mpi.exchange.gossip.average", slow)
     trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=lambda k: 0.01)

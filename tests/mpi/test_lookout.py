@@ -5,6 +5,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 
 from gala_mpi import topology
 from gala_mpi.exchange.gossip import Gossip
@@ -55,7 +56,7 @@ def test_a_silent_rank_is_lost_until_it_moves(comm):
 def test_others_are_read_in_place_of_the_lost(comm):
     """On a ring: who read the silent one reads the one before it, and mixes its messages."""
     gossip = Gossip(comm, 4, topology.build("ring", comm.size), None, survive=SECONDS)
-    parameters = np.full(4, comm.rank, np.float32)
+    parameters = torch.full((4,), float(comm.rank))
     gossip.start(0, parameters)
     comm.Barrier()
     deadline = time.monotonic() + 60
@@ -66,6 +67,7 @@ def test_others_are_read_in_place_of_the_lost(comm):
         time.sleep(4 * SECONDS)
     while everybody is None or not everybody.Test():
         gossip.poke()
+        gossip.room().copy_(parameters)
         gossip.parameters(parameters)
         mixed |= {mix.peer for mix in gossip.counters().mixes}
         time.sleep(0.005)

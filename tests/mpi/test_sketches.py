@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
 from gala_mpi import agent
 from gala_mpi.config import Config
@@ -62,8 +63,8 @@ def catch_gradients(me: agent.Agent) -> list[np.ndarray]:
     """Every gradient of this agent as its exchange is given it."""
     caught, give = [], me.exchange.gradient
 
-    def gradient(vector: np.ndarray) -> None:
-        caught.append(vector.copy())
+    def gradient(vector: torch.Tensor) -> None:
+        caught.append(vector.numpy().copy())
         give(vector)
 
     me.exchange.gradient = gradient
