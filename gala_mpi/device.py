@@ -81,10 +81,8 @@ class Download:
 
     def send(self, vector: torch.Tensor) -> None:
         """Begin; `vector` may be changed at once. The last one must have been taken."""
-        here = torch.cuda.current_stream(vector.device)
-        here.wait_stream(self._stream)
         self.vector.copy_(vector)
-        self._stream.wait_stream(here)
+        self._stream.wait_stream(torch.cuda.current_stream(vector.device))
         with torch.cuda.stream(self._stream):
             self._pinned.copy_(self.vector, non_blocking=True)
             self._arrived.record()

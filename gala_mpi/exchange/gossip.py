@@ -126,8 +126,8 @@ class Gossip:
     def _publish(self, parameters: torch.Tensor) -> torch.Tensor:
         """Make what the optimiser's step came to readable: a copy of it that stays as it is until the next update.
 
-        From a GPU it has to come to the host first. Nobody waits for that, but for those who may have to wait for others: these
-        might then wait for each other.
+        From a GPU it has to come to the host first. Nobody waits for that but in lock-step, where others need it to go on. (With a
+        staleness bound they need the version before it, which is there: who waits did not mix at the last update either.)
         """
         if self._download is None:
             mine, self._room = self._room, None
@@ -136,7 +136,7 @@ class Gossip:
         self._land(wait=True)  # the last one, which has long been there
         self._download.send(parameters)
         self._on_its_way = self._version
-        self._land(wait=self._bound is not None)
+        self._land(wait=self._lockstep)
         return self._download.vector
 
     def _land(self, wait: bool = False) -> None:
