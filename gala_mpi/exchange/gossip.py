@@ -126,8 +126,8 @@ class Gossip:
     def _publish(self, parameters: torch.Tensor) -> torch.Tensor:
         """Make what the optimiser's step came to readable: a copy of it that stays as it is until the next update.
 
-        From a GPU it has to come to the host first. Nobody waits for that but in lock-step, where others need it to go on. (With a
-        staleness bound they need the version before it, which is there: who waits did not mix at the last update either.)
+        From a GPU it has to come to the host first. Nobody waits for that but in lock-step, where others need it to go on.
+        (With a staleness bound they need the version before it, which is there: who waits did not mix at the last update.)
         """
         if self._download is None:
             mine, self._room = self._room, None
