@@ -75,7 +75,7 @@ class Agent:
             keep_busy(self.delay)
         with clock("learn"):
             losses = Losses(*self.learn().tolist())
-            learner.count(self.config.num_envs * self.config.rollout_length)
+            learner.count(self.collector.steps)
         sketches = self._sketches(learner.flat.grad)  # before it is averaged (A2C) and clipped
         with clock("exchange"):
             self.exchange.gradient(learner.flat.grad)  # A2C: all-reduce here

@@ -45,6 +45,9 @@ class Collector:
         poke: called at every step, while simulators run, and between the layers of the backward pass, so that MPI can move
             messages (progress is everybody's duty).
         clock: where the time goes.
+
+    Attributes:
+        steps: of a rollout, T · N.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Collector:
         self.network, self.simulators, self.clock, self.poke = network, simulators, clock, poke
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.num_envs = sum(each.num_envs for each in simulators)
+        self.steps = length * self.num_envs
         self.device = next(network.parameters()).device
         # While others play, the network leaves them half of the cores: with all of them, both wait for each other's threads.
         self.threads = max(1, torch.get_num_threads() // len(simulators))
@@ -73,7 +77,6 @@ class Collector:
         self._begin = replayed(self.kept.begin, self.device)
         passes = range((length + 1) * len(simulators))
         self._passes = [replayed(partial(self._pass, number), self.device) for number in passes]
-        self._record = _Record()
 
     def reset(self, seeds: np.ndarray) -> None:
         """Begin new games in all simulators, from int64 [N]."""
@@ -93,21 +96,21 @@ class Collector:
             for t in range(self.length + 1):
                 for turn in range(len(self.simulators)):
                     if t:
-                        self._finish(turn, record)
-                    self._act(t, turn, record)
+                        self._finish(turn)
+                    self._act(t, turn)
                 self.poke()
         self._rewards = self._upload_rewards(np.concatenate(record.rewards, dtype=np.float32))
         self._discounts = self._upload_discounts(np.concatenate(record.discounts, dtype=np.float32))
         return record.episodes
 
-    def _act(self, t: int, turn: int, record: _Record) -> None:
+    def _act(self, t: int, turn: int) -> None:
         """A pass over the observations at hand, kept; but for the last one, which bootstraps, simulators begin its actions."""
         with self.clock("act"):
             value, action = self._passes[t * len(self.simulators) + turn]()
-            record.values.append(value)
+            self._record.values.append(value)
             if action is None:
                 return
-            record.actions.append(action)
+            self._record.actions.append(action)
             chosen = action.cpu().numpy()
         with self.clock("simulate"):
             self.simulators[turn].begin(chosen)
@@ -119,7 +122,7 @@ class Collector:
         policy, value = self.network.heads(self.kept.forward(number, self.observations[turn]).float())
         return value, policy.sample() if t < self.length else None
 
-    def _finish(self, turn: int, record: _Record) -> None:
+    def _finish(self, turn: int) -> None:
         """Wait for the step that these simulators have begun, and write down what it brought."""
         with self.clock("simulate"):
             step = self.simulators[turn].finish()
@@ -127,6 +130,7 @@ class Collector:
             reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
             if step.truncated.any():
                 reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
+            record = self._record
             record.rewards.append(reward)
             record.discounts.append(self.discount * ~(step.terminated | step.truncated))
             first = sum(each.num_envs for each in self.simulators[:turn])

@@ -154,8 +154,10 @@ class Gpu:
             raise RuntimeError("operation not permitted when stream is capturing: something comes from the host or goes there")
 
         with torch.random.fork_rng(devices=[]), self._patch.context() as patch, Recording(graph) as recording:
-            for owner, name in ((torch, "from_numpy"), (torch, "as_tensor"), (torch.Tensor, "numpy"), (torch.Tensor, "cpu")):
-                patch.setattr(owner, name, refuse)
+            for name in ("from_numpy", "as_tensor", "normal"):  # torch.normal looks at the spread, unseen from here
+                patch.setattr(torch, name, refuse)
+            for name in ("numpy", "cpu"):
+                patch.setattr(torch.Tensor, name, refuse)
             patch.setattr(torch.Tensor, "copy_", COPY)
             yield
         recording.undo()

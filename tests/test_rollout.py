@@ -108,6 +108,7 @@ class Rollout:
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
         self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
         collector = Collector(self.network, self.simulators, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
+        self.steps_of_a_rollout = collector.steps
         first, second = collector.collect(), collector.collect()
         self.batch = collector.batch()
         self.episodes, self.all_episodes = second, first + second
@@ -148,6 +149,7 @@ def test_shapes_and_counts(kind):
     names = ("log_probs", "entropies", "values", "rewards", "discounts", "next_values")
     for tensor in (getattr(batch, name) for name in names):
         assert tensor.shape == (T, N) and tensor.dtype == torch.float32
+    assert rollout(kind).steps_of_a_rollout == T * N
     assert rollout(kind).pokes == 2 * (T + 1)
     assert [getattr(batch, name).requires_grad for name in names] == [True] * 3 + [False] * 3
 
@@ -296,9 +298,11 @@ def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, 
     for update in range(2):
         collector.collect()
         learner.gradient(collector.batch())
+        learner.count(collector.steps)
         with on_host(learner.flat.grad) as gradient:
             assert gradient.shape == (len(learner.flat),)
         learner.step(update / 2)
+    assert learner.steps == 2 * T * N
     assert {vector.device.type for vector in (learner.flat.data, learner.flat.grad, learner.square_average)} == {"meta"}
     with pytest.raises(RuntimeError, match="device"):
         learner.flat.data + torch.ones(len(learner.flat))

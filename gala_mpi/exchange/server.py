@@ -42,15 +42,15 @@ class Server:
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
         self._window.Lock_all(MPI.MODE_NOCHECK)
-        if self._comm.rank == 0:
-            memory = np.frombuffer(self._window.tomemory(), np.uint8)
-            memory[:VECTOR] = 0
-            memory[VECTOR:].view(np.float32)[:] = parameters.cpu()
-            self._window.Sync()
-        self._comm.Barrier()
-        self._base[:] = parameters.cpu()
-        self._step[:] = 0
         with on_host(parameters) as vector:
+            if self._comm.rank == 0:
+                memory = np.frombuffer(self._window.tomemory(), np.uint8)
+                memory[:VECTOR] = 0
+                memory[VECTOR:].view(np.float32)[:] = vector
+                self._window.Sync()
+            self._comm.Barrier()
+            self._base[:] = vector
+            self._step[:] = 0
             self._add_and_read(vector)
 
     def gradient(self, gradient: torch.Tensor) -> None: ...
