@@ -13,7 +13,7 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.config import Config
-from gala_mpi.exchange import Mix, Order, build
+from gala_mpi.exchange import Exchange, Mix, Order, build
 
 TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
 LENGTH = 64
@@ -84,6 +84,14 @@ def run(
                 trace.ended = True
                 break
     return trace
+
+
+def step(exchange: Exchange, parameters: torch.Tensor) -> None:
+    """An optimiser's step that changes nothing."""
+    room = exchange.room()
+    if room is not None:
+        room.copy_(parameters)
+    exchange.parameters(parameters)
 
 
 def jitter(seed: int) -> Callable[[int], float]:

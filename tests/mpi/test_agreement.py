@@ -21,19 +21,11 @@ from descent import (
     jitter,
     named,
     run,
+    step,
 )
 
 from gala_mpi import topology
-from gala_mpi.exchange import Exchange, Order, build
-
-
-def step(exchange: Exchange, parameters: torch.Tensor) -> None:
-    """An optimiser's step that changes nothing."""
-    room = exchange.room()
-    if room is not None:
-        room.copy_(parameters)
-    exchange.parameters(parameters)
-
+from gala_mpi.exchange import Order, build
 
 # Stopping and saving together.
 

@@ -27,6 +27,7 @@ from descent import (
     jitter,
     named,
     run,
+    step,
 )
 from mpi4py import MPI
 
@@ -92,6 +93,18 @@ def test_agents_reach_the_common_minimum(comm, config):
         assert distance(np.mean(everybody, axis=0), centre) < 0.1 * scale
     if config == ALLREDUCE:
         assert all(np.array_equal(x, other) for other in everybody)
+
+
+@pytest.mark.parametrize("config", named(EVERY))
+def test_agents_go_on_from_where_they_start(comm, config):
+    expected = torch.from_numpy(minimum(0)).float()
+    x = expected.clone()
+    with closing(build(config, comm, LENGTH)) as exchange:
+        exchange.start(0, x)
+        for _ in range(5):
+            exchange.gradient(torch.zeros(LENGTH))
+            step(exchange, x)
+    torch.testing.assert_close(x, expected)
 
 
 # All-reduce: A2C.
