@@ -79,7 +79,7 @@ validate: .venv/ready
 	$(MPICH) python analysis/simulate.py $(VALIDATED) --validate --cores $$(nproc) --out $(VALIDATED)/simulate.png
 
 docs: .venv/ready
-	.venv/bin/python -m gala_mpi.reference > docs/metrics.md
+	.venv/bin/python -m gala_mpi.run.columns_doc > docs/metrics.md
 
 test: packages lint test-serial test-mpich test-tcp test-openmpi test-intel test-slurm
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from gala_mpi import options
+from gala_mpi import cli
+from gala_mpi.cli import require, require_whole
 from gala_mpi.errors import SettingError
-from gala_mpi.options import require, require_whole
 
 Exchange = Literal["gossip", "allreduce", "server", "none"]
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
@@ -75,14 +75,14 @@ class Config:
     """Steps of the whole run, over all agents; each does an equal share, in whole updates.
     1 step = 1 action in 1 simulator = 4 Atari frames."""
     num_envs: int = 16
-    """Simulators per agent."""
+    """Environments per agent."""
     overlap: bool = False
-    """Let two halves of an agent's simulators take turns: one half plays while the network chooses the other's actions.
+    """Let two halves of an agent's environments take turns: one half plays while the network chooses the other's actions.
     Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and Atari."""
     rollout_length: int = 5
     """Steps in each simulator per update."""
     lr: Optional[float] = None
-    """Learning rate. None: 7e-4 * sqrt(simulators of all agents / 16)."""
+    """Learning rate. None: 7e-4 * sqrt(environments of all agents / 16)."""
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
     network: Optional[Literal["gala", "nature", "mlp"]] = None
@@ -101,7 +101,7 @@ class Config:
     """Continue the run in --run-dir from its newest complete checkpoint, on any number of ranks.
     Its settings apply; those given here replace them."""
     exact_resume: bool = False
-    """A run that is stopped and resumed equals one that never stopped, bit for bit: at each checkpoint all simulators begin
+    """A run that is stopped and resumed equals one that never stopped, bit for bit: at each checkpoint all environments begin
     new games. For ranks in step (--staleness 0, --exchange allreduce, one rank); it stops only at a checkpoint."""
     checkpoint_updates: Optional[int] = None
     """With --exact-resume: updates between checkpoints. None: 5000, some minutes."""
@@ -126,7 +126,7 @@ class Config:
     a2c: A2CSettings = field(default_factory=A2CSettings)
 
     def learning_rate(self, agents: int) -> float:
-        """The learning rate at the start: `lr`, or the paper's square-root rule over all agents' simulators."""
+        """The learning rate at the start: `lr`, or the paper's square-root rule over all agents' environments."""
         return self.lr if self.lr is not None else 7e-4 * math.sqrt(self.num_envs * agents / 16)
 
     def slowness(self) -> tuple[int, float]:
@@ -172,7 +172,7 @@ def parse(arguments: list[str] | None = None) -> Config:
         SettingError: --resume or --replay without a run.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    return options.parse(
+    return cli.parse(
         Config,
         "train",
         "Train one policy with many actor-learners: one MPI rank is one agent.\n\n"
@@ -186,7 +186,7 @@ def parse(arguments: list[str] | None = None) -> Config:
 
 
 def _stored(arguments: list[str]) -> Config:
-    """The defaults that the command line is read against: this module's, or those of the run that is resumed or replayed."""
+    """The defaults that the command line is read against: this module's, or those of the run that is resumed or cuda_graph."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--resume", action="store_true")
     early.add_argument("--run-dir", "--run_dir", type=Path)
@@ -195,16 +195,16 @@ def _stored(arguments: list[str]) -> Config:
         known, _ = early.parse_known_args(arguments)
     except SystemExit:  # a flag without its value: tyro says so better
         return Config()
-    from gala_mpi import store
+    from gala_mpi.run import reader
 
     if known.replay is not None:
-        stored = store.read_config(known.replay, "--replay")
+        stored = reader.read_config(known.replay, "--replay")
         return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None, survive=None)
     if not known.resume:
         return Config()
     if known.run_dir is None:
         raise SettingError("--resume needs --run-dir DIR, the run to continue")
-    return store.read_config(known.run_dir)
+    return reader.read_config(known.run_dir)
 
 
 def check(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Where the network computes, and what a GPU needs there: pinned memory, a second stream, launches that are repeated.
 
 A GPU goes on while the host does something else. On a CPU all of this comes to nothing: an upload is the array itself, and
-what could be replayed is called.
+what could be cuda_graph is called.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def replayed(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
     """`function`, whose launches a GPU records and from then on repeats in one go (a CUDA graph): a launch takes the host
     longer than the GPU needs for a small layer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -15,11 +16,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gala_mpi import topology
-from gala_mpi.checkpoint import Origin
 from gala_mpi.config import Config
-from gala_mpi.envs import FRAMES_PER_STEP
-from gala_mpi.exchange.board import COLUMNS
-from gala_mpi.roll import End
+from gala_mpi.envs import registry
+from gala_mpi.envs.atari import FRAMES_PER_STEP
+from gala_mpi.envs.base import Episode
+from gala_mpi.exchange.base import Counters
+from gala_mpi.job.membership import End
+from gala_mpi.job.resume import Origin
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.mpi.live_board import COLUMNS, LiveBoard
+from gala_mpi.mpi.world import World
 
 SECONDS_BETWEEN_PANELS = 0.5
 SECONDS_BETWEEN_LINES = 10.0
@@ -94,7 +100,7 @@ class Display:
         table.add_row("updates", f"{spread[0]:,.0f} to {spread[1]:,.0f}  [dim]slowest and fastest agent")
         table.add_row("time", f"{duration(self._shown - self._began)} so far, {duration(left)} left")
         config = self._config
-        title = f"{config.env} · {config.exchange} · {len(column['steps'])} agents × {config.num_envs} simulators"
+        title = f"{config.env} · {config.exchange} · {len(column['steps'])} agents × {config.num_envs} environments"
         return Panel(table, title=title, subtitle=f"[dim]{config.run_dir}", width=min(76, self.console.width))
 
 
@@ -164,17 +170,17 @@ def welcome(config: Config, agents: int, library: str, threads: int, origin: Ori
     """What is about to happen, in a few lines."""
     graph = f" on a {topology.title(config.topology)} graph" if config.exchange == "gossip" else ""
     say(
-        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} simulators, "
+        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} environments, "
         f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "
         f"threads per rank: {threads}, {library}"
     )
     for line in advice:
         say(line)
-    if not origin.generation:
+    if not origin.number:
         say(f"run directory: {config.run_dir}" + ("; no checkpoint of all ranks yet, it begins anew" if config.resume else ""))
         return
-    games = "exactly as if it had not stopped" if config.exact_resume else "simulators begin new episodes"
-    say(f"resumed from checkpoint {origin.generation} in {config.run_dir} at {origin.steps:,} steps; {games}")
+    games = "exactly as if it had not stopped" if config.exact_resume else "environments begin new episodes"
+    say(f"resumed from checkpoint {origin.number} in {config.run_dir} at {origin.steps:,} steps; {games}")
     if agents != origin.agents:
         say(
             f"{origin.agents} agents before, {agents} now: {succession(origin.shares)}; "
@@ -208,3 +214,65 @@ def farewell(config: Config, agents: int, reason: str) -> None:
         say(f"stopped early ({reason}): {run}\ncontinue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}")
     else:
         say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")
+
+
+RECENT = 100  # episodes, over all agents
+
+
+class LiveReport:
+    """A context manager around the training loop. Collective to make and to close.
+
+    Attributes:
+        score: mean of the last 100 scores, over all agents on rank 0 and over my own elsewhere; NaN before the first.
+    """
+
+    def __init__(self, world: World, config: Config, steps_before: int):
+        self._board = LiveBoard(world.comm)
+        self._recent: deque[float] = deque(maxlen=math.ceil(RECENT / world.size))
+        self._episodes = 0
+        self._age = math.nan
+        self._display = None
+        if world.root:
+            atari = registry.resolve(config.env)[0] == "atari"
+            self._display = Display(config, steps_before * world.size, atari)
+
+    def __enter__(self) -> LiveReport:
+        if self._display:
+            self._display.open()
+        return self
+
+    def hide(self) -> None:
+        """Show nothing more."""
+        if self._display:
+            self._display.close()
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.hide()
+        if kind is None:
+            self._board.close()
+
+    @property
+    def score(self) -> float:
+        if self._display:
+            return recent_score(dict(zip(COLUMNS, self._board.rows.T)))
+        return float(np.mean(self._recent)) if self._recent else math.nan
+
+    def update(self, learner: A2C, episodes: list[Episode], counters: Counters) -> None:
+        """After every update: post my row; on rank 0, read the others' and draw them now and then."""
+        self._episodes += len(episodes)
+        self._recent.extend(episode.score for episode in episodes)
+        if counters.mixes:
+            self._age = learner.updates - sum(mix.version for mix in counters.mixes) / len(counters.mixes)
+        self._board.post(
+            updates=learner.updates,
+            steps=learner.steps,
+            episodes=self._episodes,
+            recent_score=float(np.mean(self._recent)) if self._recent else 0.0,
+            recent_episodes=len(self._recent),
+            age=self._age,
+            staleness=counters.staleness,
+        )
+        if self._display:
+            self._board.poll()
+            if self._display.due():
+                self._display.show(self._board.rows)

@@ -1,4 +1,10 @@
-"""The errors that a user can mend: one line says what is wrong, and no traceback comes with it."""
+"""The errors that a user can mend: one line says what is wrong, and no traceback comes with it; and exit statuses."""
+
+# The same on all ranks; a signal that ends a run has its own (job/signals.py).
+FINISHED = 0  # all steps are done
+FAILED = 1
+REFUSED = 2  # bad input
+RESUME = 75  # EX_TEMPFAIL: stopped early with a complete checkpoint; start me again with --resume
 
 
 class SettingError(ValueError):

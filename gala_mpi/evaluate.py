@@ -9,6 +9,10 @@ the ranks. The table goes to the terminal and every game to the run's run.h5.
 
 from __future__ import annotations
 
+from gala_mpi.job import launch
+
+launch.set_environment()  # before numpy, torch and MPI are imported
+
 import os
 import sys
 import time
@@ -22,14 +26,17 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from gala_mpi import checkpoint, display, envs, options, store
+from gala_mpi import cli, display
+from gala_mpi.cli import require, require_file, require_whole
 from gala_mpi.config import Config
-from gala_mpi.envs import Episode, Simulators
+from gala_mpi.envs import registry
+from gala_mpi.envs.base import Environments, Episode
+from gala_mpi.envs.film import make_filmed
 from gala_mpi.errors import JobError, SettingError
 from gala_mpi.flat import Flat
-from gala_mpi.model import Network
-from gala_mpi.options import require, require_file, require_whole
-from gala_mpi.world import World
+from gala_mpi.mpi.world import World
+from gala_mpi.networks.policy import Network
+from gala_mpi.run import checkpoints, layout, reader, writer
 
 MEAN = -1  # the policy with all agents' parameters averaged
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
@@ -61,7 +68,7 @@ class Plan:
 
     wanted: Evaluation
     settings: Config
-    generation: int
+    number: int
     agents: list[int]
 
 
@@ -81,16 +88,16 @@ def make_plan(arguments: list[str]) -> Plan:
     """Parse and check. Raises SettingError."""
     wanted = parse(arguments)
     check(wanted)
-    settings = store.read_config(wanted.run, "run directory")
-    choose = {"newest": checkpoint.newest, "best": checkpoint.best}.get(wanted.checkpoint)
-    generation = choose(wanted.run) if choose else int(wanted.checkpoint)
-    available = checkpoint.complete(wanted.run)
-    if generation not in available:
+    settings = reader.read_config(wanted.run, "run directory")
+    choose = {"newest": checkpoints.newest, "best": checkpoints.best}.get(wanted.checkpoint)
+    number = choose(wanted.run) if choose else int(wanted.checkpoint)
+    available = checkpoints.complete(wanted.run)
+    if number not in available:
         numbers = ", ".join(map(str, available)) or "none is complete yet"
         raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
     if wanted.video:
-        envs.make_filmed(settings.env).close()
-    plan = Plan(wanted, settings, generation, checkpoint.ranks(wanted.run, generation))
+        make_filmed(settings.env).close()
+    plan = Plan(wanted, settings, number, checkpoints.ranks(wanted.run, number))
     try:
         load(plan)
     except JobError as error:
@@ -99,7 +106,7 @@ def make_plan(arguments: list[str]) -> Plan:
 
 
 def parse(arguments: list[str]) -> Evaluation:
-    return options.parse(
+    return cli.parse(
         Evaluation,
         "evaluate",
         "Play a run's policies: mean score ± standard error, up to 30 no-ops at the start.\n\n"
@@ -128,9 +135,9 @@ def load(plan: Plan) -> dict[int, np.ndarray]:
     vectors, total = {}, 0.0
     for agent in plan.agents:
         try:
-            vector = checkpoint.load(plan.wanted.run, plan.generation, agent).learner["parameters"]
+            vector = checkpoints.load(plan.wanted.run, plan.number, agent).learner["parameters"]
         except Exception as error:  # h5py raises many kinds
-            path = store.checkpoint_file(plan.wanted.run, plan.generation, agent)
+            path = layout.checkpoint_file(plan.wanted.run, plan.number, agent)
             raise JobError(f"{path} is damaged or deleted ({error})") from None
         total = total + vector.astype(np.float64)
         if plan.wanted.policies == "all":
@@ -143,22 +150,22 @@ def play_my_share(plan: Plan, policies: dict[int, np.ndarray], world: World) -> 
     mine = range(world.rank, plan.wanted.episodes, world.size)
     if not mine:
         return np.array([], GAMES)
-    simulators = envs.make(plan.settings.env, len(mine), threads=world.threads, sticky=plan.settings.sticky)
-    network, flat = make_network(plan.settings, simulators)
+    environments = registry.make(plan.settings.env, len(mine), threads=world.threads, sticky=plan.settings.sticky)
+    network, flat = make_network(plan.settings, environments)
     torch.manual_seed(plan.wanted.seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
     with Progress(console=display.console(), transient=True, disable=not world.root) as bar:
         for policy, parameters in bar.track(policies.items(), description="playing"):
             flat.data.copy_(torch.from_numpy(parameters))
-            games = play(network, simulators, game_seeds(plan.wanted.seed, mine), plan.wanted.sample)
+            games = play(network, environments, game_seeds(plan.wanted.seed, mine), plan.wanted.sample)
             rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
-    simulators.close()
+    environments.close()
     return np.array(rows, GAMES)
 
 
-def make_network(settings: Config, simulators: Simulators) -> tuple[Network, Flat]:
+def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:
     """A network of the run's kind, to be filled with parameters. On the CPU: a few games need no more."""
-    network = Network(settings.network, simulators.spaces, settings.precision).to(memory_format=torch.channels_last)
+    network = Network(settings.network, environments.spaces, settings.precision).to(memory_format=torch.channels_last)
     return network, Flat(network)
 
 
@@ -169,24 +176,24 @@ def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def play(network: Network, simulators: Simulators, seeds: np.ndarray, sample: bool) -> list[Episode]:
+def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool) -> list[Episode]:
     """One game in each simulator; the first to end in each, in the order of the seeds."""
-    observations = simulators.reset(seeds)
+    observations = environments.reset(seeds)
     games: dict[int, Episode] = {}
-    while len(games) < simulators.num_envs:
+    while len(games) < environments.num_envs:
         policy, _ = network(torch.from_numpy(observations))
-        step = simulators.step((policy.sample() if sample else policy.mode).numpy())
+        step = environments.step((policy.sample() if sample else policy.mode).numpy())
         observations = step.observations
         for episode in step.episodes:
             games.setdefault(episode.simulator, episode)
-    return [games[i] for i in range(simulators.num_envs)]
+    return [games[i] for i in range(environments.num_envs)]
 
 
 def report(plan: Plan, games: np.ndarray) -> None:
     """Print the table and add the games to run.h5."""
     wanted, run = plan.wanted, plan.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
-    table = Table(title=f"{plan.settings.env}, checkpoint {plan.generation}, {wanted.episodes} games a policy, {how}")
+    table = Table(title=f"{plan.settings.env}, checkpoint {plan.number}, {wanted.episodes} games a policy, {how}")
     for heading in ("policy", "mean", "± standard error", "lowest", "highest", "mean length (steps)"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     for policy in [*plan.agents, MEAN] if plan.wanted.policies == "all" else [MEAN]:
@@ -197,9 +204,9 @@ def report(plan: Plan, games: np.ndarray) -> None:
         name = "mean of all agents" if policy == MEAN else f"agent {policy}"
         table.add_row(name, *(f"{cell:.1f}" if np.isfinite(cell) else "–" for cell in cells))
     display.console().print(table)
-    facts = {"checkpoint": plan.generation, "arg_max": not wanted.sample, "seed": wanted.seed, "time": time.strftime("%FT%T%z")}
-    store.write_evaluation(run, games, facts)
-    display.say(f"written to {store.run_file(run)}")
+    metadata = {"checkpoint": plan.number, "arg_max": not wanted.sample, "seed": wanted.seed, "time": time.strftime("%FT%T%z")}
+    writer.write_evaluation(run, games, metadata)
+    display.say(f"written to {layout.run_file(run)}")
 
 
 @torch.no_grad()
@@ -208,20 +215,20 @@ def film(plan: Plan, parameters: np.ndarray) -> None:
     import imageio.v2 as imageio  # only who films pays for the import
 
     wanted = plan.wanted
-    simulators = envs.make_filmed(plan.settings.env, plan.settings.sticky)
-    network, flat = make_network(plan.settings, simulators)
+    environments = make_filmed(plan.settings.env, plan.settings.sticky)
+    network, flat = make_network(plan.settings, environments)
     flat.data.copy_(torch.from_numpy(parameters))
     temporary = wanted.video.with_name(f".{wanted.video.stem}.tmp{wanted.video.suffix}")
     options = {"macro_block_size": 2} if wanted.video.suffix == ".mp4" else {"loop": 0}
     try:
-        with imageio.get_writer(temporary, fps=simulators.frames_per_second, **options) as writer:
-            observations, over = simulators.reset(game_seeds(wanted.seed, [0])), False
-            writer.append_data(simulators.screen())
+        with imageio.get_writer(temporary, fps=environments.frames_per_second, **options) as writer:
+            observations, over = environments.reset(game_seeds(wanted.seed, [0])), False
+            writer.append_data(environments.screen())
             while not over:
                 policy, _ = network(torch.from_numpy(observations))
-                step = simulators.step((policy.sample() if wanted.sample else policy.mode).numpy())
+                step = environments.step((policy.sample() if wanted.sample else policy.mode).numpy())
                 observations, over = step.observations, bool(step.episodes)
-                writer.append_data(simulators.screen())
+                writer.append_data(environments.screen())
         os.replace(temporary, wanted.video)
     finally:
         temporary.unlink(missing_ok=True)

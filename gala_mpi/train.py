@@ -1,4 +1,4 @@
-"""Train one policy with many actor-learners: every MPI rank is an agent that owns its simulators, network and optimiser.
+"""Train one policy with many actor-learners: every MPI rank is an agent that owns its environments, network and optimiser.
 
     mpirun -n 32 python -m gala_mpi.train
     mpirun -n 2 python -m gala_mpi.train --env breakout --exchange allreduce --total-steps 10000000
@@ -9,31 +9,39 @@
 
 from __future__ import annotations
 
-from gala_mpi import machine, stop
+from gala_mpi.job import launch
 
-stop.listen()  # before torch and MPI are imported: until then a signal would kill this rank
-machine.refuse_tiny_shared_memory(status=2)
+launch.prepare_to_train(status=2)  # before torch and MPI are imported
 
-import sys  # noqa: E402
+import sys
 
-from gala_mpi import agent, checkpoint, display, plan, replay  # noqa: E402
-from gala_mpi.agent import Update  # noqa: E402
-from gala_mpi.checkpoint import Checkpoints  # noqa: E402
-from gala_mpi.config import Config  # noqa: E402
-from gala_mpi.energy import Meter  # noqa: E402
-from gala_mpi.exchange import Order  # noqa: E402
-from gala_mpi.metrics import Metrics  # noqa: E402
-from gala_mpi.plan import Plan  # noqa: E402
-from gala_mpi.progress import Progress  # noqa: E402
-from gala_mpi.roll import Roll  # noqa: E402
-from gala_mpi.stop import Stop  # noqa: E402
-from gala_mpi.world import World  # noqa: E402
+from gala_mpi import display, errors
+from gala_mpi.config import Config
+from gala_mpi.display import LiveReport
+from gala_mpi.exchange.base import Order
+from gala_mpi.job import (
+    build,
+    prepare,
+    reproduce,
+    resume,
+    signals,
+)
+from gala_mpi.job.membership import Membership
+from gala_mpi.job.prepare import Plan
+from gala_mpi.job.schedule import Checkpoints
+from gala_mpi.job.signals import Stop
+from gala_mpi.mpi.world import World
+from gala_mpi.record.energy import Meter
+from gala_mpi.record.recorder import (
+    Recorder,
+    Update,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     with World() as world:
-        status = train(world, world.decide(lambda: plan.make(arguments, world)))
-        stop.listen_no_more()
+        status = train(world, world.decide(lambda: prepare.make(arguments, world)))
+        signals.listen_no_more()
         sys.exit(status)
 
 
@@ -47,7 +55,7 @@ def train(world: World, plan: Plan) -> int:
     if config.replay:
         return _compared(world, config)
     finished = world.all(trainer.learner.updates >= trainer.last)
-    status, reason = (stop.FINISHED, "") if finished else world.largest(trainer.stop.verdict)
+    status, reason = (errors.FINISHED, "") if finished else world.largest(trainer.stop.verdict)
     if world.root:
         display.farewell(config, world.size, reason)
     return status
@@ -64,25 +72,25 @@ class Trainer:
     def __init__(self, world: World, plan: Plan):
         config, run, origin = plan.config, plan.config.run_dir, plan.origin
         self.world, self.config = world, config
-        self.agent = agent.build(config, world.comm, world.node.rank, world.threads)
+        self.agent = build.build(config, world.comm, world.node.rank, world.threads)
         self.learner, self.exchange = self.agent.learner, self.agent.exchange
         hours = 0.0
-        if origin.generation:
-            hours = checkpoint.restore(run, origin, world.rank, self.learner)
-            self.agent.begin()
+        if origin.number:
+            hours = resume.restore(run, origin, world.rank, self.learner)
+            self.agent.restart_environments()
         updates = self.learner.updates
         self.last = config.updates(world.size, world.sum(updates), world.sum(self.learner.steps))
-        self.metrics = Metrics(
+        self.metrics = Recorder(
             *(run, world.rank, updates, self.last - updates, plan.mixes_per_update, config.sketch_updates, hours),
             meter=Meter() if world.node.rank == 0 else None,
             agents=world.size,
-            resumed_from=origin.generation,
-            new_episodes=not (origin.generation and config.exact_resume),
+            resumed_from=origin.number,
+            new_episodes=not (origin.number and config.exact_resume),
         )
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
-        self.progress = Progress(world, config, self.learner.steps)
-        self.stop = Stop(config.wall_minutes, plan.notice)
-        self.roll = Roll(run, world) if config.survive is not None and world.size > 1 else None
+        self.progress = LiveReport(world, config, self.learner.steps)
+        self.stop = Stop(config.wall_minutes, plan.propagation_delay)
+        self.roll = Membership(run, world) if config.survive is not None and world.size > 1 else None
 
     def run(self) -> None:
         """Update by update to the last one, or to where all agree to stop."""
@@ -97,12 +105,12 @@ class Trainer:
                     if order.save:
                         self.save()
                         if self.config.exact_resume:
-                            self.agent.begin()  # as who resumes here
+                            self.agent.restart_environments()  # as who resumes here
             if self.roll:
                 self.end_without_the_lost(self.roll)
             self.agent.close(meanwhile=self.attend)  # from here on all ranks are out of the loop
             if not (order.stop and order.save and self.config.exact_resume):  # which has just saved
-                self.save(self.world.largest(self.checkpoints.generation) + 1)
+                self.save(self.world.largest(self.checkpoints.number) + 1)
             self.metrics.close()
 
     def record(self, update: Update) -> None:
@@ -118,42 +126,42 @@ class Trainer:
         wish = Order(stop=self.stop.requested(self.checkpoints.slowest), save=self.checkpoints.due())
         return self.checkpoints.heed(self.exchange.agree(wish), self.learner.updates)
 
-    def save(self, generation: int | None = None) -> None:
-        """Write a checkpoint: the next one, or `generation`."""
+    def save(self, number: int | None = None) -> None:
+        """Write a checkpoint: the next one, or `number`."""
         self.metrics.sync()
-        state = checkpoint.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
-        self.checkpoints.save(state, generation)
+        state = resume.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
+        self.checkpoints.save(state, number)
 
     def attend(self) -> None:
         """While others still train: save with them, for a checkpoint is of all ranks; pass on a wish to stop."""
         if self.checkpoints.due():
             self.save()
-        if self.stop.verdict[0] != stop.FINISHED:
+        if self.stop.verdict[0] != errors.FINISHED:
             self.exchange.agree(Order(stop=True))
 
-    def end_without_the_lost(self, roll: Roll) -> None:
+    def end_without_the_lost(self, roll: Membership) -> None:
         """Wait for the others' ends; where somebody is lost, save, say so and leave without MPI."""
         roll.leave()
         self.exchange.serve(until=roll.all_out, meanwhile=self.attend)
-        roll.answer(self.learner.updates, self.checkpoints.generation)
+        roll.answer(self.learner.updates, self.checkpoints.number)
         self.exchange.serve(until=roll.complete)
         if not roll.lost:
             return
-        self.save(max(end.generation for end in roll.ends) + 1)
+        self.save(max(end.number for end in roll.ends) + 1)
         self.metrics.close()
         self.progress.hide()
         if roll.spokesman:
             display.bereaved(self.config, self.world.size, roll.lost)
-        roll.wait_for_checkpoints(self.checkpoints.generation)
-        self.world.leave(max(stop.RESUME, self.stop.verdict[0]))
+        roll.wait_for_checkpoints(self.checkpoints.number)
+        self.world.leave(max(errors.RESUME, self.stop.verdict[0]))
 
 
 def _compared(world: World, config: Config) -> int:
     """The exit status of a replay: whether every rank's losses and norms are those that were recorded. Collective."""
-    repeated = world.all(replay.repeats(config.replay, config.run_dir, world.rank))
+    repeated = world.all(reproduce.repeats(config.replay, config.run_dir, world.rank))
     if world.root and repeated:
-        display.say(f"replayed: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
-    return stop.FINISHED if repeated else stop.FAILED
+        display.say(f"cuda_graph: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
+    return errors.FINISHED if repeated else errors.FAILED
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a run is doing, live or afterwards, from its files alone: no MPI, no torch, nothing that the run would notice.
+"""How a run is doing, live or afterwards, from its files alone: no MPI, no torch, nothing that the run would propagation_delay.
 
     python -m gala_mpi.watch runs/pong-gossip-...
     python -m gala_mpi.watch runs/pong-gossip-... --value steps
@@ -25,10 +25,11 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gala_mpi import options, store
-from gala_mpi.clock import SECTIONS
+from gala_mpi import cli
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
+from gala_mpi.run import layout, reader
+from gala_mpi.run.tables import SECTIONS
 
 SECONDS_BETWEEN_LOOKS = 2.0
 RECENT_UPDATES = 200  # of each agent, behind throughput and age
@@ -51,7 +52,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Look:
+class RunStatus:
     """A run at one moment.
 
     Attributes:
@@ -60,11 +61,11 @@ class Look:
         rate: steps/s of these agents together, over their last updates.
         score: mean of the newest scores; NaN before the first.
         age: mean age of the messages mixed of late, updates; NaN without any.
-        checkpoint: the newest generation that all agents have saved; 0 before the first.
+        checkpoint: the newest number that all agents have saved; 0 before the first.
         saved: the update of every agent in it, by rank.
         saved_ago: s.
         lost: the ranks that have died since the run was last started.
-        starts: facts about each start.
+        starts: metadata about each start.
         idle_starts: how many of the last starts have brought next to no progress that lasts.
     """
 
@@ -98,7 +99,7 @@ class Look:
 
 
 def parse(arguments: list[str]) -> Watch:
-    return options.parse(
+    return cli.parse(
         Watch,
         "watch",
         "How a run is doing, live or afterwards, from its files alone: on any host that sees them, without MPI.\n\n"
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = parse(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     try:
-        seen = look(wanted.run)
+        seen = read_status(wanted.run)
     except SettingError as error:
         print(f"gala_mpi: {error}", file=sys.stderr)
         return 2
@@ -130,7 +131,7 @@ def follow(run: Path, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                seen = look(run)
+                seen = read_status(run)
                 live.update(panel(run, seen), refresh=True)
                 if seen.state == "finished":
                     return
@@ -139,19 +140,19 @@ def follow(run: Path, console: Console) -> None:
             return
 
 
-def look(run: Path) -> Look:
+def read_status(run: Path) -> RunStatus:
     """What the run's files say now.
 
     Raises:
         SettingError: there is no run in `run`, or its run.h5 is damaged.
     """
-    settings, agents = store.read_config(run, "run directory"), store.read_agents(run)
+    settings, agents = reader.read_config(run, "run directory"), reader.read_agents(run)
     updates, scores, times = {}, [], []
     for rank in range(agents):
         try:
-            if len(rows := store.newest_rows(run, rank, "updates", RECENT_UPDATES)):
+            if len(rows := reader.newest_rows(run, rank, "updates", RECENT_UPDATES)):
                 updates[rank] = rows
-            episodes = store.newest_rows(run, rank, "episodes", RECENT_EPISODES)
+            episodes = reader.newest_rows(run, rank, "episodes", RECENT_EPISODES)
         except (OSError, KeyError, ValueError):  # not there yet, or damaged: the number of agents tells
             continue
         scores.extend(episodes["score"])
@@ -160,10 +161,10 @@ def look(run: Path) -> Look:
     ages = [age for rows in updates.values() for age in rows["age"] if not np.isnan(age)]
     checkpoint, saved, saved_at = _newest_checkpoint(run)
     written = [path.stat().st_mtime for path in (run / "metrics").glob("rank*.h5")]
-    return Look(
+    return RunStatus(
         config=settings,
         agents=agents,
-        silence=time.time() - max(written, default=store.run_file(run).stat().st_mtime),
+        silence=time.time() - max(written, default=layout.run_file(run).stat().st_mtime),
         newest={rank: rows[-1] for rank, rows in updates.items()},
         rate=sum(map(_rate, updates.values())),
         score=float(np.mean(recent)) if len(recent) else math.nan,
@@ -171,8 +172,8 @@ def look(run: Path) -> Look:
         checkpoint=checkpoint,
         saved=saved,
         saved_ago=time.time() - saved_at,
-        lost=store.lost(run),
-        starts=store.read_starts(run),
+        lost=layout.lost(run),
+        starts=reader.read_starts(run),
         idle_starts=_idle_starts(run),
     )
 
@@ -184,10 +185,10 @@ def _rate(rows: np.ndarray) -> float:
 
 
 def _newest_checkpoint(run: Path) -> tuple[int, dict[int, int], float]:
-    """The newest generation that all agents have saved, each agent's update in it, and when; 0 before the first."""
+    """The newest number that all agents have saved, each agent's update in it, and when; 0 before the first."""
     for folder in sorted((run / "checkpoints").glob("[0-9]*"), reverse=True):
         try:
-            if saved := store.saved_updates(run, int(folder.name)):
+            if saved := reader.saved_updates(run, int(folder.name)):
                 return int(folder.name), saved, folder.stat().st_mtime
         except (OSError, KeyError, ValueError):  # damaged, or just deleted
             continue
@@ -197,15 +198,15 @@ def _newest_checkpoint(run: Path) -> tuple[int, dict[int, int], float]:
 def _idle_starts(run: Path) -> int:
     """How many of the last starts have brought next to no training that a later one could build on."""
     try:
-        begun = [hours for hours in store.starting_hours(run, 0) if not math.isnan(hours)]
-        ended = store.newest_rows(run, 0, "updates", 1)["hours"].tolist()
+        begun = [hours for hours in reader.starting_hours(run, 0) if not math.isnan(hours)]
+        ended = reader.newest_rows(run, 0, "updates", 1)["hours"].tolist()
     except (OSError, KeyError, ValueError):
         return 0
     gains = [3600 * (after - before) for before, after in pairwise(begun + ended)]
     return next((i for i, gain in enumerate(reversed(gains)) if gain > IDLE_SECONDS), len(gains))
 
 
-def panel(run: Path, seen: Look) -> Panel:
+def panel(run: Path, seen: RunStatus) -> Panel:
     """What a person sees of it."""
     c, share = seen.config, seen.steps / seen.config.total_steps
     table = Table.grid(padding=(0, 2))

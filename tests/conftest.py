@@ -3,6 +3,9 @@
 import sys
 from pathlib import Path
 
+from gala_mpi.job.launch import set_environment
+
+set_environment()  # as the commands do before torch and MPI are loaded
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))  # scripts that import each other by their names
 
 collect_ignore = ["mpi"]

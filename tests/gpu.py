@@ -1,4 +1,4 @@
-"""A GPU's manners on the CPU, for machines without one: what torch.cuda promises and forbids, with real numbers.
+"""A GPU's manners on the CPU, for host_views without one: what torch.cuda promises and forbids, with real numbers.
 
 * What a stream of its own copies arrives late: when somebody waits for it, or has asked a few times.
 * Pinned memory from or to which something is on its way must be left alone.

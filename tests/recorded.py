@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 import runs
-from gala_mpi import store
 from gala_mpi.config import Config
+from gala_mpi.run import layout, writer
+from gala_mpi.run.tables import Tables
 
 ROOT = Path(__file__).parents[1]
 ANALYSIS = ROOT / "analysis"
-FACTS = {"time": "2026-01-02T03:04:05+0000", "hosts": ["a", "b"], "threads": [1, 1], "beta": 0.5, "resumed_from": 0}
+METADATA = {"time": "2026-01-02T03:04:05+0000", "hosts": ["a", "b"], "threads": [1, 1], "beta": 0.5, "resumed_from": 0}
 STEPS = 80  # of an update
 ROOM = 400
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
@@ -24,15 +25,15 @@ GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length
 def begin(path: Path, agents: int = 2, **settings) -> Path:
     """The run.h5 of a run of 100 updates."""
     settings = {"env": "CartPole-v1", "total_steps": 100 * STEPS * agents, **settings}
-    store.write_run(path, Config(**settings), agents, FACTS)
+    writer.write_run(path, Config(**settings), agents, METADATA)
     return path
 
 
 def write(path: Path, rank: int, after_update: int, agents: int = 0, **tables: np.ndarray) -> Path:
     """One more metrics file of a rank, with room for ROOM rows."""
-    file = store.next_metrics_file(path, rank)
+    file = layout.next_metrics_file(path, rank)
     layouts = {name: (dtype, ROOM) for name, dtype in runs.TABLES.items()}
-    writer = store.Tables(file, layouts, {"rank": rank, "after_update": after_update, "agents": agents})
+    writer = Tables(file, layouts, {"rank": rank, "after_update": after_update, "agents": agents})
     for name, rows in tables.items():
         writer.append(name, rows)
     writer.close()
@@ -82,7 +83,7 @@ def scribble(file: Path) -> None:
 def evaluate(run_dir: Path, scores_of: dict[int, list[float]]) -> None:
     """Games of every policy (-1: the averaged one)."""
     rows = [(policy, n, score, 100) for policy, values in scores_of.items() for n, score in enumerate(values)]
-    store.write_evaluation(run_dir, np.array(rows, GAMES), {"checkpoint": 3, "arg_max": True, "seed": 1, "time": "now"})
+    writer.write_evaluation(run_dir, np.array(rows, GAMES), {"checkpoint": 3, "arg_max": True, "seed": 1, "time": "now"})
 
 
 def command(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:

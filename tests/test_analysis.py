@@ -279,7 +279,7 @@ def test_rates_and_efficiency(tmp_path):
 
 
 def test_strong_efficiency_is_among_runs_of_as_many_simulators(tmp_path):
-    """The same 32 simulators on 2 ranks and on 4, which need 0.8 of the time for as many steps."""
+    """The same 32 environments on 2 ranks and on 4, which need 0.8 of the time for as many steps."""
     for agents, num_envs in ((2, 16), (4, 8)):
         run_dir = begin(tmp_path / str(agents), agents, env="pong", num_envs=num_envs)
         for rank in range(agents):

@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from gala_mpi import checkpoint, elastic, store, topology
-from gala_mpi.checkpoint import Checkpoints, Origin, State
+from gala_mpi import topology
 from gala_mpi.config import A2CSettings, Config
-from gala_mpi.envs import Spaces
+from gala_mpi.envs.base import Spaces
 from gala_mpi.errors import DiskError, SettingError
-from gala_mpi.exchange import Order
-from gala_mpi.learner import A2C
-from gala_mpi.model import Network
+from gala_mpi.exchange.base import Order
+from gala_mpi.job import elastic, resume
+from gala_mpi.job.resume import Origin
+from gala_mpi.job.schedule import Checkpoints
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.networks.policy import Network
+from gala_mpi.run import checkpoints, layout, writer
+from gala_mpi.run.checkpoints import State
 
 LENGTH = 5000
 
@@ -43,21 +47,21 @@ def assert_same(one: State, other: State) -> None:
         assert np.array_equal(value, other.learner[name]) and value.dtype == other.learner[name].dtype
 
 
-def save(run: Path, rank: int, generations: range, agents: int = 1, keep: int = 100, score=lambda generation: 1.0) -> None:
-    """Rank `rank`'s files of some generations, which are saved one after another."""
-    checkpoints = Checkpoints(run, rank, Config(keep_checkpoints=keep), generations[0] - 1)
-    for generation in generations:
-        checkpoints.save(new_state(score(generation), agents, seed=generation))
+def save(run: Path, rank: int, numbers: range, agents: int = 1, keep: int = 100, score=lambda number: 1.0) -> None:
+    """Rank `rank`'s files of some numbers, which are saved one after another."""
+    schedule = Checkpoints(run, rank, Config(keep_checkpoints=keep), numbers[0] - 1)
+    for number in numbers:
+        schedule.save(new_state(score(number), agents, seed=number))
 
 
-def file_of(run: Path, generation: int, rank: int = 0) -> Path:
-    return store.checkpoint_file(run, generation, rank)
+def file_of(run: Path, number: int, rank: int = 0) -> Path:
+    return layout.checkpoint_file(run, number, rank)
 
 
 def test_what_is_saved_comes_back(tmp_path):
     save(tmp_path, 0, range(1, 3))
-    for generation in (1, 2):
-        assert_same(checkpoint.load(tmp_path, generation, 0), new_state(seed=generation))
+    for number in (1, 2):
+        assert_same(checkpoints.load(tmp_path, number, 0), new_state(seed=number))
 
 
 def new_learner(seed: int = 0, updates: int = 0, steps: int = 0) -> A2C:
@@ -72,8 +76,8 @@ def new_learner(seed: int = 0, updates: int = 0, steps: int = 0) -> A2C:
 def save_agents(run: Path, *agents: A2C) -> Origin:
     """Generation 1 of some agents, and what a start goes on from."""
     for rank, learner in enumerate(agents):
-        Checkpoints(run, rank, Config(), 0).save(checkpoint.take(learner, "mlp", len(agents), 2.5, 3.0))
-    return checkpoint.resumable(run, "mlp")
+        Checkpoints(run, rank, Config(), 0).save(resume.take(learner, "mlp", len(agents), 2.5, 3.0))
+    return resume.resumable(run, "mlp")
 
 
 def restored(run: Path, origin: Origin, ranks: int, graph: str | None = "ring") -> list[A2C]:
@@ -82,7 +86,7 @@ def restored(run: Path, origin: Origin, ranks: int, graph: str | None = "ring") 
     origin = replace(origin, shares=elastic.shares(graph, origin.agents, ranks))
     learners = [new_learner(99) for _ in range(ranks)]
     for rank, learner in enumerate(learners):
-        assert checkpoint.restore(run, origin, rank, learner) == 2.5
+        assert resume.restore(run, origin, rank, learner) == 2.5
     return learners
 
 
@@ -142,55 +146,55 @@ def test_shares_are_means_in_which_everybody_counts(graph, agents, ranks):
 
 
 def test_checkpoints_fall_due_by_the_clock(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60), 0)
-    assert not checkpoints.due()
+    schedule = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60), 0)
+    assert not schedule.due()
     time.sleep(0.52)
-    assert checkpoints.due()
-    checkpoints.save(new_state())
-    assert not checkpoints.due() and checkpoints.generation == 1
-    checkpoints.save(new_state(), generation=5)
-    assert checkpoints.generation == 5 and checkpoint.generations(tmp_path) == [1, 5]
-    assert 0 < checkpoints.slowest < 10
+    assert schedule.due()
+    schedule.save(new_state())
+    assert not schedule.due() and schedule.number == 1
+    schedule.save(new_state(), number=5)
+    assert schedule.number == 5 and checkpoints.numbers(tmp_path) == [1, 5]
+    assert 0 < schedule.slowest < 10
 
 
 @pytest.mark.parametrize("staleness, number", [(None, 4), (0, 1)])
 def test_who_was_suspended_does_not_make_up_for_what_it_missed(tmp_path, staleness, number):
     """The others have saved 1, 2 and 3 meanwhile, and save 4 now; agents in lock-step have waited."""
-    checkpoints = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60, staleness=staleness), 0)
+    schedule = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60, staleness=staleness), 0)
     time.sleep(2.05)
-    assert checkpoints.due()
-    checkpoints.save(new_state())
-    assert not checkpoints.due() and checkpoint.generations(tmp_path) == [number]
+    assert schedule.due()
+    schedule.save(new_state())
+    assert not schedule.due() and checkpoints.numbers(tmp_path) == [number]
 
 
 def test_exact_runs_save_and_stop_at_marks_alone(tmp_path):
     exact = Config(exact_resume=True, checkpoint_updates=10, checkpoint_minutes=1e-9)
-    checkpoints = Checkpoints(tmp_path, 0, exact, 0)
-    assert not checkpoints.due()
-    assert checkpoints.heed(Order(stop=True, save=True), 9) == Order()
-    assert checkpoints.heed(Order(), 10) == Order(save=True)
-    assert checkpoints.heed(Order(stop=True), 20) == Order(stop=True, save=True)
+    schedule = Checkpoints(tmp_path, 0, exact, 0)
+    assert not schedule.due()
+    assert schedule.heed(Order(stop=True, save=True), 9) == Order()
+    assert schedule.heed(Order(), 10) == Order(save=True)
+    assert schedule.heed(Order(stop=True), 20) == Order(stop=True, save=True)
     assert Checkpoints(tmp_path, 0, Config(), 0).heed(Order(stop=True), 9) == Order(stop=True)
 
 
 def test_generations_are_in_order_of_number(tmp_path):
     save(tmp_path, 0, range(8, 13))
     (tmp_path / "checkpoints" / "notes").mkdir()
-    assert checkpoint.generations(tmp_path) == checkpoint.complete(tmp_path) == [8, 9, 10, 11, 12]
-    assert checkpoint.newest(tmp_path) == 12
+    assert checkpoints.numbers(tmp_path) == checkpoints.complete(tmp_path) == [8, 9, 10, 11, 12]
+    assert checkpoints.newest(tmp_path) == 12
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
-    assert checkpoint.newest(tmp_path) is None and checkpoint.best(tmp_path) is None
-    assert checkpoint.complete(tmp_path) == []
+    assert checkpoints.newest(tmp_path) is None and checkpoints.best(tmp_path) is None
+    assert checkpoints.complete(tmp_path) == []
 
 
 def test_the_newest_generation_is_the_newest_that_all_ranks_have(tmp_path):
     save(tmp_path, 0, range(1, 5), agents=3)
     save(tmp_path, 1, range(1, 4), agents=3)
     save(tmp_path, 2, range(1, 3), agents=3)
-    assert checkpoint.complete(tmp_path) == [1, 2]
-    assert checkpoint.newest(tmp_path) == 2
+    assert checkpoints.complete(tmp_path) == [1, 2]
+    assert checkpoints.newest(tmp_path) == 2
 
 
 # Damage
@@ -214,8 +218,8 @@ def test_one_wrong_bit_is_found_and_the_file_named(tmp_path, dataset, capsys):
     save(tmp_path, 0, range(1, 4))
     flip(file_of(tmp_path, 3), place_of(file_of(tmp_path, 3), dataset))
     with pytest.raises(OSError):
-        checkpoint.load(tmp_path, 3, 0)
-    assert checkpoint.newest(tmp_path) == 2
+        checkpoints.load(tmp_path, 3, 0)
+    assert checkpoints.newest(tmp_path) == 2
     assert capsys.readouterr().err.startswith(f"gala_mpi: {file_of(tmp_path, 3)} is damaged and passed over (")
 
 
@@ -223,7 +227,7 @@ def test_a_wrong_bit_of_any_rank_spoils_the_generation(tmp_path):
     save(tmp_path, 0, range(1, 3), agents=2)
     save(tmp_path, 1, range(1, 3), agents=2)
     flip(file_of(tmp_path, 2, 1), place_of(file_of(tmp_path, 2, 1), "learner/parameters"))
-    assert checkpoint.newest(tmp_path) == 1
+    assert checkpoints.newest(tmp_path) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -231,21 +235,21 @@ def test_a_file_that_was_cut_short_is_passed_over(tmp_path, share):
     save(tmp_path, 0, range(1, 3))
     path = file_of(tmp_path, 2)
     os.truncate(path, int(share * path.stat().st_size))
-    assert checkpoint.newest(tmp_path) == 1
+    assert checkpoints.newest(tmp_path) == 1
 
 
 def test_a_file_of_another_kind_is_passed_over(tmp_path):
     save(tmp_path, 0, range(1, 3))
     with h5py.File(file_of(tmp_path, 2), "w") as file:
         file["something"] = 1
-    assert checkpoint.newest(tmp_path) == 1
+    assert checkpoints.newest(tmp_path) == 1
 
 
 def test_when_all_are_damaged_there_is_none(tmp_path):
     save(tmp_path, 0, range(1, 3))
-    for generation in (1, 2):
-        file_of(tmp_path, generation).write_bytes(b"nothing")
-    assert checkpoint.newest(tmp_path) is None
+    for number in (1, 2):
+        file_of(tmp_path, number).write_bytes(b"nothing")
+    assert checkpoints.newest(tmp_path) is None
 
 
 def places_of_data(path: Path) -> set[int]:
@@ -260,7 +264,7 @@ def places_of_data(path: Path) -> set[int]:
 
 
 def test_a_wrong_bit_in_the_structure_of_a_file_is_found_too(tmp_path):
-    """HDF5's own bytes, attributes and strings included: whichever is flipped, the generation is passed over."""
+    """HDF5's own bytes, attributes and strings included: whichever is flipped, the number is passed over."""
     save(tmp_path, 0, range(1, 3))
     path = file_of(tmp_path, 2)
     sound, data, rng = path.read_bytes(), places_of_data(path), random.Random(0)
@@ -269,23 +273,23 @@ def test_a_wrong_bit_in_the_structure_of_a_file_is_found_too(tmp_path):
     for place in rng.sample(structure, 150):
         path.write_bytes(sound)
         flip(path, place, rng.randrange(8))
-        assert checkpoint.newest(tmp_path) == 1, place
+        assert checkpoints.newest(tmp_path) == 1, place
     path.write_bytes(sound)
-    assert checkpoint.newest(tmp_path) == 2
+    assert checkpoints.newest(tmp_path) == 2
 
 
 # What is kept
 
 
 def kept(run: Path) -> list[int]:
-    return checkpoint.generations(run)
+    return checkpoints.numbers(run)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     scores = {1: 5.0, 2: 21.0, 3: 7.0, 4: 20.0, 5: 6.0, 6: 4.0}
     save(tmp_path, 0, range(1, 7), keep=2, score=scores.get)
     assert kept(tmp_path) == [2, 5, 6]
-    assert checkpoint.best(tmp_path) == 2
+    assert checkpoints.best(tmp_path) == 2
 
 
 def test_a_better_one_takes_the_place_of_the_best(tmp_path):
@@ -300,7 +304,7 @@ def test_generations_without_a_score_are_not_the_best(tmp_path):
 
 
 def test_without_any_score_only_the_newest_are_kept(tmp_path):
-    save(tmp_path, 0, range(1, 5), keep=2, score=lambda generation: float("nan"))
+    save(tmp_path, 0, range(1, 5), keep=2, score=lambda number: float("nan"))
     assert kept(tmp_path) == [3, 4]
 
 
@@ -309,7 +313,7 @@ def test_only_complete_generations_count_as_kept(tmp_path):
     save(tmp_path, 1, range(1, 4), agents=2)
     save(tmp_path, 0, range(1, 7), agents=2, keep=2)
     assert {2, 3} <= set(kept(tmp_path)) and 1 not in kept(tmp_path)
-    assert checkpoint.newest(tmp_path) == 3
+    assert checkpoints.newest(tmp_path) == 3
 
 
 def test_what_nobody_completes_any_more_is_deleted(tmp_path):
@@ -331,7 +335,7 @@ def test_other_ranks_delete_nothing(tmp_path):
 
 
 def begin_run(run: Path, agents: int) -> None:
-    store.write_run(run, Config(run_dir=run), agents, {})
+    writer.write_run(run, Config(run_dir=run), agents, {})
     for rank in range(agents):
         save(run, rank, range(1, 4), agents=agents)
 
@@ -339,34 +343,34 @@ def begin_run(run: Path, agents: int) -> None:
 def test_a_run_resumes_from_its_newest_generation(tmp_path):
     begin_run(tmp_path, 2)
     save(tmp_path, 1, range(4, 6), agents=2)
-    origin = checkpoint.resumable(tmp_path, "mlp")
-    assert (origin.generation, origin.last, origin.agents, origin.updates, origin.steps) == (3, 5, 2, 7, 1120)
+    origin = resume.resumable(tmp_path, "mlp")
+    assert (origin.number, origin.last, origin.agents, origin.updates, origin.steps) == (3, 5, 2, 7, 1120)
 
 
 def test_another_network_is_refused(tmp_path):
     begin_run(tmp_path, 1)
     with pytest.raises(SettingError, match=r"--network gala: .*mlp is expected"):
-        checkpoint.resumable(tmp_path, "gala")
+        resume.resumable(tmp_path, "gala")
 
 
 def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
     """It was killed before all ranks had saved."""
     begin_run(tmp_path, 2)
-    for generation in kept(tmp_path):
-        file_of(tmp_path, generation, 1).unlink()
-    origin = checkpoint.resumable(tmp_path, "mlp")
-    assert (origin.generation, origin.last) == (0, 3)
+    for number in kept(tmp_path):
+        file_of(tmp_path, number, 1).unlink()
+    origin = resume.resumable(tmp_path, "mlp")
+    assert (origin.number, origin.last) == (0, 3)
     shutil.rmtree(tmp_path / "checkpoints")
-    origin = checkpoint.resumable(tmp_path, "mlp")
-    assert (origin.generation, origin.last) == (0, 0)
+    origin = resume.resumable(tmp_path, "mlp")
+    assert (origin.number, origin.last) == (0, 0)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path):
     begin_run(tmp_path, 2)
-    for generation in kept(tmp_path):
-        file_of(tmp_path, generation, 1).write_bytes(b"nothing")
+    for number in kept(tmp_path):
+        file_of(tmp_path, number, 1).write_bytes(b"nothing")
     with pytest.raises(SettingError, match="all its checkpoints are damaged"):
-        checkpoint.resumable(tmp_path, "mlp")
+        resume.resumable(tmp_path, "mlp")
 
 
 # A disk that takes no more
@@ -384,22 +388,22 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(small_disk):
-    checkpoints = Checkpoints(small_disk, 0, Config(), 0)
-    checkpoints.save(new_state(seed=1))
+    schedule = Checkpoints(small_disk, 0, Config(), 0)
+    schedule.save(new_state(seed=1))
     big = replace(new_state(), learner={"parameters": np.random.default_rng(0).random(100_000)})
     for _ in range(3):
         with pytest.raises(DiskError, match=r"checkpoints/00000\d/rank00000.h5 cannot be written: No space left"):
-            checkpoints.save(big)
-    assert checkpoint.newest(small_disk) == 1 and not list(small_disk.rglob(".*"))
-    checkpoints.save(new_state(seed=2))
-    assert_same(checkpoint.load(small_disk, 5, 0), new_state(seed=2))
-    assert checkpoint.generations(small_disk) == [1, 5]
+            schedule.save(big)
+    assert checkpoints.newest(small_disk) == 1 and not list(small_disk.rglob(".*"))
+    schedule.save(new_state(seed=2))
+    assert_same(checkpoints.load(small_disk, 5, 0), new_state(seed=2))
+    assert checkpoints.numbers(small_disk) == [1, 5]
 
 
 def test_a_disk_that_has_become_read_only_is_an_error(small_disk):
-    checkpoints = Checkpoints(small_disk, 0, Config(), 0)
-    checkpoints.save(new_state(seed=1))
+    schedule = Checkpoints(small_disk, 0, Config(), 0)
+    schedule.save(new_state(seed=1))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(DiskError, match=r"000002 cannot be written: Read-only"):
-        checkpoints.save(new_state(seed=2))
-    assert_same(checkpoint.load(small_disk, 1, 0), new_state(seed=1))
+        schedule.save(new_state(seed=2))
+    assert_same(checkpoints.load(small_disk, 1, 0), new_state(seed=1))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gala_mpi import store
 from gala_mpi.config import A2CSettings, Config, check, parse
 from gala_mpi.errors import SettingError
+from gala_mpi.run import layout, writer
 
 OUT_OF_BOUNDS = [
     ("--num-envs", "num_envs", [0, -1]),
@@ -221,7 +221,7 @@ def test_help_lists_every_field_with_its_sentence(kind, prefix, fields, capsys, 
 
 def begin_run(run: Path, **settings) -> Config:
     config = Config(run_dir=run, **settings)
-    store.write_run(run, config, 2, {"time": "now"})
+    writer.write_run(run, config, 2, {"time": "now"})
     return config
 
 
@@ -257,7 +257,7 @@ def test_resume_needs_a_run(tmp_path):
 
 def test_resume_of_a_damaged_run_says_so(tmp_path):
     begin_run(tmp_path / "run")
-    store.run_file(tmp_path / "run").write_bytes(b"nothing")
+    layout.run_file(tmp_path / "run").write_bytes(b"nothing")
     with pytest.raises(SettingError, match="cannot be read"):
         parse(["--resume", "--run-dir", str(tmp_path / "run")])
 

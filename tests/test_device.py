@@ -7,13 +7,13 @@ import pytest
 import torch
 from test_rollout import GAMMA, KINDS, SEEDS, N, T
 
-from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
-from gala_mpi.device import WARM_UP_CALLS, Download, Upload, on_host, pick, replayed
-from gala_mpi.envs import GymSimulators
-from gala_mpi.learner import A2C
-from gala_mpi.model import Network
-from gala_mpi.rollout import Collector
+from gala_mpi.device import WARM_UP_CALLS, Download, Upload, cuda_graph, on_host, pick
+from gala_mpi.envs.gym import GymEnvironments
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.networks.policy import Network
+from gala_mpi.record.clock import Clock
+from gala_mpi.rollout.collector import Collector
 from gpu import ASKED, Gpu
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_a_replay_computes_anew_what_was_recorded(gpu):
         total.add_(x)
         return 2 * x
 
-    call = replayed(function, CPU)
+    call = cuda_graph(function, CPU)
     expected, results = np.zeros(2), []
     for k in range(6):
         x.fill_(k)
@@ -90,7 +90,7 @@ def test_a_replay_computes_anew_what_was_recorded(gpu):
 
 @pytest.mark.parametrize("looks", [lambda x: x.sum().item(), lambda x: x.numpy(), lambda x: x + torch.from_numpy(np.ones(2))])
 def test_what_a_graph_cannot_hold_is_refused(gpu, looks):
-    call = replayed(lambda: looks(torch.ones(2)), CPU)
+    call = cuda_graph(lambda: looks(torch.ones(2)), CPU)
     for _ in range(WARM_UP_CALLS):
         call()
     with pytest.raises(RuntimeError, match="capturing"):
@@ -102,11 +102,11 @@ def trained(kind: str, precision: str, updates: int) -> tuple[torch.Tensor, list
     torch.manual_seed(0)
     kind, _, overlapped = kind.partition(" ")
     turns = 2 if overlapped else 1
-    simulators = [GymSimulators(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
-    network = Network(KINDS[kind][0], simulators[0].spaces, precision).to(memory_format=torch.channels_last)
+    environments = [GymEnvironments(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
+    network = Network(KINDS[kind][0], environments[0].spaces, precision).to(memory_format=torch.channels_last)
     learner = A2C(network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
-    collector = Collector(network, simulators, SEEDS, T, GAMMA, True, lambda: None, Clock())
-    learn = replayed(lambda: learner.gradient(collector.batch()), CPU)
+    collector = Collector(network, environments, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    learn = cuda_graph(lambda: learner.gradient(collector.batch()), CPU)
     torch.manual_seed(1)
     losses = []
     for _ in range(updates):

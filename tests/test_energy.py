@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gala_mpi import energy
+from gala_mpi.record import energy
 
 
 @pytest.fixture

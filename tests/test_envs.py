@@ -1,4 +1,4 @@
-"""Simulators: Atari frame by frame against gymnasium's own wrappers, other games against single environments."""
+"""Environments: Atari frame by frame against gymnasium's own wrappers, other games against single environments."""
 
 import functools
 import math
@@ -11,10 +11,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from gala_mpi import envs
-from gala_mpi.envs import FRAMES_PER_STEP, NO_OPS, AtariSimulators, GymSimulators, Step
+from gala_mpi.envs import base, registry
+from gala_mpi.envs.atari import FRAMES_PER_STEP, NO_OPS, AtariEnvironments
+from gala_mpi.envs.base import Step
+from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.errors import SettingError
-from gala_mpi.model import Network
+from gala_mpi.networks.policy import Network
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -38,29 +40,29 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ],
 )
 def test_names_of_games(env, expected):
-    assert envs.resolve(env) == expected
+    assert registry.resolve(env) == expected
 
 
 def test_every_atari_id_of_gymnasium_is_its_game():
     ids = {name: spec.kwargs["game"] for name, spec in gymnasium.registry.items() if "game" in spec.kwargs}
     assert len(ids) > 300
-    assert {name: envs.resolve(name) for name in ids} == {name: ("atari", game) for name, game in ids.items()}
+    assert {name: registry.resolve(name) for name in ids} == {name: ("atari", game) for name, game in ids.items()}
 
 
 def test_every_game_is_its_own_name():
-    assert [envs.resolve(game) for game in envs.atari_games()] == [("atari", game) for game in envs.atari_games()]
+    assert [registry.resolve(game) for game in registry.atari_games()] == [("atari", game) for game in registry.atari_games()]
 
 
 @pytest.mark.parametrize("wrong, near", [("pnog", "pong"), ("CartPole-v7", "CartPole-v1"), ("ALE/Pogn-v5", "ALE/Pong-v5")])
 def test_an_unknown_game_is_refused_with_a_near_match(wrong, near):
     with pytest.raises(SettingError) as error:
-        envs.resolve(wrong)
+        registry.resolve(wrong)
     assert f"--env {wrong}" in str(error.value) and near in str(error.value)
 
 
 def test_a_game_like_no_other_is_refused_with_examples():
     with pytest.raises(SettingError, match="for example pong"):
-        envs.resolve("qqqqqqqq")
+        registry.resolve("qqqqqqqq")
 
 
 # Atari against gymnasium's wrappers
@@ -111,9 +113,9 @@ class Reference:
         return observation, reward, lost, over, cut
 
 
-def frames_shown(simulators: AtariSimulators) -> int:
+def frames_shown(environments: AtariEnvironments) -> int:
     """How many frames the first simulator's emulator has shown since its game began."""
-    return int(simulators._frames[0])
+    return int(environments._frames[0])
 
 
 def assert_same_screens(mine: np.ndarray, theirs: np.ndarray) -> None:
@@ -129,64 +131,64 @@ def assert_same_screens(mine: np.ndarray, theirs: np.ndarray) -> None:
 )
 def test_atari_equals_the_wrappers_of_gymnasium(game, steps, games, lives_lost):
     """Observations, rewards, ends of lives and games, scores and lengths, across lost lives and the ends of games."""
-    simulators, reference = AtariSimulators(game, 1), Reference(game)
-    first = simulators.reset(np.array([5]))
-    assert 1 <= frames_shown(simulators) <= NO_OPS
-    assert_same_screens(first[0], reference.reset(frames_shown(simulators)))
+    environments, reference = AtariEnvironments(game, 1), Reference(game)
+    first = environments.reset(np.array([5]))
+    assert 1 <= frames_shown(environments) <= NO_OPS
+    assert_same_screens(first[0], reference.reset(frames_shown(environments)))
     rng = np.random.default_rng(0)
     seen_games = seen_losses = 0
     for _ in range(steps):
-        action = rng.integers(simulators.spaces.actions)
-        step = simulators.step(np.array([action]))
+        action = rng.integers(environments.spaces.actions)
+        step = environments.step(np.array([action]))
         expected, reward, lost, over, _ = reference.step(action)
         assert step.rewards[0] == reward and step.terminated[0] == lost and not step.truncated[0]
         assert [(e.simulator, e.score, e.length) for e in step.episodes] == [(0, reference.score, reference.length)] * over
         if over:  # the observation is the next game's
-            assert 1 <= frames_shown(simulators) <= NO_OPS
-            expected = reference.reset(frames_shown(simulators))
+            assert 1 <= frames_shown(environments) <= NO_OPS
+            expected = reference.reset(frames_shown(environments))
         assert_same_screens(step.observations[0], expected)
         seen_games += over
         seen_losses += lost and not over
     assert seen_games >= games and seen_losses >= lives_lost
-    simulators.close()
+    environments.close()
 
 
 def test_openings_are_from_1_to_30_frames_long():
-    simulators = AtariSimulators("breakout", 12)
-    simulators.reset(np.arange(12))
-    assert simulators._frames.min() >= 1 and simulators._frames.max() <= NO_OPS
-    assert len(set(simulators._frames)) > 6
-    simulators.close()
+    environments = AtariEnvironments("breakout", 12)
+    environments.reset(np.arange(12))
+    assert environments._frames.min() >= 1 and environments._frames.max() <= NO_OPS
+    assert len(set(environments._frames)) > 6
+    environments.close()
 
 
 def test_a_game_that_is_cut_off_shows_where_it_stood():
     """ale-py cuts a game after 108,000 frames; here after 80, so that the test need not wait."""
-    simulators, reference = AtariSimulators("pong", 1, max_num_frames_per_episode=80), Reference("pong", 80)
-    simulators.reset(np.array([5]))
-    reference.reset(frames_shown(simulators))
+    environments, reference = AtariEnvironments("pong", 1, max_num_frames_per_episode=80), Reference("pong", 80)
+    environments.reset(np.array([5]))
+    reference.reset(frames_shown(environments))
     cuts = 0
     for _ in range(60):
-        step = simulators.step(np.array([2]))
+        step = environments.step(np.array([2]))
         expected, _, lost, _, cut = reference.step(2)
         assert step.truncated[0] == cut and not step.terminated[0] and not lost
         assert [(e.score, e.length) for e in step.episodes] == [(reference.score, reference.length)] * cut
         if cut:
             assert reference.length == 80 // FRAMES_PER_STEP
             assert_same_screens(step.final_observations[0], expected)
-            expected = reference.reset(frames_shown(simulators))
+            expected = reference.reset(frames_shown(environments))
         assert_same_screens(step.observations[0], expected)
         cuts += cut
     assert cuts == 3
-    simulators.close()
+    environments.close()
 
 
 def lost_and_cut(limit: int) -> tuple[list[bool], list[bool]]:
     """Terminations and truncations of 30 steps of Breakout that is cut after `limit` frames."""
-    simulators = AtariSimulators("breakout", 1, max_num_frames_per_episode=limit)
-    simulators.reset(np.array([5]))
+    environments = AtariEnvironments("breakout", 1, max_num_frames_per_episode=limit)
+    environments.reset(np.array([5]))
     rng = np.random.default_rng(0)
-    steps = [simulators.step(rng.integers(4, size=1)) for _ in range(30)]
-    simulators.close()
+    steps = [environments.step(rng.integers(4, size=1)) for _ in range(30)]
+    environments.close()
     return [bool(step.terminated[0]) for step in steps], [bool(step.truncated[0]) for step in steps]
 
 
@@ -199,48 +201,48 @@ def test_a_life_lost_in_the_step_that_cuts_the_game_off_counts_as_lost():
     assert truncated[when - 1]
 
 
-def play(simulators: AtariSimulators, seeds: list[int], steps: int = 60) -> np.ndarray:
+def play(environments: AtariEnvironments, seeds: list[int], steps: int = 60) -> np.ndarray:
     """Observations of some fixed random actions, [steps, N, ...]."""
-    simulators.reset(np.array(seeds))
+    environments.reset(np.array(seeds))
     rng = np.random.default_rng(0)
     shown = []
     for _ in range(steps):
-        action = rng.integers(simulators.spaces.actions)
-        shown.append(simulators.step(np.full(len(seeds), action)).observations.copy())
-    simulators.close()
+        action = rng.integers(environments.spaces.actions)
+        shown.append(environments.step(np.full(len(seeds), action)).observations.copy())
+    environments.close()
     return np.stack(shown)
 
 
 def test_the_same_seeds_give_the_same_games_and_other_seeds_others():
-    shown = play(AtariSimulators("breakout", 3, threads=2), [7, 7, 8])
+    shown = play(AtariEnvironments("breakout", 3, threads=2), [7, 7, 8])
     assert np.array_equal(shown[:, 0], shown[:, 1])
     assert not np.array_equal(shown[:, 0], shown[:, 2])
-    assert np.array_equal(shown[:, 2], play(AtariSimulators("breakout", 1), [8])[:, 0])
+    assert np.array_equal(shown[:, 2], play(AtariEnvironments("breakout", 1), [8])[:, 0])
 
 
 def test_sticky_actions_change_the_game():
-    plain, sticky = (play(AtariSimulators("breakout", 1, sticky=sticky), [7]) for sticky in (0.0, 0.25))
-    assert np.array_equal(plain[0], play(AtariSimulators("breakout", 1), [7], 1)[0])
+    plain, sticky = (play(AtariEnvironments("breakout", 1, sticky=sticky), [7]) for sticky in (0.0, 0.25))
+    assert np.array_equal(plain[0], play(AtariEnvironments("breakout", 1), [7], 1)[0])
     assert not np.array_equal(plain, sticky)
 
 
 def test_sticky_actions_are_drawn_from_the_seed():
-    shown = play(AtariSimulators("breakout", 2, sticky=0.25), [7, 7])
+    shown = play(AtariEnvironments("breakout", 2, sticky=0.25), [7, 7])
     assert np.array_equal(shown[:, 0], shown[:, 1])
 
 
 def test_make_hands_its_settings_on():
-    simulators = envs.make("breakout", 2, sticky=0.25)
-    assert np.array_equal(play(simulators, [7, 8]), play(AtariSimulators("breakout", 2, 1, 0.25), [7, 8]))
-    assert isinstance(envs.make("CartPole-v1", 1), GymSimulators)
+    environments = registry.make("breakout", 2, sticky=0.25)
+    assert np.array_equal(play(environments, [7, 8]), play(AtariEnvironments("breakout", 2, 1, 0.25), [7, 8]))
+    assert isinstance(registry.make("CartPole-v1", 1), GymEnvironments)
 
 
 def test_atari_spaces():
-    simulators = AtariSimulators("pong", 2)
-    assert simulators.spaces == envs.Spaces((4, 84, 84), True, 6)
-    observations = simulators.reset(np.array([0, 1]))
+    environments = AtariEnvironments("pong", 2)
+    assert environments.spaces == base.Spaces((4, 84, 84), True, 6)
+    observations = environments.reset(np.array([0, 1]))
     assert observations.shape == (2, 4, 84, 84) and observations.dtype == np.uint8
-    simulators.close()
+    environments.close()
 
 
 # Other games against a single gymnasium environment
@@ -274,12 +276,12 @@ class Single:
 
 def compare(name: str, seeds: list[int], choose, steps: int) -> list[Step]:
     """Play `name` with `choose(observation, t, simulator)` and check every step against single environments."""
-    simulators, singles = GymSimulators(name, len(seeds)), [Single(name, seed) for seed in seeds]
-    observations = simulators.reset(np.array(seeds))
+    environments, singles = GymEnvironments(name, len(seeds)), [Single(name, seed) for seed in seeds]
+    observations = environments.reset(np.array(seeds))
     played = []
     for t in range(steps):
         actions = np.stack([choose(observation, t, i) for i, observation in enumerate(observations)])
-        step = simulators.step(actions)
+        step = environments.step(actions)
         for i, single in enumerate(singles):
             reward, terminated, truncated, last, episodes = single.step(actions[i])
             assert step.rewards[i] == np.float32(reward)
@@ -291,7 +293,7 @@ def compare(name: str, seeds: list[int], choose, steps: int) -> list[Step]:
             assert found == [(pytest.approx(score, rel=1e-5), length) for score, length in episodes]
         observations = step.observations
         played.append(step)
-    simulators.close()
+    environments.close()
     return played
 
 
@@ -320,12 +322,12 @@ def test_pendulum_is_cut_off_after_200_steps():
 
 
 def test_observations_that_were_handed_out_do_not_change():
-    simulators = GymSimulators("CartPole-v1", 2)
-    first = simulators.reset(np.array([1, 2]))
+    environments = GymEnvironments("CartPole-v1", 2)
+    first = environments.reset(np.array([1, 2]))
     before = first.copy()
-    second = simulators.step(np.array([0, 1])).observations
+    second = environments.step(np.array([0, 1])).observations
     kept = second.copy()
-    simulators.step(np.array([0, 1]))
+    environments.step(np.array([0, 1]))
     assert np.array_equal(first, before) and np.array_equal(second, kept)
 
 
@@ -368,63 +370,65 @@ BOX = spaces.Box(np.float32([-1, 0]), np.float32([1, 3]))
 
 
 def test_images_with_channels_last_are_turned():
-    simulators = GymSimulators(toy("Photo", pixels(40, 50, 3), CHOICE, (False, True)), 2)
-    observations = simulators.reset(np.array([1, 2]))
-    assert simulators.spaces == envs.Spaces((3, 40, 50), True, 2)
+    environments = GymEnvironments(toy("Photo", pixels(40, 50, 3), CHOICE, (False, True)), 2)
+    observations = environments.reset(np.array([1, 2]))
+    assert environments.spaces == base.Spaces((3, 40, 50), True, 2)
     plain = (np.arange(40 * 50 * 3).reshape(40, 50, 3) * 7).astype(np.uint8)
     for y, x, c in ((0, 0, 0), (3, 11, 2), (39, 49, 1)):
         assert observations[1, c, y, x] == plain[y, x, c]
     assert observations.shape == (2, 3, 40, 50) and observations.dtype == np.uint8
-    final = [simulators.step(np.array([0, 0])) for _ in range(3)][-1].final_observations
+    final = [environments.step(np.array([0, 0])) for _ in range(3)][-1].final_observations
     assert np.array_equal(final[1], np.moveaxis(plain + np.uint8(3), 2, 0))
 
 
 def test_images_with_channels_first_stay():
-    simulators = GymSimulators(toy("Planes", pixels(4, 40, 50), CHOICE), 1)
-    assert simulators.spaces.observation_shape == (4, 40, 50) and simulators.spaces.image
+    environments = GymEnvironments(toy("Planes", pixels(4, 40, 50), CHOICE), 1)
+    assert environments.spaces.observation_shape == (4, 40, 50) and environments.spaces.image
     plain = (np.arange(4 * 40 * 50).reshape(4, 40, 50) * 7).astype(np.uint8)
-    assert np.array_equal(simulators.reset(np.array([1]))[0], plain)
+    assert np.array_equal(environments.reset(np.array([1]))[0], plain)
 
 
 def test_bytes_that_are_no_image_become_numbers():
-    simulators = GymSimulators(toy("Memory", pixels(8), CHOICE), 1)
-    observations = simulators.reset(np.array([1]))
-    assert not simulators.spaces.image and observations.dtype == np.float32
+    environments = GymEnvironments(toy("Memory", pixels(8), CHOICE), 1)
+    observations = environments.reset(np.array([1]))
+    assert not environments.spaces.image and observations.dtype == np.float32
     assert np.array_equal(observations[0], np.arange(8) * 7)
 
 
 @pytest.mark.parametrize("observation", [spaces.Box(-np.inf, np.inf, (5, 6), np.float32), pixels(5, 6), pixels()])
 def test_what_is_no_image_is_flattened(observation):
     """A table of numbers, a grey picture, a single number: a network takes them, and what was cut off too."""
-    simulators = GymSimulators(toy(f"Flat{observation.dtype}{len(observation.shape)}", observation, CHOICE, (False, True)), 2)
+    environments = GymEnvironments(
+        toy(f"Flat{observation.dtype}{len(observation.shape)}", observation, CHOICE, (False, True)), 2
+    )
     numbers = math.prod(observation.shape)
-    assert simulators.spaces == envs.Spaces((numbers,), False, 2)
-    observations = simulators.reset(np.array([1, 2]))
+    assert environments.spaces == base.Spaces((numbers,), False, 2)
+    observations = environments.reset(np.array([1, 2]))
     plain = np.arange(numbers) * 7
     assert observations.dtype == np.float32 and np.array_equal(observations, [plain, plain])
-    final = [simulators.step(np.array([0, 0])) for _ in range(3)][-1].final_observations
+    final = [environments.step(np.array([0, 0])) for _ in range(3)][-1].final_observations
     assert np.array_equal(final, [plain + 3, plain + 3])
-    _, values = Network("mlp", simulators.spaces)(torch.from_numpy(observations))
+    _, values = Network("mlp", environments.spaces)(torch.from_numpy(observations))
     assert values.shape == (2,)
 
 
 def test_actions_of_a_box_are_clipped_to_its_bounds():
-    simulators = GymSimulators(toy("Box", NUMBERS, BOX), 2)
-    simulators.reset(np.array([1, 2]))
-    assert simulators.spaces == envs.Spaces((4,), False, None, (2,))
-    assert simulators.step(np.float32([[-5, -5], [0.5, 9]])).rewards.tolist() == [-1, 3.5]
+    environments = GymEnvironments(toy("Box", NUMBERS, BOX), 2)
+    environments.reset(np.array([1, 2]))
+    assert environments.spaces == base.Spaces((4,), False, None, (2,))
+    assert environments.step(np.float32([[-5, -5], [0.5, 9]])).rewards.tolist() == [-1, 3.5]
 
 
 def test_discrete_actions_begin_where_the_environment_begins():
-    simulators = GymSimulators(toy("Dial", NUMBERS, spaces.Discrete(3, start=5)), 2)
-    simulators.reset(np.array([1, 2]))
-    assert simulators.step(np.array([0, 2])).rewards.tolist() == [5, 7]
+    environments = GymEnvironments(toy("Dial", NUMBERS, spaces.Discrete(3, start=5)), 2)
+    environments.reset(np.array([1, 2]))
+    assert environments.step(np.array([0, 2])).rewards.tolist() == [5, 7]
 
 
 def test_a_game_both_lost_and_cut_off_counts_as_lost():
-    simulators = GymSimulators(toy("Both", NUMBERS, CHOICE, (True, True)), 1)
-    simulators.reset(np.array([1]))
-    last = [simulators.step(np.array([1])) for _ in range(3)][-1]
+    environments = GymEnvironments(toy("Both", NUMBERS, CHOICE, (True, True)), 1)
+    environments.reset(np.array([1]))
+    last = [environments.step(np.array([1])) for _ in range(3)][-1]
     assert last.terminated[0] and not last.truncated[0]
     assert [(e.score, e.length) for e in last.episodes] == [(3.0, 3)]
 
@@ -438,13 +442,13 @@ def test_a_game_both_lost_and_cut_off_counts_as_lost():
 )
 def test_spaces_that_no_network_takes_are_refused(name, observation, action, complaint):
     with pytest.raises(SettingError, match=complaint):
-        GymSimulators(toy(name, observation, action), 1)
+        GymEnvironments(toy(name, observation, action), 1)
 
 
 @pytest.mark.parametrize("env, sticky", [("pong", 0.0), ("breakout", 0.25), ("CartPole-v1", 0.0)])
 def test_a_reset_forgets_what_was_played_before(env, sticky):
-    """Used or new, simulators play the same games from the same seeds: an exact resume counts on it."""
-    used, new = (envs.make(env, 3, sticky=sticky) for _ in range(2))
+    """Used or new, environments play the same games from the same seeds: an exact resume counts on it."""
+    used, new = (registry.make(env, 3, sticky=sticky) for _ in range(2))
     dice = np.random.default_rng(0)
     used.reset(np.arange(3))
     for _ in range(150):

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from gala_mpi.config import A2CSettings
-from gala_mpi.envs import Spaces
+from gala_mpi.envs.base import Spaces
 from gala_mpi.flat import Flat
-from gala_mpi.learner import A2C
-from gala_mpi.model import Network
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.networks.policy import Network
 
 PONG, VECTORS = Spaces((4, 84, 84), True, 6), Spaces((4,), False, 2)
 NETWORKS = [("gala", PONG), ("nature", PONG), ("mlp", VECTORS)]

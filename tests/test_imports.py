@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).parents[1] / "gala_mpi"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 HOMES = {
-    "ale_py": {"envs.py"},
-    "gymnasium": {"envs.py"},
-    "h5py": {"store.py"},
-    "mpi4py": {"world.py", "agent.py", "exchange/"},  # agent.py: the type of the communicator
+    "ale_py": {"envs/"},
+    "gymnasium": {"envs/"},
+    "h5py": {"run/"},
+    "mpi4py": {"mpi/", "exchange/", "job/build.py"},  # build: the type of the communicator
     "matplotlib": {"topology/draw.py"},
-    "pynvml": {"energy.py"},
-    "tyro": {"options.py"},
+    "pynvml": {"record/energy.py"},
+    "tyro": {"cli.py"},
     "rich": {"display.py", "evaluate.py", "bench/", "doctor/", "topology/__main__.py", "watch.py"},
 }
 
@@ -97,7 +97,7 @@ def test_nothing_knows_the_training_program():
 
 def test_pure_modules_know_no_files_no_mpi_and_no_torch_but_returns():
     standard = {"__future__", "dataclasses", "typing", "collections", "itertools", "math"}
-    for name, allowed in (("topology/graphs.py", {"numpy"}), ("returns.py", {"torch"}), ("errors.py", set())):
+    for name, allowed in (("topology/graphs.py", {"numpy"}), ("learners/returns.py", {"torch"}), ("errors.py", set())):
         imported = {module.split(".")[0] for module in imports_of(PACKAGE / name, True)}
         assert imported - standard == allowed, name
 
@@ -111,20 +111,20 @@ def test_there_is_no_circle_of_imports():
 
 
 def test_the_exchanges_know_nothing_of_learning():
-    """What is sent are vectors: no exchange imports the network, the learner or the simulators."""
-    learning = {f"{PACKAGE.name}.{name}" for name in ("model", "learner", "rollout", "envs", "agent", "flat")}
+    """What is sent are vectors: no exchange imports the network, the learner or the environments."""
+    learning = {f"{PACKAGE.name}.{name}" for name in ("networks", "learners", "rollout", "envs", "agent", "flat")}
     for path in (PACKAGE / "exchange").glob("*.py"):
         assert not modules_of_ours(path, True) & learning, name_of(path)
 
 
 TRAINING = """
 import sys
-from gala_mpi import agent
 from gala_mpi.config import Config
-from gala_mpi.world import World
+from gala_mpi.job import build
+from gala_mpi.mpi.world import World
 
 with World() as world:
-    me = agent.build(Config(env="CartPole-v1", network="mlp", precision="fp32"), world.comm, 0, 1)
+    me = build.build(Config(env="CartPole-v1", network="mlp", precision="fp32"), world.comm, 0, 1)
     me.start()
     me.update()
     me.close()
@@ -136,5 +136,5 @@ def test_training_does_not_import_what_takes_seconds_and_is_not_used():
     """On 32 ranks and few cores every second of a start is many."""
     started = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True, timeout=60)
     modules = set(started.stdout.split())
-    assert {"torch", "gymnasium", "gala_mpi.learner"} < modules
+    assert {"torch", "gymnasium", "gala_mpi.learners.a2c"} < modules
     assert not modules & {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "imageio", "tyro", "scipy", "pandas"}

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from gala_mpi.envs import Spaces
+from gala_mpi.envs.base import Spaces
 from gala_mpi.flat import Flat
-from gala_mpi.kept import PART_BYTES, Kept
-from gala_mpi.layers import Convolution
-from gala_mpi.model import Network
+from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.cached import PART_BYTES, Cached
+from gala_mpi.rollout.kernels import Convolution
 
 T, N = 3, 4
 PONG = Spaces((4, 84, 84), image=True, actions=6)
@@ -35,14 +35,14 @@ def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
 def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance, part_bytes, monkeypatch):
     """A rollout that is one part, or many."""
-    monkeypatch.setattr("gala_mpi.kept.PART_BYTES", part_bytes)
+    monkeypatch.setattr("gala_mpi.rollout.cached.PART_BYTES", part_bytes)
     torch.manual_seed(0)
     ordinary, network = (Network(name, spaces, of).to(memory_format=torch.channels_last) for of in ("fp32", precision))
     flat = Flat(network)
     observations = some_observations(spaces)
-    kept = Kept(network, T, observations[0])
+    kept = Cached(network, T, observations[0])
     for _ in range(2):  # the second rollout meets other parameters
-        kept.begin()
+        kept.load_parameters()
         ordinary.load_state_dict(network.state_dict())
         for t, now in enumerate(observations):
             expected = ordinary(now)[1].detach()
@@ -71,8 +71,8 @@ def test_the_bootstrap_pass_has_no_part_in_the_gradient():
     gradients = []
     for last in (observations[-1], 100 * observations[-1]):
         flat = Flat(network)
-        kept = Kept(network, T, observations[0])
-        kept.begin()
+        kept = Cached(network, T, observations[0])
+        kept.load_parameters()
         for t, now in enumerate([*observations[:T], last]):
             kept.forward(t, now)
         some_loss(*network.heads(kept.features())).backward()

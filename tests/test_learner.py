@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from gala_mpi.config import A2CSettings
-from gala_mpi.envs import Spaces
-from gala_mpi.learner import A2C, Losses
-from gala_mpi.model import Network
-from gala_mpi.rollout import Batch
+from gala_mpi.envs.base import Spaces
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.learners.base import Losses
+from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.batch import Batch
 
 SPACES, T, N = Spaces((4,), False, 3), 5, 2
 

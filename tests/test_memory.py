@@ -12,7 +12,8 @@ import pytest
 
 BLOCKS = """
 import ctypes, resource
-from gala_mpi import memory, metrics
+from gala_mpi import host
+from gala_mpi.record import recorder
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -25,11 +26,11 @@ def allocate(size):
 {begin}
 """
 HOLES = """
-before = metrics.resident_mib()
+before = recorder.resident_mib()
 blocks = [(allocate(3 << 20), allocate(1 << 16)) for _ in range(30)]
 for large, _ in blocks:
     libc.free(large)
-print(metrics.resident_mib() - before)
+print(recorder.resident_mib() - before)
 """
 FAULTS = """
 libc.free(allocate(2_000_000))
@@ -46,14 +47,14 @@ def measured(begin: str, what: str) -> float:
     return float(done.stdout)
 
 
-@pytest.mark.parametrize("begin, holes", [("memory.tune()", False), ("libc.mallopt(-3, 1 << 30)", True)])
+@pytest.mark.parametrize("begin, holes", [("host.tune()", False), ("libc.mallopt(-3, 1 << 30)", True)])
 def test_large_blocks_leave_no_holes(begin, holes):
     """Ninety megabytes in blocks with something smaller behind each that stays; in the heap they would stay resident."""
     grown = measured(begin, HOLES)
     assert grown > 60 if holes else grown < 10
 
 
-@pytest.mark.parametrize("begin, faults", [("memory.tune()", False), ("libc.mallopt(-3, 1 << 21)", True)])
+@pytest.mark.parametrize("begin, faults", [("host.tune()", False), ("libc.mallopt(-3, 1 << 21)", True)])
 def test_a_block_that_comes_again_finds_its_pages(begin, faults):
     """Two megabytes, 488 pages of 4 kB, at the end of the heap."""
     of_each = measured(begin, FAULTS)

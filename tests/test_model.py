@@ -8,8 +8,10 @@ import scipy.stats
 import torch
 from torch import nn
 
-from gala_mpi.envs import Spaces
-from gala_mpi.model import SMALLEST_IMAGE, Discrete, Network, fastest_precision
+from gala_mpi.envs.base import Spaces
+from gala_mpi.networks.distributions import Discrete
+from gala_mpi.networks.encoders import SMALLEST_IMAGE
+from gala_mpi.networks.policy import Network, fastest_precision
 
 PONG, CARTPOLE = Spaces((4, 84, 84), True, 6), Spaces((4,), False, 2)
 PENDULUM, ARM = Spaces((3,), False, None, (1,)), Spaces((5,), False, None, (2, 3))

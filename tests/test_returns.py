@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gala_mpi.returns import lambda_returns
+from gala_mpi.learners.returns import lambda_returns
 
 T, N = 7, 5
 

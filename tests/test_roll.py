@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gala_mpi import checkpoint, store
-from gala_mpi.checkpoint import Checkpoints, State
 from gala_mpi.config import Config
-from gala_mpi.roll import End, Roll
+from gala_mpi.job import resume
+from gala_mpi.job.membership import End, Membership
+from gala_mpi.job.schedule import Checkpoints
+from gala_mpi.run import checkpoints, files, layout
+from gala_mpi.run.checkpoints import State
 
 
 def world(rank: int, size: int = 3) -> SimpleNamespace:
@@ -29,17 +31,17 @@ def state(rank: int, updates: int, agents: int = 3) -> State:
     return State("mlp", agents, 1.0, 2.0, learner)
 
 
-def save(run: Path, generation: int, ranks: list[int]) -> None:
+def save(run: Path, number: int, ranks: list[int]) -> None:
     for rank in ranks:
-        checkpoint.write(run, generation, rank, state(rank, 10 * generation))
+        checkpoints.write(run, number, rank, state(rank, 10 * number))
 
 
 def lose(run: Path, rank: int) -> None:
-    store.first(store.end_file(run, rank), json.dumps({"rank": rank, "lost": True}))
+    files.first(layout.end_file(run, rank), json.dumps({"rank": rank, "lost": True}))
 
 
 def try_it(path: Path, number: int) -> int | None:
-    return number if store.first(path, str(number)) else None
+    return number if files.first(path, str(number)) else None
 
 
 def test_one_of_many_is_first(tmp_path):
@@ -52,8 +54,8 @@ def test_one_of_many_is_first(tmp_path):
 
 
 def test_all_see_the_same_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gala_mpi.roll.SECONDS_BETWEEN_LOOKS", 0.0)
-    rolls = [Roll(tmp_path, world(rank)) for rank in range(3)]
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_LOOKS", 0.0)
+    rolls = [Membership(tmp_path, world(rank)) for rank in range(3)]
     rolls[0].miss({2: 41})
     rolls[1].miss({2: 40})  # later, and less is known
     rolls[0].answer(100, 4)
@@ -65,13 +67,13 @@ def test_all_see_the_same_end(tmp_path, capsys, monkeypatch):
         assert roll.complete({} if rank == 2 else {2: 41})
         assert roll.ends == expected and roll.lost == expected[2:]
     assert [roll.spokesman for roll in rolls] == [True, False, False]
-    assert store.lost(tmp_path) == {2}
+    assert layout.lost(tmp_path) == {2}
     assert capsys.readouterr().err.count("rank 2 on host2 is lost, last seen at update 41") == 1
 
 
 def test_who_has_left_can_still_be_missed_while_others_train(tmp_path, monkeypatch):
-    monkeypatch.setattr("gala_mpi.roll.SECONDS_BETWEEN_LOOKS", 0.0)
-    rolls = [Roll(tmp_path, world(rank)) for rank in range(3)]
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_LOOKS", 0.0)
+    rolls = [Membership(tmp_path, world(rank)) for rank in range(3)]
     for rank in (2, 0):
         rolls[rank].leave()
         assert not rolls[rank].all_out({})
@@ -85,38 +87,38 @@ def test_who_has_left_can_still_be_missed_while_others_train(tmp_path, monkeypat
 
 
 def test_who_is_left_waits_for_the_others_last_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr("gala_mpi.roll.SECONDS_TO_SAVE", 0.5)
-    roll = Roll(tmp_path, world(0))
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 0.5)
+    roll = Membership(tmp_path, world(0))
     roll.ends = [End(0, "host0", False, 100), End(1, "host1", False, 100), End(2, "host2", True, 41)]
     save(tmp_path, 5, [0])
     began = time.monotonic()
     roll.wait_for_checkpoints(5)
     assert time.monotonic() - began >= 0.5
-    monkeypatch.setattr("gala_mpi.roll.SECONDS_TO_SAVE", 60.0)
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 60.0)
     threading.Timer(0.3, save, [tmp_path, 5, [1]]).start()
     roll.wait_for_checkpoints(5)
-    assert checkpoint.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 50
+    assert checkpoints.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 50
 
 
 def test_nobody_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr("gala_mpi.roll.SECONDS_BETWEEN_LOOKS", 0.0)
-    rolls = [Roll(tmp_path, world(rank, 2)) for rank in range(2)]
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_LOOKS", 0.0)
+    rolls = [Membership(tmp_path, world(rank, 2)) for rank in range(2)]
     for roll in rolls:
         assert not roll.complete({})
         roll.answer(7, 1)
     assert all(roll.complete({}) and roll.lost == [] for roll in rolls)
-    assert store.lost(tmp_path) == set()
-    store.forget_ends(tmp_path)
+    assert layout.lost(tmp_path) == set()
+    layout.forget_ends(tmp_path)
     assert not rolls[0]._run.joinpath("ends").exists()
 
 
 def test_a_checkpoint_without_the_dead_is_complete(tmp_path):
     save(tmp_path, 1, [0, 1, 2])
     save(tmp_path, 2, [0, 1])
-    assert checkpoint.complete(tmp_path) == [1]
+    assert checkpoints.complete(tmp_path) == [1]
     lose(tmp_path, 2)
-    assert checkpoint.complete(tmp_path) == [1, 2] and checkpoint.newest(tmp_path) == 2
-    assert checkpoint.ranks(tmp_path, 2) == [0, 1]
+    assert checkpoints.complete(tmp_path) == [1, 2] and checkpoints.newest(tmp_path) == 2
+    assert checkpoints.ranks(tmp_path, 2) == [0, 1]
 
 
 def test_the_dead_go_on_from_their_own_last_checkpoint(tmp_path):
@@ -124,21 +126,21 @@ def test_the_dead_go_on_from_their_own_last_checkpoint(tmp_path):
     save(tmp_path, 2, [0, 1, 2])
     save(tmp_path, 3, [0, 1])
     lose(tmp_path, 2)
-    checkpoint.replace_lost(tmp_path)
-    store.forget_ends(tmp_path)
-    assert checkpoint.newest(tmp_path) == 3
-    assert [int(checkpoint.load(tmp_path, 3, rank).learner["updates"]) for rank in range(3)] == [30, 30, 20]
-    assert checkpoint.load(tmp_path, 3, 2).learner["parameters"].tolist() == [2] * 4
+    resume.replace_lost(tmp_path)
+    layout.forget_ends(tmp_path)
+    assert checkpoints.newest(tmp_path) == 3
+    assert [int(checkpoints.load(tmp_path, 3, rank).learner["updates"]) for rank in range(3)] == [30, 30, 20]
+    assert checkpoints.load(tmp_path, 3, 2).learner["parameters"].tolist() == [2] * 4
 
 
 @pytest.mark.parametrize("lost, neighbour", [(2, 1), (0, 2)])
 def test_without_a_checkpoint_of_its_own_a_neighbour_lends_its_parameters(tmp_path, lost, neighbour):
     save(tmp_path, 1, [rank for rank in range(3) if rank != lost])
     lose(tmp_path, lost)
-    checkpoint.replace_lost(tmp_path)
-    store.forget_ends(tmp_path)
-    replaced = checkpoint.load(tmp_path, 1, lost)
-    assert checkpoint.newest(tmp_path) == 1
+    resume.replace_lost(tmp_path)
+    layout.forget_ends(tmp_path)
+    replaced = checkpoints.load(tmp_path, 1, lost)
+    assert checkpoints.newest(tmp_path) == 1
     assert replaced.learner["parameters"].tolist() == [neighbour] * 4
     assert (int(replaced.learner["updates"]), int(replaced.learner["steps"])) == (0, 0)
 
@@ -147,53 +149,53 @@ def test_the_dead_of_a_start_that_saved_nothing_are_not_put_into_older_checkpoin
     """Three agents saved; a start with four lost the last one and was killed before its first checkpoint."""
     save(tmp_path, 1, [0, 1, 2])
     lose(tmp_path, 3)
-    checkpoint.replace_lost(tmp_path)
-    assert checkpoint.ranks(tmp_path, 1) == [0, 1, 2]
+    resume.replace_lost(tmp_path)
+    assert checkpoints.ranks(tmp_path, 1) == [0, 1, 2]
 
 
 def test_the_dead_are_replaced_in_the_newest_sound_checkpoint(tmp_path):
     save(tmp_path, 1, [0, 1, 2])
     save(tmp_path, 2, [0, 1])
     save(tmp_path, 3, [0, 1])
-    store.checkpoint_file(tmp_path, 3, 0).write_bytes(b"damaged")
+    layout.checkpoint_file(tmp_path, 3, 0).write_bytes(b"damaged")
     lose(tmp_path, 2)
-    checkpoint.replace_lost(tmp_path)
-    store.forget_ends(tmp_path)
-    assert checkpoint.newest(tmp_path) == 2 and checkpoint.ranks(tmp_path, 3) == [0, 1]
+    resume.replace_lost(tmp_path)
+    layout.forget_ends(tmp_path)
+    assert checkpoints.newest(tmp_path) == 2 and checkpoints.ranks(tmp_path, 3) == [0, 1]
 
 
 def test_what_the_dead_saved_among_other_agents_does_not_count(tmp_path):
     """Its steps are of another dealing."""
     for rank in range(2):
-        checkpoint.write(tmp_path, 1, rank, state(rank, 10, agents=2))
+        checkpoints.write(tmp_path, 1, rank, state(rank, 10, agents=2))
     save(tmp_path, 2, [0, 2])
     lose(tmp_path, 1)
-    checkpoint.replace_lost(tmp_path)
-    assert checkpoint.load(tmp_path, 2, 1).learner["parameters"].tolist() == [0] * 4
+    resume.replace_lost(tmp_path)
+    assert checkpoints.load(tmp_path, 2, 1).learner["parameters"].tolist() == [0] * 4
 
 
 def test_nothing_is_replaced_where_nobody_died(tmp_path):
     save(tmp_path, 1, [0, 1, 2])
     save(tmp_path, 2, [0, 1])
-    checkpoint.replace_lost(tmp_path)
-    assert checkpoint.ranks(tmp_path, 2) == [0, 1]
+    resume.replace_lost(tmp_path)
+    assert checkpoints.ranks(tmp_path, 2) == [0, 1]
 
 
 def test_where_the_first_rank_is_dead_the_next_one_deletes(tmp_path):
     lose(tmp_path, 0)
-    checkpoints = Checkpoints(tmp_path, 1, Config(keep_checkpoints=2), 0)
-    for generation in range(1, 8):
-        checkpoints.save(state(1, generation, agents=2))
-    assert checkpoint.generations(tmp_path) == [6, 7]
+    schedule = Checkpoints(tmp_path, 1, Config(keep_checkpoints=2), 0)
+    for number in range(1, 8):
+        schedule.save(state(1, number, agents=2))
+    assert checkpoints.numbers(tmp_path) == [6, 7]
 
 
 def test_what_somebody_still_writes_is_not_deleted(tmp_path):
-    checkpoints = Checkpoints(tmp_path, 0, Config(keep_checkpoints=1), 0)
-    for generation in range(1, 5):
-        checkpoints.save(state(0, generation, agents=1))
-        if generation == 1:
-            (store.checkpoint_file(tmp_path, 1, 1).parent / ".rank00001.h5.host.1.tmp").touch()
-    assert checkpoint.generations(tmp_path) == [1, 4]
+    schedule = Checkpoints(tmp_path, 0, Config(keep_checkpoints=1), 0)
+    for number in range(1, 5):
+        schedule.save(state(0, number, agents=1))
+        if number == 1:
+            (layout.checkpoint_file(tmp_path, 1, 1).parent / ".rank00001.h5.host.1.tmp").touch()
+    assert checkpoints.numbers(tmp_path) == [1, 4]
 
 
 def test_the_last_checkpoint_of_the_dead_is_kept(tmp_path):
@@ -202,7 +204,7 @@ def test_the_last_checkpoint_of_the_dead_is_kept(tmp_path):
     first = Checkpoints(tmp_path, 1, config, 0)
     for _ in range(2):
         first.save(state(1, 1, agents=2))
-    checkpoints = Checkpoints(tmp_path, 0, config, 0)
-    for generation in range(1, 8):
-        checkpoints.save(state(0, generation, agents=2))
-    assert checkpoint.generations(tmp_path) == [2, 6, 7]
+    schedule = Checkpoints(tmp_path, 0, config, 0)
+    for number in range(1, 8):
+        schedule.save(state(0, number, agents=2))
+    assert checkpoints.numbers(tmp_path) == [2, 6, 7]

@@ -10,13 +10,16 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
 from gala_mpi.device import on_host
-from gala_mpi.envs import AtariSimulators, GymSimulators, Simulators, Step
-from gala_mpi.learner import A2C
-from gala_mpi.model import Network
-from gala_mpi.rollout import Batch, Collector
+from gala_mpi.envs.atari import AtariEnvironments
+from gala_mpi.envs.base import Environments, Step
+from gala_mpi.envs.gym import GymEnvironments
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.networks.policy import Network
+from gala_mpi.record.clock import Clock
+from gala_mpi.rollout.batch import Batch
+from gala_mpi.rollout.collector import Collector
 
 GAMMA, T, N = 0.9, 12, 4
 SEEDS = np.array([4, 7, 11, 6])
@@ -52,39 +55,39 @@ for kind, (_, *arguments) in KINDS.items():
     gymnasium.register(f"plan/{kind}-v0", functools.partial(Plan, *arguments), disable_env_checker=True)
 
 
-class Recorded(Simulators):
-    """Simulators that keep a copy of everything that passes, and write into `calls` in what order it does."""
+class Recorded(Environments):
+    """Environments that keep a copy of everything that passes, and write into `calls` in what order it does."""
 
-    def __init__(self, simulators: Simulators, calls: list):
-        self._simulators, self._calls = simulators, calls
-        self.num_envs, self.spaces = simulators.num_envs, simulators.spaces
+    def __init__(self, environments: Environments, calls: list):
+        self._environments, self._calls = environments, calls
+        self.num_envs, self.spaces = environments.num_envs, environments.spaces
         self.shown: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
         self.steps: list[Step] = []
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        observations = self._simulators.reset(seeds)
+        observations = self._environments.reset(seeds)
         self.shown.append(observations.copy())
         return observations
 
-    def begin(self, actions: np.ndarray) -> None:
-        self._calls.append(("begin", self))
+    def send(self, actions: np.ndarray) -> None:
+        self._calls.append(("send", self))
         self.actions.append(actions.copy())
-        self._simulators.begin(actions)
+        self._environments.send(actions)
 
-    def finish(self) -> Step:
-        self._calls.append(("finish", self))
-        step = self._simulators.finish()
+    def receive(self) -> Step:
+        self._calls.append(("receive", self))
+        step = self._environments.receive()
         self.steps.append(copy.deepcopy(step))
         self.shown.append(step.observations.copy())
         return step
 
     def close(self) -> None:
-        self._simulators.close()
+        self._environments.close()
 
 
 def joined(steps: tuple[Step, ...]) -> Step:
-    """What one step brought in several vectors of simulators, as if they were one; without its episodes."""
+    """What one step brought in several vectors of environments, as if they were one; without its episodes."""
     columns = [(step.observations, step.rewards, step.terminated, step.truncated) for step in steps]
     final = [step.observations if step.final_observations is None else step.final_observations for step in steps]
     return Step(*map(np.concatenate, zip(*columns)), np.concatenate(final))
@@ -99,28 +102,28 @@ class Rollout:
 
     def __init__(self, kind: str, clip_rewards: bool = False):
         torch.manual_seed(0)
-        self.pokes = 0
+        self.progresses = 0
         kind, _, overlapped = kind.partition(" ")
         turns = 2 if overlapped else 1
         self.calls = []
-        self.simulators = [Recorded(GymSimulators(f"plan/{kind}-v0", N // turns), self.calls) for _ in range(turns)]
-        self.network = Network(KINDS[kind][0], self.simulators[0].spaces).to(memory_format=torch.channels_last)
+        self.environments = [Recorded(GymEnvironments(f"plan/{kind}-v0", N // turns), self.calls) for _ in range(turns)]
+        self.network = Network(KINDS[kind][0], self.environments[0].spaces).to(memory_format=torch.channels_last)
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
         self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
-        collector = Collector(self.network, self.simulators, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
+        collector = Collector(self.network, self.environments, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
         self.steps_of_a_rollout = collector.steps
         first, second = collector.collect(), collector.collect()
         self.batch = collector.batch()
         self.episodes, self.all_episodes = second, first + second
         shown, actions, steps = (
-            zip(*(getattr(each, name) for each in self.simulators)) for name in ("shown", "actions", "steps")
+            zip(*(getattr(each, name) for each in self.environments)) for name in ("shown", "actions", "steps")
         )
         self.all_steps = list(map(joined, steps))
         self.steps = self.all_steps[T:]
         self.shown, self.actions = list(map(np.concatenate, shown))[T:], list(map(np.concatenate, actions))[T:]
 
     def _poke(self) -> None:
-        self.pokes += 1
+        self.progresses += 1
 
     def passes(self, network: Network) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and values of all steps by `network`, [T, N] each."""
@@ -150,7 +153,7 @@ def test_shapes_and_counts(kind):
     for tensor in (getattr(batch, name) for name in names):
         assert tensor.shape == (T, N) and tensor.dtype == torch.float32
     assert rollout(kind).steps_of_a_rollout == T * N
-    assert rollout(kind).pokes == 2 * (T + 1)
+    assert rollout(kind).progresses == 2 * (T + 1)
     assert [getattr(batch, name).requires_grad for name in names] == [True] * 3 + [False] * 3
 
 
@@ -259,22 +262,22 @@ def test_the_gradient_through_the_kept_graph_is_that_of_a_second_forward_pass(ki
 def test_halves_take_turns():
     """While one half plays, the network chooses the other's actions; at the end of a rollout nobody plays."""
     played = rollout("numbers overlapped")
-    one, other = played.simulators
-    first, last = [("begin", one), ("begin", other)], [("finish", one), ("finish", other)]
-    turns = [("finish", one), ("begin", one), ("finish", other), ("begin", other)]
+    one, other = played.environments
+    first, last = [("send", one), ("send", other)], [("receive", one), ("receive", other)]
+    turns = [("receive", one), ("send", one), ("receive", other), ("send", other)]
     assert played.calls == 2 * (first + (T - 1) * turns + last)
 
 
 def test_overlapped_pong_is_what_the_same_actions_bring_when_all_play_together():
     torch.manual_seed(0)
-    halves = [Recorded(AtariSimulators("pong", 2, threads=2), []) for _ in range(2)]
+    halves = [Recorded(AtariEnvironments("pong", 2, threads=2), []) for _ in range(2)]
     network = Network("gala", halves[0].spaces).to(memory_format=torch.channels_last)
     A2C(network, A2CSettings(), lr=1e-3)
     collector = Collector(network, halves, SEEDS, T, GAMMA, True, lambda: None, Clock())
     for _ in range(3):
         collector.collect()
     collector.close()
-    together = AtariSimulators("pong", 4)
+    together = AtariEnvironments("pong", 4)
     np.testing.assert_array_equal(together.reset(SEEDS), np.concatenate([half.shown[0] for half in halves]))
     for t in range(3 * T):
         step = together.step(np.concatenate([half.actions[t] for half in halves]))
@@ -291,10 +294,10 @@ def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, 
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     kind, _, overlapped = kind.partition(" ")
     turns = 2 if overlapped else 1
-    simulators = [GymSimulators(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
-    network = Network(KINDS[kind][0], simulators[0].spaces).to("meta", memory_format=torch.channels_last)
+    environments = [GymEnvironments(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
+    network = Network(KINDS[kind][0], environments[0].spaces).to("meta", memory_format=torch.channels_last)
     learner = A2C(network, A2CSettings(), lr=1e-3)
-    collector = Collector(network, simulators, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    collector = Collector(network, environments, SEEDS, T, GAMMA, True, lambda: None, Clock())
     for update in range(2):
         collector.collect()
         learner.gradient(collector.batch())

@@ -13,28 +13,30 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from recorded import FACTS, ROOM, ROOT, STEPS, begin, cut, episode_rows, make, mix_rows, scribble, update_rows, write
+from recorded import METADATA, ROOM, ROOT, STEPS, begin, cut, episode_rows, make, mix_rows, scribble, update_rows, write
 
 import runs
-from gala_mpi import store
-from gala_mpi.agent import Update
 from gala_mpi.config import A2CSettings, Config
+from gala_mpi.record.recorder import Update
+from gala_mpi.run import layout, tables, writer
 
 
 def test_the_columns_are_those_of_the_writer():
-    from gala_mpi import metrics
+    from gala_mpi.run import tables
 
-    assert runs.TABLES == metrics.TABLES
-    assert runs.FORMAT == store.FORMAT
+    assert runs.TABLES == tables.TABLES
+    assert runs.FORMAT == layout.FORMAT
 
 
 def test_the_reference_is_made_of_the_code():
-    from gala_mpi import evaluate, provenance, reference, topology
+    from gala_mpi import evaluate, topology
+    from gala_mpi.record import provenance
+    from gala_mpi.run import columns_doc
 
     page = (ROOT / "docs" / "metrics.md").read_text()
-    assert page == reference.page(), "python -m gala_mpi.reference > docs/metrics.md"
-    facts = provenance.facts(topology.build("ring", 4), "MPI", ["a"], [1], 0)
-    assert {*facts, "config"} == set(reference.FACTS)
+    assert page == columns_doc.page(), "python -m gala_mpi.run.columns_doc > docs/metrics.md"
+    metadata = provenance.metadata(topology.build("ring", 4), "MPI", ["a"], [1], 0)
+    assert {*metadata, "config"} == set(columns_doc.METADATA)
     for name in evaluate.GAMES.names:
         assert f"`{name}`" in page
 
@@ -63,7 +65,7 @@ def test_a_run_reads_back_as_written(tmp_path):
         write(run_dir, rank, 0, updates=update_rows(1, 100), episodes=written[rank], mixes=mix_rows(1, 50))
     run = runs.open_run(run_dir)
     assert run.agents == 2 and run.config["exchange"] == "allreduce" and run.config["a2c"]["gae_lambda"] == 0.95
-    assert run.starts == [FACTS | {"config": run.config}]
+    assert run.starts == [METADATA | {"config": run.config}]
     for rank in range(2):
         np.testing.assert_array_equal(run.updates(rank), update_rows(1, 100))
         np.testing.assert_array_equal(run.episodes(rank), written[rank])
@@ -118,34 +120,34 @@ def test_steps_are_of_the_agents_that_there_were(tmp_path):
     assert set(run.all_episodes()["rank"]) == {0, 1, 2, 3} and run.problems == []
     for rank in range(6):  # and six from update 90 on
         write(run_dir, rank, 90, 6, updates=update_rows(91, 100))
-    store.write_run(run_dir, Config(env="CartPole-v1", total_steps=100), 6, FACTS)
+    writer.write_run(run_dir, Config(env="CartPole-v1", total_steps=100), 6, METADATA)
     run = runs.open_run(run_dir)
     assert run.updates(3)["update"].tolist() == [*range(1, 51), *range(91, 101)]
     assert run.agents_at(0, np.array([50, 51, 90, 91])).tolist() == [4, 2, 2, 6]
 
 
 def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
-    """`Metrics` itself: a file that gets full, a kill, and a resume at an earlier update."""
-    from gala_mpi import metrics
-    from gala_mpi.energy import Meter
-    from gala_mpi.exchange import Mix
+    """`Recorder` itself: a file that gets full, a kill, and a resume at an earlier update."""
+    from gala_mpi.exchange.base import Mix
+    from gala_mpi.record import recorder
+    from gala_mpi.record.energy import Meter
 
-    monkeypatch.setattr(metrics, "ROOM", 8)
-    monkeypatch.setattr(metrics, "SECONDS_BETWEEN_READINGS", 0.0)
+    monkeypatch.setattr(recorder, "ROOM", 8)
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_READINGS", 0.0)
     losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0)
 
     def record(tables, update, score):
         learner = SimpleNamespace(updates=update, steps=update * STEPS, step_norm=0.1)
-        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, poke_gap=0.0)
+        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, progress_gap=0.0)
         episode = SimpleNamespace(simulator=0, length=5, score=score)
-        tables.record(learner, Update(losses, 0.1, [episode], []), counters, dict.fromkeys(metrics.SECTIONS, 0.0))
+        tables.record(learner, Update(losses, 0.1, [episode], []), counters, dict.fromkeys(recorder.SECTIONS, 0.0))
         tables.flush()
 
     run_dir = begin(tmp_path / "r", agents=1)
-    first = metrics.Metrics(run_dir, 0, update=0, updates=100, peers=1, sketch_updates=0, hours=0.0, meter=Meter())
+    first = recorder.Recorder(run_dir, 0, update=0, updates=100, peers=1, sketch_updates=0, hours=0.0, meter=Meter())
     for update in range(1, 13):
         record(first, update, score=1)
-    second = metrics.Metrics(run_dir, 0, update=10, updates=90, peers=1, sketch_updates=0, hours=0.5)
+    second = recorder.Recorder(run_dir, 0, update=10, updates=90, peers=1, sketch_updates=0, hours=0.5)
     for update in range(11, 15):
         record(second, update, score=2)
     run = runs.open_run(run_dir)
@@ -263,7 +265,7 @@ def test_a_column_that_a_file_lacks(tmp_path):
     new = runs.TABLES["updates"]
     old = np.dtype([(name, new[name]) for name in new.names if name not in ("rss", "torn")])
     layouts = {name: (dtype, ROOM) for name, dtype in (runs.TABLES | {"updates": old}).items()}
-    writer = store.Tables(store.next_metrics_file(run_dir, 0), layouts, {"rank": 0, "after_update": 0})
+    writer = tables.Tables(layout.next_metrics_file(run_dir, 0), layouts, {"rank": 0, "after_update": 0})
     writer.append("updates", np.array([(1,) * len(old.names)], old))
     writer.close()
     write(run_dir, 0, 1, updates=update_rows(2, 3))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gala_mpi.sketch import SIZE, Sketcher
+from gala_mpi.record.sketch import Sketcher
+from gala_mpi.run.tables import SIZE
 
 LENGTH = 200_000
 

@@ -8,25 +8,26 @@ import time
 
 import pytest
 
-from gala_mpi import stop
-from gala_mpi.stop import Stop
+from gala_mpi import errors
+from gala_mpi.job import signals
+from gala_mpi.job.signals import Stop
 
 
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    monkeypatch.setattr(stop, "_received", [])
+    monkeypatch.setattr(signals, "_received", [])
 
 
 def test_nobody_asks():
-    asked = Stop(None, notice=0)
-    assert not asked.requested(save_seconds=1e9) and asked.verdict == (stop.FINISHED, "")
+    asked = Stop(None, propagation_delay=0)
+    assert not asked.requested(save_seconds=1e9) and asked.verdict == (errors.FINISHED, "")
 
 
 @pytest.mark.parametrize("end", ["", "0", "1000000000", "UNLIMITED", "-1"])
 def test_what_is_no_end_to_come_is_none(end):
-    assert stop.seconds_of_job({"SLURM_JOB_END_TIME": end}) == math.inf
-    assert stop.seconds_of_job({}) == math.inf
+    assert signals.seconds_of_job({"SLURM_JOB_END_TIME": end}) == math.inf
+    assert signals.seconds_of_job({}) == math.inf
 
 
 def job_ends_in(monkeypatch, seconds: float) -> None:
@@ -35,29 +36,29 @@ def job_ends_in(monkeypatch, seconds: float) -> None:
 
 def test_a_job_that_ends_late_goes_on(monkeypatch):
     job_ends_in(monkeypatch, 100)
-    assert not Stop(None, notice=5).requested(save_seconds=10)
+    assert not Stop(None, propagation_delay=5).requested(save_seconds=10)
 
 
 @pytest.mark.parametrize("left, save_seconds", [(25, 0), (100, 40)])
 def test_a_job_stops_before_its_end_and_earlier_where_saving_takes_long(monkeypatch, left, save_seconds):
     job_ends_in(monkeypatch, left)
-    asked = Stop(None, notice=0)
+    asked = Stop(None, propagation_delay=0)
     assert asked.requested(save_seconds)
-    assert asked.verdict[0] == stop.RESUME and asked.verdict[1].startswith("the job ends in ")
+    assert asked.verdict[0] == errors.RESUME and asked.verdict[1].startswith("the job ends in ")
 
 
 def test_a_job_stops_earlier_by_the_updates_until_all_have_stopped(monkeypatch):
     job_ends_in(monkeypatch, 40)
-    asked, at_once = Stop(None, notice=1000), Stop(None, notice=1)
+    asked, at_once = Stop(None, propagation_delay=1000), Stop(None, propagation_delay=1)
     time.sleep(0.05)
     assert asked.requested(0) and not at_once.requested(0)
 
 
 def test_wall_time():
-    asked = Stop(0.1 / 60, notice=0)
+    asked = Stop(0.1 / 60, propagation_delay=0)
     assert not asked.requested(0)
     time.sleep(0.11)
-    assert asked.requested(0) and asked.verdict == (stop.RESUME, "0.00166667 minutes of wall time are over")
+    assert asked.requested(0) and asked.verdict == (errors.RESUME, "0.00166667 minutes of wall time are over")
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,10 @@ def test_wall_time():
     [(["SIGUSR1"], 75), (["SIGINT"], 130), (["SIGTERM"], 143), (["SIGUSR1", "SIGTERM"], 143), (["SIGTERM", "SIGUSR1"], 143)],
 )
 def test_the_signal_that_means_most_gives_the_status(received, status):
-    before = {number: signal.getsignal(number) for number in stop.STATUS}
+    before = {number: signal.getsignal(number) for number in signals.STATUS}
     try:
-        stop.listen()
-        asked = Stop(None, notice=0)
+        signals.listen()
+        asked = Stop(None, propagation_delay=0)
         for name in received:
             signal.raise_signal(signal.Signals[name])
         assert asked.requested(0) and asked.verdict[0] == status and asked.verdict[1] in received
@@ -79,15 +80,15 @@ def test_the_signal_that_means_most_gives_the_status(received, status):
 
 LATE = """
 import builtins, os, signal
-from gala_mpi import stop
+from gala_mpi.job import signals
 
 class Late:
     def __del__(self):  # when nothing is left of the interpreter but this
         os.kill(os.getpid(), signal.SIGUSR1)
 
-stop.listen()
+signals.listen()
 builtins.late = Late()
-stop.listen_no_more()
+signals.listen_no_more()
 """
 
 

@@ -13,16 +13,17 @@ import h5py
 import numpy as np
 import pytest
 
-from gala_mpi import metrics, store
-from gala_mpi.agent import Update
-from gala_mpi.clock import SECTIONS
 from gala_mpi.config import A2CSettings, Config
-from gala_mpi.envs import Episode, Spaces
-from gala_mpi.exchange import Counters, Mix
-from gala_mpi.learner import A2C, Losses
-from gala_mpi.metrics import TABLES, Metrics
-from gala_mpi.model import Network
-from gala_mpi.sketch import SIZE
+from gala_mpi.envs.base import Episode, Spaces
+from gala_mpi.exchange.base import Counters, Mix
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.learners.base import Losses
+from gala_mpi.networks.policy import Network
+from gala_mpi.record import recorder
+from gala_mpi.record.recorder import Recorder, Update
+from gala_mpi.run import files, layout, reader, tables, writer
+from gala_mpi.run.files import write_at
+from gala_mpi.run.tables import SECTIONS, SIZE, TABLES
 
 ROW = np.dtype([("index", "<i8"), ("square", "<f8"), ("flag", "<i4")])
 ROOT = Path(__file__).parents[1]
@@ -33,8 +34,8 @@ def rows(begin: int, end: int) -> np.ndarray:
     return np.array([(i, i * i, -i) for i in range(begin, end)], ROW)
 
 
-def new_tables(path: Path, room: int = 100) -> store.Tables:
-    return store.Tables(path, {"numbers": (ROW, room), "others": (ROW, 10)}, {"rank": 3})
+def new_tables(path: Path, room: int = 100) -> tables.Tables:
+    return tables.Tables(path, {"numbers": (ROW, room), "others": (ROW, 10)}, {"rank": 3})
 
 
 def visible(path: Path, name: str = "numbers") -> np.ndarray:
@@ -72,8 +73,8 @@ def test_rows_are_seen_only_when_the_counter_has_been_written(tmp_path, monkeypa
     """The last write of an append is the counter's: without it the reader sees the old number of rows."""
     tables = new_tables(tmp_path / "t.h5")
     tables.append("numbers", rows(0, 3))
-    write = store._write
-    monkeypatch.setattr(store, "_write", lambda file, data, offset: len(data) > 8 and write(file, data, offset))
+    write = write_at
+    monkeypatch.setattr("gala_mpi.run.tables.write_at", lambda file, data, offset: len(data) > 8 and write(file, data, offset))
     tables.append("numbers", rows(3, 5))
     assert np.array_equal(visible(tmp_path / "t.h5"), rows(0, 3))
     with h5py.File(tmp_path / "t.h5", "r") as file:
@@ -96,7 +97,7 @@ def test_room_counts_down_and_a_full_table_takes_no_more(tmp_path):
 def test_attributes_say_what_the_file_is(tmp_path):
     new_tables(tmp_path / "t.h5")
     with h5py.File(tmp_path / "t.h5", "r") as file:
-        assert dict(file.attrs) == {"format": store.FORMAT, "rank": 3}
+        assert dict(file.attrs) == {"format": layout.FORMAT, "rank": 3}
 
 
 def test_an_existing_file_is_never_overwritten(tmp_path):
@@ -119,9 +120,9 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from gala_mpi import store
+from gala_mpi.run import files, tables
 dtype = np.dtype([("index", "<i8"), ("square", "<f8"), ("flag", "<i4")])
-tables = store.Tables(Path(sys.argv[1]), {"numbers": (dtype, 4_000_000)}, {})
+tables = tables.Tables(Path(sys.argv[1]), {"numbers": (dtype, 4_000_000)}, {})
 written = 0
 print("ready", flush=True)
 while True:
@@ -158,7 +159,7 @@ def numbers_in(path: Path) -> list[int]:
 def test_an_atomic_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "a.h5"
     for value in (1, 2):
-        with store.atomic(path) as file:
+        with files.atomic(path) as file:
             file["numbers"] = [value]
             assert path.exists() == (value == 2)
     assert numbers_in(path) == [2]
@@ -169,9 +170,9 @@ def test_an_atomic_file_appears_when_the_block_ends(tmp_path):
 def test_an_error_in_the_block_leaves_everything_as_it_was(tmp_path, existed):
     path = tmp_path / "a.h5"
     if existed:
-        with store.atomic(path) as file:
+        with files.atomic(path) as file:
             file["numbers"] = [1]
-    with pytest.raises(ZeroDivisionError), store.atomic(path) as file:
+    with pytest.raises(ZeroDivisionError), files.atomic(path) as file:
         file["numbers"] = [1 / 0]
     assert os.listdir(tmp_path) == ["a.h5"] * existed
     assert not existed or numbers_in(path) == [1]
@@ -180,8 +181,8 @@ def test_an_error_in_the_block_leaves_everything_as_it_was(tmp_path, existed):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gala_mpi import store
-with store.atomic(Path(sys.argv[1])) as file:
+from gala_mpi.run import files
+with files.atomic(Path(sys.argv[1])) as file:
     file["numbers"] = [2] * 100_000
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -192,12 +193,12 @@ with store.atomic(Path(sys.argv[1])) as file:
 def test_a_process_killed_in_the_block_leaves_the_old_file_and_no_new_one(tmp_path, existed):
     path = tmp_path / "a.h5"
     if existed:
-        with store.atomic(path) as file:
+        with files.atomic(path) as file:
             file["numbers"] = [1]
     assert start(KILLED, path).wait() == -signal.SIGKILL
     assert [file.name for file in tmp_path.glob("*.h5") if not file.name.startswith(".")] == ["a.h5"] * existed
     assert not existed or numbers_in(path) == [1]
-    with store.atomic(path) as file:  # what was left behind is in nobody's way
+    with files.atomic(path) as file:  # what was left behind is in nobody's way
         file["numbers"] = [3]
     assert numbers_in(path) == [3]
 
@@ -207,12 +208,12 @@ def test_a_process_killed_in_the_block_leaves_the_old_file_and_no_new_one(tmp_pa
 
 def test_a_revision_keeps_attributes_groups_and_links(tmp_path):
     path = tmp_path / "run.h5"
-    with store.atomic(path) as file:
+    with files.atomic(path) as file:
         file.attrs.update({"name": "é", "number": 7, "list": ["a", "b"]})
         file.create_dataset("group/inner/data", data=np.arange(5)).attrs["unit"] = "steps"
         file["group"].attrs["of"] = "things"
         file["links/outside"] = h5py.ExternalLink("missing.h5", "/")
-    with store.revised(path) as file:
+    with files.revised(path) as file:
         file.attrs["number"] = 8
         file["new"] = 1
     with h5py.File(path, "r") as file:
@@ -226,9 +227,9 @@ def test_a_revision_keeps_attributes_groups_and_links(tmp_path):
 
 def test_an_error_while_revising_leaves_the_old_file(tmp_path):
     path = tmp_path / "run.h5"
-    with store.atomic(path) as file:
+    with files.atomic(path) as file:
         file["numbers"] = [1]
-    with pytest.raises(ZeroDivisionError), store.revised(path) as file:
+    with pytest.raises(ZeroDivisionError), files.revised(path) as file:
         del file["numbers"]
         1 / 0  # noqa: B018
     assert numbers_in(path) == [1]
@@ -236,11 +237,11 @@ def test_an_error_while_revising_leaves_the_old_file(tmp_path):
 
 def test_a_run_remembers_every_start(tmp_path):
     first, second = Config(seed=1), Config(seed=2)
-    store.write_run(tmp_path / "run", first, 2, {"hosts": ["a", "b"]})
-    assert (store.read_config(tmp_path / "run"), store.read_agents(tmp_path / "run")) == (first, 2)
-    store.write_run(tmp_path / "run", second, 2, {"hosts": ["c", "d"]})
-    assert store.read_config(tmp_path / "run") == second
-    with h5py.File(store.run_file(tmp_path / "run"), "r") as file:
+    writer.write_run(tmp_path / "run", first, 2, {"hosts": ["a", "b"]})
+    assert (reader.read_config(tmp_path / "run"), reader.read_agents(tmp_path / "run")) == (first, 2)
+    writer.write_run(tmp_path / "run", second, 2, {"hosts": ["c", "d"]})
+    assert reader.read_config(tmp_path / "run") == second
+    with h5py.File(layout.run_file(tmp_path / "run"), "r") as file:
         starts = file["starts"]
         assert [Config.from_json(starts[str(i)].attrs["config"]) for i in range(2)] == [first, second]
         assert [list(starts[str(i)].attrs["hosts"]) for i in range(2)] == [["a", "b"], ["c", "d"]]
@@ -248,10 +249,10 @@ def test_a_run_remembers_every_start(tmp_path):
 
 def test_a_run_leads_to_the_tables_of_every_rank(tmp_path):
     run = tmp_path / "run"
-    store.write_run(run, Config(), 2, {})
+    writer.write_run(run, Config(), 2, {})
     for rank in range(2):
-        new_tables(store.next_metrics_file(run, rank)).append("numbers", rows(0, rank + 4))
-    with h5py.File(store.run_file(run), "r") as file:
+        new_tables(layout.next_metrics_file(run, rank)).append("numbers", rows(0, rank + 4))
+    with h5py.File(layout.run_file(run), "r") as file:
         assert [int(file[f"metrics/rank{rank:05d}/rows/numbers"][()]) for rank in range(2)] == [4, 5]
 
 
@@ -259,16 +260,16 @@ def test_metrics_files_of_a_rank_are_numbered_in_the_order_of_their_writing(tmp_
     (tmp_path / "metrics").mkdir()
     written = []
     for _ in range(12):  # "-10" follows "-9"
-        written.append(store.next_metrics_file(tmp_path, 7))
+        written.append(layout.next_metrics_file(tmp_path, 7))
         new_tables(written[-1], room=1)
-    new_tables(store.next_metrics_file(tmp_path, 70), room=1)
+    new_tables(layout.next_metrics_file(tmp_path, 70), room=1)
     assert len(set(written)) == 12
-    assert store.metrics_files(tmp_path, 7) == written
-    assert len(store.metrics_files(tmp_path, 70)) == 1
-    assert store.metrics_files(tmp_path, 0) == []
+    assert layout.metrics_files(tmp_path, 7) == written
+    assert len(layout.metrics_files(tmp_path, 70)) == 1
+    assert layout.metrics_files(tmp_path, 0) == []
 
 
-# Metrics
+# Recorder
 
 
 SKETCH_UPDATES = 3
@@ -279,13 +280,13 @@ def mixes_of(update: int) -> list[Mix]:
 
 
 class Writer:
-    """One rank's Metrics, with updates that are functions of their number."""
+    """One rank's Recorder, with updates that are functions of their number."""
 
     def __init__(self, run: Path, update: int = 0, updates: int = 1000, rank: int = 0):
         (run / "metrics").mkdir(parents=True, exist_ok=True)
         self.learner = A2C(Network("mlp", Spaces((2,), False, 2)), A2CSettings(), 1e-3)
         self.learner.updates = update
-        self.metrics = Metrics(run, rank, update, updates, 2, sketch_updates=SKETCH_UPDATES, hours=2.0)
+        self.metrics = Recorder(run, rank, update, updates, 2, sketch_updates=SKETCH_UPDATES, hours=2.0)
 
     def record(self, count: int) -> None:
         for _ in range(count):
@@ -294,7 +295,7 @@ class Writer:
             self.learner.steps = 80 * update
             episodes = [Episode(i, 10.0 * update + i, 100 + i) for i in range(update % 3)]
             mixes = mixes_of(update)
-            counters = Counters(mixes, staleness=update % 5, torn=2, poke_gap=0.5)
+            counters = Counters(mixes, staleness=update % 5, torn=2, progress_gap=0.5)
             sketches = [np.full(SIZE, float(update + i)) for i in range(2)] if update % SKETCH_UPDATES == 0 else []
             seconds = {section: i + update for i, section in enumerate(SECTIONS)}
             done = Update(Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, sketches)
@@ -314,12 +315,12 @@ def test_there_is_room_for_more_mixes_than_the_graph_has(tmp_path):
 
 def test_a_sketch_at_every_update_takes_no_gigabytes(tmp_path):
     (tmp_path / "metrics").mkdir()
-    metrics = Metrics(tmp_path, 0, 0, 10**6, 1, sketch_updates=1, hours=0.0)
+    metrics = Recorder(tmp_path, 0, 0, 10**6, 1, sketch_updates=1, hours=0.0)
     assert metrics._tables.room("sketches") * TABLES["sketches"].itemsize < 2**26
 
 
 def read(run: Path, name: str, rank: int = 0) -> np.ndarray:
-    return np.concatenate([visible(path, name) for path in store.metrics_files(run, rank)])
+    return np.concatenate([visible(path, name) for path in layout.metrics_files(run, rank)])
 
 
 def assert_nothing_lost(run: Path, updates: int) -> None:
@@ -347,7 +348,7 @@ def test_a_closed_file_has_every_row(tmp_path):
     writer.record(50)
     writer.metrics.close()
     assert_nothing_lost(tmp_path, 50)
-    assert len(store.metrics_files(tmp_path, 0)) == 1
+    assert len(layout.metrics_files(tmp_path, 0)) == 1
     hours = read(tmp_path, "updates")["hours"]
     assert (np.diff(hours) >= 0).all() and hours[0] > 2 and hours[-1] < 2.1
 
@@ -361,7 +362,7 @@ def test_rows_wait_until_they_are_flushed(tmp_path):
 
 
 def test_rows_do_not_wait_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_WRITES", 0.0)
     writer = Writer(tmp_path)
     writer.record(5)
     assert_nothing_lost(tmp_path, 5)
@@ -369,14 +370,14 @@ def test_rows_do_not_wait_for_long(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("between_flushes", [1, 3, 8])
 def test_the_next_file_begins_when_one_is_full(tmp_path, monkeypatch, between_flushes):
-    monkeypatch.setattr(metrics, "ROOM", 8)
+    monkeypatch.setattr(recorder, "ROOM", 8)
     writer = Writer(tmp_path)
     for _ in range(50):
         writer.record(between_flushes)
         writer.metrics.flush()
     writer.metrics.close()
     assert_nothing_lost(tmp_path, 50 * between_flushes)
-    files = store.metrics_files(tmp_path, 0)
+    files = layout.metrics_files(tmp_path, 0)
     assert len(files) >= 50 * between_flushes / 8
     for file in files:  # a file says after which update it begins
         with h5py.File(file, "r") as opened:
@@ -392,13 +393,13 @@ def test_a_new_file_begins_after_a_restart(tmp_path):
     second.record(40)
     second.metrics.close()
     assert_nothing_lost(tmp_path, 60)
-    with h5py.File(store.metrics_files(tmp_path, 0)[-1], "r") as file:
+    with h5py.File(layout.metrics_files(tmp_path, 0)[-1], "r") as file:
         assert file.attrs["after_update"] == 20
 
 
 def test_a_file_has_no_more_room_than_the_run_needs(tmp_path):
     Writer(tmp_path, update=5, updates=7)
-    with h5py.File(store.metrics_files(tmp_path, 0)[0], "r") as file:
+    with h5py.File(layout.metrics_files(tmp_path, 0)[0], "r") as file:
         assert file["updates"].shape == (7,) and file["mixes"].shape == (14,) and file["sketches"].shape == (3,)
 
 
@@ -412,8 +413,8 @@ def test_ranks_have_files_of_their_own(tmp_path):
 
 def test_resident_memory_grows_with_what_is_held():
     """By a mapping of its own: an allocation may find memory that this process has already."""
-    before = metrics.resident_mib()
+    before = recorder.resident_mib()
     with mmap.mmap(-1, 64 * 2**20) as held:
         held.write(b"1" * len(held))
-        assert metrics.resident_mib() - before > 50
-    assert metrics.resident_mib() - before < 50
+        assert recorder.resident_mib() - before > 50
+    assert recorder.resident_mib() - before < 50

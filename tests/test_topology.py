@@ -6,13 +6,14 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from gala_mpi import model, topology
-from gala_mpi.envs import Spaces
+from gala_mpi import topology
+from gala_mpi.envs.base import Spaces
 from gala_mpi.errors import SettingError
+from gala_mpi.networks import policy
 from gala_mpi.topology import BUILT_IN, Topology, build, draw, files, mixing_rate, second_singular_value
 from gala_mpi.topology.__main__ import GraphView
-from gala_mpi.topology.figures import diameter, figures
 from gala_mpi.topology.graphs import sides
+from gala_mpi.topology.properties import diameter, properties
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16)
 POWERS_OF_TWO = (2, 4, 8, 16, 32)
@@ -197,7 +198,7 @@ def test_a_hierarchy_s_period_is_from_1_to_1000_updates(every):
 def test_figures_of_a_hierarchy(size):
     graph = build(topology.resolve("hierarchical:4", [str(agent // 4) for agent in range(size)]), size)
     product = product_of_rounds(graph)
-    assert figures(graph, 1).beta == pytest.approx(np.linalg.svd(product, compute_uv=False)[1], abs=1e-12)
+    assert properties(graph, 1).beta == pytest.approx(np.linalg.svd(product, compute_uv=False)[1], abs=1e-12)
 
 
 # Weights.
@@ -207,14 +208,14 @@ WEIGHTED = "0 0 0.5\n0 1 0.25\n0 2 0.25\n1 0 1\n2 1 0.9\n2 2 0.1"
 ROWS = np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0, 0.9, 0.1]])
 
 
-# Figures.
+# Properties.
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_figures_are_those_of_the_dense_matrices(name, size):
     graph = build(name, size)
-    found = figures(graph, 1000)
+    found = properties(graph, 1000)
     product = product_of_rounds(graph)
     beta = np.linalg.svd(product, compute_uv=False)[1]
     second = np.sort(np.abs(np.linalg.eigvals(product)))[-2]
@@ -249,7 +250,7 @@ def test_diameter_is_when_all_have_heard_of_all(name, size):
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_thousand_agents(name):
     graph = build(name, 1000)
-    found = figures(graph, 1)
+    found = properties(graph, 1)
     assert found.beta == pytest.approx(second_singular_value(product_of_rounds(graph)), abs=1e-12)
     theory = {
         "ring": math.cos(math.pi / 1000),
@@ -263,7 +264,7 @@ def test_a_thousand_agents(name):
 
 
 def test_figures_of_a_graph_whose_columns_do_not_sum_to_1():
-    found = figures(files.parse("my.txt", WEIGHTED), 10)
+    found = properties(files.parse("my.txt", WEIGHTED), 10)
     centred = (np.eye(3) - 1 / 3) @ ROWS
     assert found.beta == pytest.approx(np.linalg.norm(centred, 2))
     assert found.long_run_rate == pytest.approx(np.sort(np.abs(np.linalg.eigvals(ROWS)))[-2])
@@ -271,13 +272,13 @@ def test_figures_of_a_graph_whose_columns_do_not_sum_to_1():
 
 
 def test_agents_that_only_swap_never_agree():
-    found = figures(files.parse("swap", "0 1 1\n1 0 1"), 1)
+    found = properties(files.parse("swap", "0 1 1\n1 0 1"), 1)
     assert found.beta == pytest.approx(1) and found.ratio is None and found.updates_to_halve is None
 
 
 def test_the_length_of_messages_is_that_of_the_default_network():
     pong = Spaces((4, 84, 84), image=True, actions=6)
-    assert GraphView("ring").parameters == sum(p.numel() for p in model.Network("gala", pong).parameters())
+    assert GraphView("ring").parameters == sum(p.numel() for p in policy.Network("gala", pong).parameters())
 
 
 # Files.

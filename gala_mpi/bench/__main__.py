@@ -11,20 +11,25 @@ Each kind is a module with two functions: `measure`, collective, returns figures
 
 from __future__ import annotations
 
+from gala_mpi.job import launch
+
+launch.set_environment()  # before numpy, torch and MPI are imported
+
 import json
 import math
 import sys
 
-from gala_mpi import config, options, plan
+from gala_mpi import cli, config
 from gala_mpi.bench import agents, exchange, frozen, straggler, train
 from gala_mpi.bench.agents import AgentsBench
 from gala_mpi.bench.exchange import ExchangeBench
 from gala_mpi.bench.frozen import FrozenBench
 from gala_mpi.bench.straggler import StragglerBench
 from gala_mpi.bench.train import TrainBench
+from gala_mpi.cli import require, require_whole
 from gala_mpi.config import Config
-from gala_mpi.options import require, require_whole
-from gala_mpi.world import World
+from gala_mpi.job import prepare
+from gala_mpi.mpi.world import World
 
 Bench = TrainBench | ExchangeBench | FrozenBench | StragglerBench | AgentsBench
 KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, StragglerBench: straggler, AgentsBench: agents}
@@ -32,7 +37,7 @@ KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, Stragg
 
 def main(arguments: list[str]) -> None:
     with World() as world:
-        bench, settings = world.decide(lambda: prepare(arguments, world))
+        bench, settings = world.decide(lambda: read_arguments(arguments, world))
         kind = KINDS[type(bench)]
         figures = kind.measure(world, bench, settings)
         if not world.root:
@@ -44,16 +49,16 @@ def main(arguments: list[str]) -> None:
             kind.show(figures, bench, settings)
 
 
-def prepare(arguments: list[str], world: World) -> tuple[Bench, Config]:
+def read_arguments(arguments: list[str], world: World) -> tuple[Bench, Config]:
     """Parse, check, resolve. Raises SettingError."""
     bench = parse(arguments)
     check(bench, world.size, len(set(world.hosts)))
-    settings, _ = plan.settle(bench.settings, world)
+    settings, _ = prepare.settle(bench.settings, world)
     return bench, settings
 
 
 def parse(arguments: list[str]) -> Bench:
-    return options.parse(
+    return cli.parse(
         {
             "train": TrainBench,
             "exchange": ExchangeBench,

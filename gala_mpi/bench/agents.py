@@ -1,7 +1,7 @@
-"""Several agents on one host, or on its GPU, beside one A2C agent that has all their simulators.
+"""Several agents on one host, or on its GPU, beside one A2C agent that has all their environments.
 
 The claim of the GALA paper is that small agents which never wait use a GPU better than one large one. For 1, 2, 4, ...
-agents: GALA, then a single agent with as many simulators as they have together, in turn; each has all cores of the host.
+agents: GALA, then a single agent with as many environments as they have together, in turn; each has all cores of the host.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 from rich.table import Table
 
-from gala_mpi import agent, display
+from gala_mpi import display
 from gala_mpi.config import Config
-from gala_mpi.energy import Meter, Reading
-from gala_mpi.world import World
+from gala_mpi.job import build
+from gala_mpi.mpi.world import World
+from gala_mpi.record.energy import Meter, Reading
 
 WARM_UP_UPDATES = 10
 SECONDS_BETWEEN_READINGS = 1.0  # NVML tells how busy a GPU has been of the last second at most
@@ -27,7 +28,7 @@ FIGURES = ("steps_per_second", "cores_busy", "gpus_busy", "cpu_watts", "gpu_watt
 
 @dataclass(frozen=True)
 class AgentsBench:
-    """1, 2, 4, ... agents on one host (or its GPU) against one A2C agent with as many simulators: speed, load, power."""
+    """1, 2, 4, ... agents on one host (or its GPU) against one A2C agent with as many environments: speed, load, power."""
 
     settings: Config = field(default_factory=Config)
     """What is trained. --num-envs are those of each GALA agent."""
@@ -52,7 +53,7 @@ def measure(world: World, bench: AgentsBench, settings: Config) -> dict[str, Any
     rows = []
     for (who, agents, each), figures in zip(contests, zip(*turns)):
         medians = {name: median([figure[name] for figure in figures]) for name in FIGURES}
-        rows.append({"who": who, "agents": agents, "simulators": each.num_envs} | medians)
+        rows.append({"who": who, "agents": agents, "environments": each.num_envs} | medians)
     return {"rows": rows}
 
 
@@ -65,7 +66,7 @@ def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[st
     """Train so many agents for so long: steps/s of all, and what the host's counters say meanwhile."""
     comm, mine = world.part(agents), None
     if comm is not None:
-        me = agent.build(settings, comm, world.node.rank, max(1, int(world.machine.cores / agents)))
+        me = build.build(settings, comm, world.node.rank, max(1, int(world.view.cores / agents)))
         me.start()
         for _ in range(WARM_UP_UPDATES):
             me.update()
@@ -118,12 +119,12 @@ def show(figures: dict[str, Any], bench: AgentsBench, settings: Config) -> None:
         f"{settings.env}, network {settings.network} in {settings.precision} on {settings.device}, {figures['mpi']}; "
         f"medians of {bench.rounds} turns of {bench.seconds:g} s"
     )
-    table = Table("", "agents × simulators", "steps/s", "times A2C", "cores busy", "GPUs busy", "W: CPU", "GPU", "node")
+    table = Table("", "agents × environments", "steps/s", "times A2C", "cores busy", "GPUs busy", "W: CPU", "GPU", "node")
     for several, one in zip(figures["rows"][::2], figures["rows"][1::2]):
         for row in (several, one):
             table.add_row(
                 row["who"],
-                f"{row['agents']} × {row['simulators']}",
+                f"{row['agents']} × {row['environments']}",
                 f"{row['steps_per_second']:,.0f}",
                 f"{row['steps_per_second'] / one['steps_per_second']:.2f}",
                 *(_told(row[name], "{:.0%}") for name in ("cores_busy", "gpus_busy")),

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from gala_mpi import agent, display, topology
+from gala_mpi import display, topology
 from gala_mpi.config import Config
-from gala_mpi.exchange import Exchange
-from gala_mpi.world import World
+from gala_mpi.exchange.base import Exchange
+from gala_mpi.job import build
+from gala_mpi.mpi.world import World
 
 WARM_UP_UPDATES = 10
 ALLREDUCES = 50
@@ -71,7 +72,7 @@ def _seconds(call, *arguments) -> float:
 
 def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, Any]:
     """Figures on rank 0: medians over the updates of each rank, then over the ranks. Times in s, age in updates."""
-    me = agent.build(settings, world.comm, world.node.rank, world.threads)
+    me = build.build(settings, world.comm, world.node.rank, world.threads)
     size = len(me.learner.flat)
     me.start()
     for _ in range(WARM_UP_UPDATES):

@@ -1,6 +1,7 @@
 """Whether anybody waits: all ranks train, one is frozen by SIGSTOP for seconds, and the others' calls are timed.
 
-Timed are all calls of `exchange.parameters` and `exchange.poke` by ranks other than the frozen one. Where a call's time went
+All calls of `exchange.parameters` and `exchange.progress` by ranks other than the frozen one are timed. Where a call's
+time went
 is asked of the kernel: it was computing, or it was ready but had to wait for a core (more ranks than cores), or it was
 stalled: neither, waiting for something. A transport that waits for its peer shows as seconds of stall, or of computing if it
 spins.
@@ -17,11 +18,12 @@ from typing import Any, Optional
 import numpy as np
 from rich.table import Table
 
-from gala_mpi import agent, display, topology
+from gala_mpi import display, topology
 from gala_mpi.agent import Agent
 from gala_mpi.config import Config
-from gala_mpi.exchange import Exchange
-from gala_mpi.world import World
+from gala_mpi.exchange.base import Exchange
+from gala_mpi.job import build
+from gala_mpi.mpi.world import World
 
 SECONDS_AROUND = 3.0  # of undisturbed training before the neighbour is frozen, and after
 WARM_UP_UPDATES = 10
@@ -73,8 +75,8 @@ class Timed:
     def parameters(self, parameters: np.ndarray) -> None:
         self._time("parameters", parameters)
 
-    def poke(self) -> None:
-        self._time("poke")
+    def progress(self) -> None:
+        self._time("progress")
 
     def _time(self, name: str, *arguments) -> None:
         computing, for_a_core = self._scheduled()
@@ -97,9 +99,9 @@ class Timed:
 def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any]:
     """Figures on rank 0: for every phase, each other rank's steps/s and the longest call of any."""
     frozen = world.size - 1 if bench.frozen is None else bench.frozen
-    me = agent.build(settings, world.comm, world.node.rank, world.threads)
+    me = build.build(settings, world.comm, world.node.rank, world.threads)
     me.exchange = timed = Timed(me.exchange)
-    me.collector.poke = timed.poke
+    me.collector.progress = timed.progress
     me.start()
     for _ in range(WARM_UP_UPDATES):
         me.update()

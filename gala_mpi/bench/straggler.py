@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from gala_mpi import agent, display
+from gala_mpi import display
 from gala_mpi.config import Config
-from gala_mpi.exchange import Order
-from gala_mpi.world import World
+from gala_mpi.exchange.base import Order
+from gala_mpi.job import build
+from gala_mpi.mpi.world import World
 
 EXCHANGES = ("gossip", "allreduce")
 SLOWED = 10  # by what factor, unless --slow-rank says otherwise
@@ -52,7 +53,7 @@ def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, 
 
 def turn(world: World, settings: Config, seconds: float) -> list[float]:
     """Train for so long: the steps/s of every rank, on every rank."""
-    me = agent.build(settings, world.comm, world.node.rank, world.threads)
+    me = build.build(settings, world.comm, world.node.rank, world.threads)
     me.start()
     for _ in range(WARM_UP_UPDATES):
         me.update()

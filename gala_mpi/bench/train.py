@@ -1,9 +1,9 @@
 """How fast training is, beside what the machine allows.
 
 Rank 0 trains alone (the others sleep), then all ranks train, in turn, with the same settings. The limit is composite: a
-step's share of the simulators' own time plus its arithmetic at the rate of a large matrix product,
+step's share of the environments' own time plus its arithmetic at the rate of a large matrix product,
 
-    1 / (1 / simulators + FLOPs per step / rate),
+    1 / (1 / environments + FLOPs per step / rate),
 
 both measured here, on one rank or on all at once, as the training is. FLOPs are counted by torch as an update runs.
 """
@@ -20,10 +20,12 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from gala_mpi import agent, display, envs
-from gala_mpi.clock import SECTIONS
+from gala_mpi import display
 from gala_mpi.config import Config
-from gala_mpi.world import World
+from gala_mpi.envs import registry
+from gala_mpi.job import build
+from gala_mpi.mpi.world import World
+from gala_mpi.run.tables import SECTIONS
 
 WARM_UP_UPDATES = 10
 MATRIX = 1024  # rows and columns of the matrices whose product is timed
@@ -57,10 +59,10 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
     comm = world.part(1 if alone else world.size)
     mine = None
     if comm is not None:
-        me = agent.build(settings, comm, world.node.rank, world.threads)
+        me = build.build(settings, comm, world.node.rank, world.threads)
         device, dtype = me.collector.device, me.collector.network.dtype
         comm.Barrier()
-        simulators = simulators_alone(settings, world.threads, updates)
+        environments = environments_alone(settings, world.threads, updates)
         comm.Barrier()
         products = matrix_products(device, dtype)
         me.start()
@@ -75,28 +77,28 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
         elapsed = time.perf_counter() - began
         sections = {section: spent / updates for section, spent in me.clock.lap().items()}
         steps = settings.num_envs * settings.rollout_length
-        rates = {"steps_per_second": updates * steps / elapsed, "simulators": simulators, "flops_per_second": products}
+        rates = {"steps_per_second": updates * steps / elapsed, "environments": environments, "flops_per_second": products}
         mine = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
         me.close()
         comm.Free()
     world.wait()
     every = [one for one in world.comm.allgather(mine) if one]
     together = {name: statistics.mean(one[name] for one in every) for name in every[0]}
-    together |= {name: sum(one[name] for one in every) for name in ("steps_per_second", "simulators", "flops_per_second")}
-    limit = 1 / (1 / together["simulators"] + together["flops_per_step"] / together["flops_per_second"])
+    together |= {name: sum(one[name] for one in every) for name in ("steps_per_second", "environments", "flops_per_second")}
+    limit = 1 / (1 / together["environments"] + together["flops_per_step"] / together["flops_per_second"])
     return together | {"limit": limit, "reached": together["steps_per_second"] / limit}
 
 
-def simulators_alone(settings: Config, threads: int, updates: int) -> float:
-    """Steps/s of one rank's simulators under random actions."""
-    simulators = envs.make(settings.env, settings.num_envs, threads=threads, sticky=settings.sticky)
-    simulators.reset(np.arange(settings.num_envs))
-    rng, spaces = np.random.default_rng(0), simulators.spaces
+def environments_alone(settings: Config, threads: int, updates: int) -> float:
+    """Steps/s of one rank's environments under random actions."""
+    environments = registry.make(settings.env, settings.num_envs, threads=threads, sticky=settings.sticky)
+    environments.reset(np.arange(settings.num_envs))
+    rng, spaces = np.random.default_rng(0), environments.spaces
     shape = (settings.num_envs, *spaces.action_shape)
     steps, began = updates * settings.rollout_length, time.perf_counter()
     for _ in range(steps):
-        simulators.step(rng.integers(spaces.actions, size=shape) if spaces.discrete else rng.normal(size=shape))
-    simulators.close()
+        environments.step(rng.integers(spaces.actions, size=shape) if spaces.discrete else rng.normal(size=shape))
+    environments.close()
     return steps * settings.num_envs / (time.perf_counter() - began)
 
 
@@ -123,11 +125,11 @@ def show(figures: dict[str, Any], bench: TrainBench, settings: Config) -> None:
     turns = {"one rank": figures["one_rank"], f"{ranks} ranks": figures["all_ranks"]}
     display.say(
         f"{settings.env}, {settings.exchange}, network {settings.network} in {settings.precision}, "
-        f"{settings.num_envs} simulators a rank; medians of {bench.rounds} turns of {bench.updates} updates"
+        f"{settings.num_envs} environments a rank; medians of {bench.rounds} turns of {bench.updates} updates"
     )
     speeds = Table("", *turns)
     for name, text in (
-        ("simulators alone, steps/s", lambda turn: f"{turn['simulators']:,.0f}"),
+        ("environments alone, steps/s", lambda turn: f"{turn['environments']:,.0f}"),
         (f"matrix products in {settings.precision}, GFLOP/s", lambda turn: f"{1e-9 * turn['flops_per_second']:,.0f}"),
         ("MFLOP a step", lambda turn: f"{1e-6 * turn['flops_per_step']:.1f}"),
         ("limit from these, steps/s", lambda turn: f"{turn['limit']:,.0f}"),

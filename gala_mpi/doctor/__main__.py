@@ -9,34 +9,51 @@ killed rank where not all ranks start.
 
 from __future__ import annotations
 
-from gala_mpi import machine
+from gala_mpi import host
 from gala_mpi.doctor import start
+from gala_mpi.job import launch
 
-machine.refuse_tiny_shared_memory(status=1)  # before MPI is imported, and crashes
+launch.set_environment()
+host.refuse_tiny_shared_memory(status=1)  # before MPI is imported, and crashes
 watch = start.Watch()  # before MPI is imported, and waits for all
 
-import dataclasses  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import os  # noqa: E402
-import shutil  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import NamedTuple  # noqa: E402
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
-import torch  # noqa: E402
-from rich.table import Table  # noqa: E402
+import torch
+from rich.table import Table
 
-from gala_mpi import config, device, display, options, plan, store, topology  # noqa: E402
-from gala_mpi.config import Config  # noqa: E402
-from gala_mpi.doctor import quick  # noqa: E402
-from gala_mpi.doctor.quick import Finding, Host, size, worst  # noqa: E402
-from gala_mpi.exchange import examine  # noqa: E402
-from gala_mpi.exchange.examine import Figures  # noqa: E402
-from gala_mpi.world import World  # noqa: E402
+from gala_mpi import (
+    cli,
+    config,
+    device,
+    display,
+    topology,
+)
+from gala_mpi.config import Config
+from gala_mpi.job import (
+    preflight,
+    prepare,
+)
+from gala_mpi.job.preflight import (
+    Finding,
+    HostDemand,
+    size,
+    worst,
+)
+from gala_mpi.mpi import selftest
+from gala_mpi.mpi.selftest import Readings
+from gala_mpi.mpi.world import World
+from gala_mpi.run import files
 
 SECONDS_TO_ANSWER = 15.0
 SECONDS_TO_PRINT = 0.5  # for the launcher, which forgets what it has not passed on when a rank aborts
@@ -72,11 +89,11 @@ def main(arguments: list[str]) -> None:
     began = time.monotonic()
     with World() as world:
         watch.over()
-        prepared = world.decide(lambda: prepare(arguments, world))
-        present = examine.gather(world.comm, True, SECONDS_TO_ANSWER)
+        prepared = world.decide(lambda: read_arguments(arguments, world))
+        present = selftest.gather(world.comm, True, SECONDS_TO_ANSWER)
         if len(present) == world.size or not world.root:
             mine = list(check(prepared, world))
-            answers = examine.gather(world.comm, mine, SECONDS_TO_ANSWER)
+            answers = selftest.gather(world.comm, mine, SECONDS_TO_ANSWER)
         else:
             answers = {rank: [] for rank in present}
         if world.root:
@@ -93,9 +110,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(world.comm.bcast(int(failed) if world.root else None))
 
 
-def prepare(arguments: list[str], world: World) -> Prepared:
+def read_arguments(arguments: list[str], world: World) -> Prepared:
     """Parse, check, resolve. Raises SettingError."""
-    wanted = options.parse(
+    wanted = cli.parse(
         Examination,
         "doctor",
         "Look at the machine, MPI and the run directory; say what is wrong and what to do about it.\n\n"
@@ -107,7 +124,7 @@ def prepare(arguments: list[str], world: World) -> Prepared:
     config.check(wanted.settings)
     config.check_no_run(wanted.settings, "the doctor")
     settings = dataclasses.replace(wanted.settings, precision="fp32")  # which is the fastest is not asked here
-    settings, length = plan.settle(settings, world)
+    settings, length = prepare.settle(settings, world)
     folder = settings.run_dir.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -133,19 +150,21 @@ def check(prepared: Prepared, world: World) -> Iterator[Finding]:
         neighbours = topology.build(settings.topology, world.size).neighbours(world.rank)
     else:
         neighbours = [(world.rank - 1) % world.size]
-    short = quick.shared_memory(here(prepared, world)).state == "error"
+    short = preflight.shared_memory(here(prepared, world)).state == "error"
     length = 1 if any(world.comm.allgather(short)) else prepared.length  # the real size would kill the ranks
-    yield from gets(examine.examine(world.comm, length, neighbours), world)
+    yield from gets(selftest.run(world.comm, length, neighbours), world)
 
 
-def here(prepared: Prepared, world: World) -> Host:
-    return next(host for host in quick.hosts(prepared.settings, prepared.length, world.machines) if world.rank in host.ranks)
+def here(prepared: Prepared, world: World) -> HostDemand:
+    return next(
+        each for each in preflight.demands(prepared.settings, prepared.length, world.host_views) if world.rank in each.ranks
+    )
 
 
 def merge(answers: dict[int, list[Finding]], prepared: Prepared, world: World) -> list[Finding]:
     """One finding of each kind: the worst of all ranks, with the rank in it where not all are alike."""
-    hosts = quick.hosts(prepared.settings, prepared.length, world.machines)
-    findings = [launcher(world), *quick.look(hosts), answering(answers, world)]
+    hosts = preflight.demands(prepared.settings, prepared.length, world.host_views)
+    findings = [launcher(world), *preflight.check_all(hosts), answering(answers, world)]
     of_all: dict[str, list[tuple[int, Finding]]] = {}
     for rank, answer in answers.items():
         for finding in answer:
@@ -166,21 +185,21 @@ def merge(answers: dict[int, list[Finding]], prepared: Prepared, world: World) -
 def launcher(world: World) -> Finding:
     """Whether MPI sees all ranks that were started, and gives the threads that are needed."""
     started = max((int(os.environ.get(name) or 1) for name in STARTED), default=1)
-    ranks = ", ".join(f"{len(host)} on {name}" for name, host in by_host(world).items())
+    ranks = ", ".join(f"{len(of_host)} on {name}" for name, of_host in by_host(world).items())
     seen = f"{world.description}; ranks: {ranks}"
     if world.size == 1 < started:
         remedy = "start with the mpirun of this MPI; under Slurm srun --mpi=pmi2 for MPICH, --mpi=pmix for Open MPI"
         return Finding("MPI", "error", f"{seen}; {started} were started, and each is alone", remedy)
     if not world.threads_allowed:
-        remedy = "use an MPI built with threads: simulators and torch run some beside the one that calls MPI"
+        remedy = "use an MPI built with threads: environments and torch run some beside the one that calls MPI"
         return Finding("MPI", "error", f"{seen}; it allows one thread only", remedy)
     return Finding("MPI", "ok", f"{seen}; threads: funneled or better")
 
 
 def by_host(world: World) -> dict[str, list[int]]:
     ranks: dict[str, list[int]] = {}
-    for rank, host in enumerate(world.hosts):
-        ranks.setdefault(host, []).append(rank)
+    for rank, name in enumerate(world.hosts):
+        ranks.setdefault(name, []).append(rank)
     return ranks
 
 
@@ -203,7 +222,7 @@ def run_directory(prepared: Prepared, world: World) -> Finding:
     folder, token = prepared.folder, prepared.token
     try:
         path = folder / f".gala_mpi-{world.host}.{os.getpid()}.h5"
-        with store.atomic(path):
+        with files.atomic(path):
             pass
         path.unlink()
     except OSError as error:
@@ -213,7 +232,7 @@ def run_directory(prepared: Prepared, world: World) -> Finding:
         remedy = "choose a --run-dir on a file system that all hosts share: a resume reads every rank's files"
         return Finding("run directory", "error", f"{folder} on {world.host} is not that of rank 0's host", remedy)
     needed, free = CHECKPOINTS * world.size * 8 * prepared.length, shutil.disk_usage(folder).free
-    seen = f"{folder} ({machine.file_system(folder)}): {size(free)} free, checkpoints take {size(needed)}"
+    seen = f"{folder} ({host.file_system(folder)}): {size(free)} free, checkpoints take {size(needed)}"
     if needed > free:
         remedy = "make room, or choose another --run-dir, or keep fewer checkpoints (--keep-checkpoints)"
         return Finding("run directory", "warning", seen, remedy)
@@ -222,11 +241,11 @@ def run_directory(prepared: Prepared, world: World) -> Finding:
 
 def locking(folder: Path) -> Finding:
     """Whether HDF5 can lock files there. This program takes no lock; whoever opens its files with h5py does."""
-    problem = store.try_lock(folder)
+    problem = files.try_lock(folder)
     if not problem:
-        return Finding("HDF5 locks", "ok", f"taken on {machine.file_system(folder)}")
+        return Finding("HDF5 locks", "ok", f"taken on {host.file_system(folder)}")
     remedy = "training and analysis need none; for programs of your own set HDF5_USE_FILE_LOCKING=FALSE"
-    return Finding("HDF5 locks", "warning", f"refused on {machine.file_system(folder)}: {problem}", remedy)
+    return Finding("HDF5 locks", "warning", f"refused on {host.file_system(folder)}: {problem}", remedy)
 
 
 def gpu(settings: Config, world: World) -> Finding:
@@ -254,7 +273,7 @@ def cma(world: World) -> Finding:
     """Whether ranks of a host may read each other's memory. Windows there need it not; large messages are faster with it."""
     if world.node.size == 1:
         return Finding("CMA", "ok", "one rank on the host: not needed")
-    problem = examine.memory_refused(world.node)
+    problem = selftest.memory_refused(world.node)
     if not problem:
         return Finding("CMA", "ok", "ranks of a host may read each other's memory")
     remedy = (
@@ -264,7 +283,7 @@ def cma(world: World) -> Finding:
     return Finding("CMA", "warning", f"refused between ranks of {world.host}: {problem}", remedy)
 
 
-def gets(figures: Figures, world: World) -> Iterator[Finding]:
+def gets(figures: Readings, world: World) -> Iterator[Finding]:
     """What reading the others has shown."""
     if figures.error:
         remedy = "one-sided MPI is off or broken: unset OMPI_MCA_osc and the like, or take another MPI (MPICH works unedited)"
@@ -289,7 +308,7 @@ def gets(figures: Figures, world: World) -> Iterator[Finding]:
         yield busy_target(figures, world)
 
 
-def speed(figures: Figures, world: World) -> Finding:
+def speed(figures: Readings, world: World) -> Finding:
     """The slowest neighbour."""
     peer = min(figures.bandwidth, key=figures.bandwidth.get)
     bandwidth, latency = figures.bandwidth[peer], max(figures.latency.values())
@@ -305,17 +324,17 @@ def speed(figures: Figures, world: World) -> Finding:
     return Finding("speed", "warning", f"slow {where}, from rank {peer} on {world.hosts[peer]}: {seen}", remedy)
 
 
-def busy_target(figures: Figures, world: World) -> Finding:
-    """Whether a rank is served while its target computes; agents poke MPI between simulator steps and network layers."""
+def busy_target(figures: Readings, world: World) -> Finding:
+    """Whether a rank is served while its target computes; agents progress MPI between simulator steps and network layers."""
     peer = f"rank {figures.target} on {world.hosts[figures.target]}"
-    if figures.busy < examine.SECONDS_BUSY / 2:
+    if figures.busy < selftest.SECONDS_BUSY / 2:
         return Finding("busy target", "ok", f"a rank that computes is read in {1e3 * figures.busy:.1f} ms")
     seen = f"{peer} is not served while it computes outside MPI ({1e3 * figures.busy:.0f} ms)"
-    seen += f"; while it pokes, in {1e3 * figures.poked:.0f} ms"
-    if figures.poked < examine.SECONDS_BUSY / 2:
+    seen += f"; while it progresses, in {1e3 * figures.poked:.0f} ms"
+    if figures.poked < selftest.SECONDS_BUSY / 2:
         remedy = (
-            "nothing must be done: agents poke after every simulator step. Ages grow with slow simulators; a network with "
-            "RDMA, or MPIR_CVAR_ASYNC_PROGRESS=1 and a core a rank for it, serves at once"
+            "nothing must be done: agents make progress after every environment step. Messages are older with slow "
+            "environments; a network with RDMA, or MPIR_CVAR_ASYNC_PROGRESS=1 and a core a rank for it, serves at once"
         )
         return Finding("busy target", "warning", seen, remedy)
     remedy = (
@@ -325,17 +344,17 @@ def busy_target(figures: Figures, world: World) -> Finding:
 
 
 def show(findings: list[Finding], prepared: Prepared, world: World, seconds: float) -> None:
-    hosts = quick.hosts(prepared.settings, prepared.length, world.machines)
+    hosts = preflight.demands(prepared.settings, prepared.length, world.host_views)
     if prepared.wanted.json:
-        facts = {"ranks": world.size, "hosts": len(hosts), "seconds": seconds, "plan": quick.plan(hosts)}
-        print(json.dumps(facts | {"findings": [dataclasses.asdict(finding) for finding in findings]}))
+        metadata = {"ranks": world.size, "hosts": len(hosts), "seconds": seconds, "plan": preflight.resource_plan(hosts)}
+        print(json.dumps(metadata | {"findings": [dataclasses.asdict(finding) for finding in findings]}))
         return
     table = Table("", "", "found", "what to do", title=f"gala_mpi on {world.size} ranks, {len(hosts)} hosts")
     for finding in findings:
         colour = COLOURS[finding.state]
         table.add_row(finding.what, f"[{colour}]{finding.state}[/]", finding.seen, finding.remedy)
     display.console().print(table)
-    for line in quick.plan(hosts):
+    for line in preflight.resource_plan(hosts):
         display.say(f"plan: {line}")
     counts = {state: sum(finding.state == state for finding in findings) for state in ("warning", "error")}
     well = not any(counts.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from gala_mpi import machine
+from gala_mpi import host
 
 SECONDS = 120.0  # from a rank's start until all have started; many that read Python's files at a time are slow
 TEXT = "not all ranks have started within {:g} s: look for one that is stopped (state T) or waits for a file system (D)"
@@ -19,7 +19,7 @@ class Watch:
     """
 
     def __init__(self):
-        seconds = SECONDS + machine.rank_on_this_host()
+        seconds = SECONDS + host.rank_on_this_host()
         speak = f"echo 'gala_mpi: {TEXT.format(SECONDS)}' >&2; kill -KILL {os.getpid()}"
         script = f"timeout {seconds:g} cat; [ $? != 124 ] || {{ {speak}; }}"
         self._process = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE)

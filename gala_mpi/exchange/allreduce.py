@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.device import on_host
-from gala_mpi.exchange import Counters, Order
+from gala_mpi.exchange.base import Counters, Order
 
 
 class AllReduce:
@@ -42,7 +42,7 @@ class AllReduce:
 
     def parameters(self, parameters: torch.Tensor) -> None: ...
 
-    def poke(self) -> None: ...
+    def progress(self) -> None: ...
 
     def agree(self, wish: Order) -> Order:
         """The wishes that rode on this update's gradient; `wish` rides on the next one."""

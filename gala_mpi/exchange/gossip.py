@@ -24,11 +24,11 @@ from mpi4py import MPI
 
 from gala_mpi import device
 from gala_mpi.device import Download
-from gala_mpi.exchange import Counters, Mix, Order
-from gala_mpi.exchange.lookout import Lookout
-from gala_mpi.exchange.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Mailbox
-from gala_mpi.exchange.readers import Glance, messages
-from gala_mpi.topology import Topology, figures
+from gala_mpi.exchange.base import Counters, Mix, Order
+from gala_mpi.mpi.liveness import Liveness
+from gala_mpi.mpi.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Mailbox
+from gala_mpi.mpi.readers import HeaderReader, message_reader
+from gala_mpi.topology import Topology, properties
 
 SECONDS_BETWEEN_WARNINGS = 30.0
 
@@ -67,17 +67,17 @@ class Gossip:
     ):
         self._comm, self._topology, self._bound = comm, topology, staleness
         self._lockstep = staleness == 0
-        self._notice = figures.notice(topology) if self._lockstep else 1  # updates
-        # Of each round: looked up at every poke.
+        self._propagation_delay = properties.propagation_delay(topology) if self._lockstep else 1  # updates
+        # Of each round: looked up at every progress.
         self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
         self._mailbox = Mailbox(comm, length, checksum, survive is not None)
-        self._pulls = {peer: messages(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
-        self._lookout = Lookout(self._mailbox, survive) if survive is not None else None
-        self._readers: dict[int, Glance] = {}  # lock-step: the headers of those who read me
+        self._pulls = {peer: message_reader(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
+        self._liveness = Liveness(self._mailbox, survive) if survive is not None else None
+        self._readers: dict[int, HeaderReader] = {}  # lock-step: the headers of those who read me
         self._mixed = dict.fromkeys(self._pulls, 0)  # the version of each peer that was last mixed
         # A message that comes at once (shared memory) is read when it is mixed, so that it is as new as can be. One that
-        # takes longer (a network) is asked for ahead, so that it comes while the simulators run.
+        # takes longer (a network) is asked for ahead, so that it comes while the environments run.
         self._slow = dict.fromkeys(self._pulls, False)
         self._version = self._started = 0
         self._room: torch.Tensor | None = None  # the slot that the next version is being written into
@@ -94,11 +94,11 @@ class Gossip:
         if self._lockstep and len(set(versions)) > 1:
             raise ValueError(f"lock-step agents begin at the same update; these begin at {versions}")
         self._mixed = {peer: versions[peer] for peer in self._pulls}
-        if self._lookout is None:
+        if self._liveness is None:
             self._mailbox.meet(self._pulls)
         else:  # I may come to read anybody
             self._mailbox.meet(peer for peer in range(self._comm.size) if peer != self._comm.rank)
-            self._lookout.follow(self._pulls)
+            self._liveness.follow(self._pulls)
 
     def gradient(self, gradient: torch.Tensor) -> None: ...
 
@@ -108,7 +108,7 @@ class Gossip:
             return None
         if self._lockstep:
             self._wait_for_readers()
-        self._room = torch.from_numpy(self._mailbox.begin(self._version))
+        self._room = torch.from_numpy(self._mailbox.begin_write(self._version))
         return self._room
 
     def parameters(self, parameters: torch.Tensor) -> None:
@@ -131,7 +131,7 @@ class Gossip:
         """
         if self._download is None:
             mine, self._room = self._room, None
-            self._mailbox.finish(self._version)
+            self._mailbox.end_write(self._version)
             return mine
         self._land(wait=True)  # the last one, which has long been there
         self._download.send(parameters)
@@ -151,14 +151,14 @@ class Gossip:
     def _in_peers(self, version: int) -> list[int]:
         """Whom I read at update `version`: in place of the lost, those whom they would have read."""
         peers = self._peers[version % len(self._peers)]
-        if self._lookout is None or not self._lookout.lost:
+        if self._liveness is None or not self._liveness.lost:
             return peers
         candidates = list(peers)
         for peer in candidates:  # which grows: those in place of a lost one may be lost as well
-            if peer in self._lookout.lost:
+            if peer in self._liveness.lost:
                 others = self._topology.in_peers(peer, version)
                 candidates += [other for other in others if other not in candidates and other != self._comm.rank]
-        return [peer for peer in candidates if peer not in self._lookout.lost]
+        return [peer for peer in candidates if peer not in self._liveness.lost]
 
     def _weights(self, peers: list[int]) -> list[float]:
         """The graph's weights of `peers`; those in place of lost ones share theirs, or I keep it if nobody is."""
@@ -168,16 +168,16 @@ class Gossip:
         substitutes = max(1, sum(peer not in of_graph for peer in peers))
         return [of_graph.get(peer, left / substitutes) for peer in peers]
 
-    def _look(self) -> None:
+    def _update_liveness(self) -> None:
         """See whether somebody has been lost, or has come back; then I may have to read others."""
-        if self._lookout is None or not self._lookout.look():
+        if self._liveness is None or not self._liveness.update():
             return
         for round in range(len(self._topology.rounds)):
             for peer in self._in_peers(round):
                 if peer not in self._pulls:
-                    self._pulls[peer] = messages(self._mailbox, peer)
+                    self._pulls[peer] = message_reader(self._mailbox, peer)
                     self._mixed[peer], self._slow[peer] = 0, False
-        self._lookout.follow(self._pulls)
+        self._liveness.follow(self._pulls)
 
     def _ask(self, peers: list[int]) -> bool:
         """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
@@ -190,13 +190,13 @@ class Gossip:
                 self._slow[peer] = not pull.idle
         if all(self._pulls[peer].ready for peer in peers):
             return True
-        self._mailbox.poke()
+        self._mailbox.progress()
         return all([self._pulls[peer].advance() for peer in peers])
 
-    def poke(self) -> None:
+    def progress(self) -> None:
         self._land()
-        self._mailbox.poke()
-        self._look()
+        self._mailbox.progress()
+        self._update_liveness()
         for peer in self._in_peers(self._version + 1):
             if self._slow[peer] and not self._lockstep:
                 self._pulls[peer].start(self._mixed[peer])
@@ -216,7 +216,7 @@ class Gossip:
 
     def _exhausted(self, peers: list[int]) -> bool:
         """Whether some peer will never have what is wanted of it, or others are to be read now."""
-        self._look()
+        self._update_liveness()
         if peers != self._in_peers(self._version):
             return True
         wanted = {peer: self._version if self._lockstep else self._mixed[peer] + 1 for peer in peers}
@@ -228,10 +228,10 @@ class Gossip:
         if old <= self._started:
             return
         peers = self._topology.out_peers(self._comm.rank, old)
-        readers = [self._readers.setdefault(peer, Glance(self._mailbox, peer)) for peer in peers]
+        readers = [self._readers.setdefault(peer, HeaderReader(self._mailbox, peer)) for peer in peers]
 
         def read() -> bool:
-            self._mailbox.poke()
+            self._mailbox.progress()
             late = [reader for reader in readers if reader.header[MIXED] < old and not reader.header[FINISHED]]
             for reader in late:
                 reader.start()
@@ -274,14 +274,14 @@ class Gossip:
         """
         header = self._mailbox.header
         if wish.stop and not header[STOP_AT]:
-            self._mailbox.post(STOP_AT, self._version + self._notice)
+            self._mailbox.post(STOP_AT, self._version + self._propagation_delay)
         stop_at = self._pass_on_stop()
         if not self._lockstep:
             return Order(stop=stop_at > 0, save=wish.save)
         save_at = max([int(pull.header[SAVE_AT]) for pull in self._pulls.values()] + [int(header[SAVE_AT])])
         # No agent is so far behind another: a new appointment is made when all have kept the last one.
-        if wish.save and self._comm.rank == 0 and save_at + self._notice <= self._version:
-            save_at = self._version + self._notice
+        if wish.save and self._comm.rank == 0 and save_at + self._propagation_delay <= self._version:
+            save_at = self._version + self._propagation_delay
         self._mailbox.post(SAVE_AT, save_at)
         return Order(stop=0 < stop_at <= self._version, save=save_at == self._version)
 
@@ -300,13 +300,13 @@ class Gossip:
         self._pass_on_stop()
 
     def counters(self) -> Counters:
-        gap, self._mailbox.poke_gap = self._mailbox.poke_gap, 0.0
+        gap, self._mailbox.progress_gap = self._mailbox.progress_gap, 0.0
         pulls = self._pulls.values()
         torn, corrupt = sum(pull.torn for pull in pulls), sum(pull.corrupt for pull in pulls)
         if corrupt > self._corrupt:
             self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
         self._corrupt = corrupt
-        return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._lookout.lost) if self._lookout else {})
+        return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._liveness.lost) if self._liveness else {})
 
     def _finish(self) -> None:
         """Nothing more of mine comes."""
@@ -316,10 +316,10 @@ class Gossip:
     def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Once I publish no more: serve the others until `until(lost)` holds (see Counters.lost). Not collective."""
         self._finish()
-        while not until(self._lookout.lost):
+        while not until(self._liveness.lost):
             meanwhile()
-            self._mailbox.poke()
-            self._look()
+            self._mailbox.progress()
+            self._update_liveness()
             self._listen()
             time.sleep(0.001)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from mpi4py import MPI
 
-from gala_mpi.exchange import Counters, Order
-from gala_mpi.exchange.mailbox import STOP_AT, Mailbox
-from gala_mpi.exchange.readers import Glance
+from gala_mpi.exchange.base import Counters, Order
+from gala_mpi.mpi.mailbox import STOP_AT, Mailbox
+from gala_mpi.mpi.readers import HeaderReader
 
 
 class Independent:
@@ -23,7 +23,7 @@ class Independent:
     def __init__(self, comm: MPI.Intracomm):
         self._mailbox = Mailbox(comm, 1) if comm.size > 1 else None
         relatives = {(comm.rank - 1) // 2, 2 * comm.rank + 1, 2 * comm.rank + 2} & {*range(comm.size)} - {comm.rank}
-        self._relatives = [Glance(self._mailbox, peer) for peer in sorted(relatives)]
+        self._relatives = [HeaderReader(self._mailbox, peer) for peer in sorted(relatives)]
         self._stopping = False
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
@@ -36,9 +36,9 @@ class Independent:
 
     def parameters(self, parameters: torch.Tensor) -> None: ...
 
-    def poke(self) -> None:
+    def progress(self) -> None:
         if self._mailbox:
-            self._mailbox.poke()
+            self._mailbox.progress()
 
     def agree(self, wish: Order) -> Order:
         self._stopping |= wish.stop

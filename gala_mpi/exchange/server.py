@@ -2,7 +2,7 @@
 
 The agents compute gradients on their own copy and keep their own RMSprop state; what they add is the optimiser's step
 (Mnih et al. 2016, with the local statistics of their appendix), divided by the number of agents: one step of every agent
-then moves the vector as far as one step of A2C over all their simulators does, and one learning rate serves both. (Steps
+then moves the vector as far as one step of A2C over all their environments does, and one learning rate serves both. (Steps
 added in full move it n times as far; on Pong two agents killed every ReLU in the first updates that way.) Adding and
 reading are one get-accumulate, atomic for each element: agents may interleave within the vector, as in Hogwild.
 """
@@ -16,8 +16,8 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.device import on_host
-from gala_mpi.exchange import Counters, Order
-from gala_mpi.exchange.window import Progress
+from gala_mpi.exchange.base import Counters, Order
+from gala_mpi.mpi.progress import Progress
 
 TESTS_PER_POKE = 10
 VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
@@ -75,11 +75,11 @@ class Server:
             ),
         ]
         while not MPI.Request.Testall(requests):
-            self.poke()
+            self.progress()
         self._base += self._step
         parameters[:] = self._base
 
-    def poke(self) -> None:
+    def progress(self) -> None:
         self._progress.test(TESTS_PER_POKE)
 
     def agree(self, wish: Order) -> Order:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from gala_mpi.errors import SettingError
 from gala_mpi.topology import files
-from gala_mpi.topology.figures import mixing_rate, second_singular_value
 from gala_mpi.topology.graphs import BUILT_IN, Shifts, Table, Topology, hierarchical
+from gala_mpi.topology.properties import mixing_rate, second_singular_value
 
 __all__ = ["BUILT_IN", "Shifts", "Table", "Topology", "build", "mixing_rate", "resolve", "second_singular_value", "title"]
 

@@ -17,12 +17,12 @@ from typing import Optional
 from rich.console import Console
 from rich.table import Table
 
-from gala_mpi import options, topology
+from gala_mpi import cli, topology
+from gala_mpi.cli import require_file, require_whole
 from gala_mpi.errors import SettingError
-from gala_mpi.options import require_file, require_whole
 from gala_mpi.topology import draw
-from gala_mpi.topology.figures import Figures, figures
 from gala_mpi.topology.graphs import Topology
+from gala_mpi.topology.properties import Properties, properties
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> None:
     except SettingError as error:
         print(f"gala_mpi: {error}", file=sys.stderr)
         sys.exit(2)
-    with options.reader_may_leave():
-        show(wanted, graph, figures(graph, wanted.parameters))
+    with cli.reader_may_leave():
+        show(wanted, graph, properties(graph, wanted.parameters))
 
 
 def parse(arguments: list[str]) -> GraphView:
-    return options.parse(
+    return cli.parse(
         GraphView,
         "topology",
         "Print and draw who reads whom.\n\n"
@@ -85,7 +85,7 @@ def save(graph: Topology, path: Path) -> None:
         raise SettingError(f"--out {path} cannot be written: {error}") from None
 
 
-def show(wanted: GraphView, graph: Topology, found: Figures) -> None:
+def show(wanted: GraphView, graph: Topology, found: Properties) -> None:
     if wanted.json:
         print(json.dumps({"topology": graph.name, "agents": graph.size, **asdict(found)}))
     else:
@@ -98,7 +98,7 @@ def show(wanted: GraphView, graph: Topology, found: Figures) -> None:
         print(f"drawn: {wanted.out}", file=sys.stderr)
 
 
-def table(found: Figures) -> Table:
+def table(found: Properties) -> Table:
     """The figures with their names; rates of a period and of an update where these differ."""
     rows = Table(show_header=False)
     rows.add_row("degree: whom an agent reads in an update, at most", f"{found.degree}")
@@ -122,7 +122,7 @@ def ratio(value: float | None) -> str:
     return "none: β is 1 or more" if value is None else f"{value:.6g}"
 
 
-def halving(found: Figures) -> str:
+def halving(found: Properties) -> str:
     if found.updates_to_halve is None:
         return "never"
     return f"{found.updates_to_halve:.4g}" + (" (it is gone then)" if found.long_run_rate == 0 else "")

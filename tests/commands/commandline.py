@@ -8,14 +8,14 @@ from subprocess import CompletedProcess
 
 import numpy as np
 
-from gala_mpi import checkpoint, store
+from gala_mpi.run import checkpoints, files, layout, reader
 from launch import Job, mpirun
 
 TRAIN = ("-m", "gala_mpi.train")
-# A game whose simulators cost next to nothing.
+# A game whose environments cost next to nothing.
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 STEPS_PER_UPDATE = 4 * 5
-table = store.read_rows
+table = reader.read_rows
 
 
 def train(n: int, run: Path, *flags: object, timeout: float = 120, status: int = 0) -> CompletedProcess:
@@ -30,12 +30,12 @@ def start(n: int, run: Path, *flags: object) -> Job:
     return Job(n, *TRAIN, "--run-dir", run, *flags)
 
 
-def states(run: Path, n: int) -> list[checkpoint.State]:
+def states(run: Path, n: int) -> list[checkpoints.State]:
     """What the newest complete checkpoint holds of each rank."""
-    generation = checkpoint.newest(run)
-    assert generation is not None, "there is no complete checkpoint"
-    assert checkpoint.agents(run, generation) == n
-    return [checkpoint.load(run, generation, rank) for rank in range(n)]
+    number = checkpoints.newest(run)
+    assert number is not None, "there is no complete checkpoint"
+    assert checkpoints.agents(run, number) == n
+    return [checkpoints.load(run, number, rank) for rank in range(n)]
 
 
 def parameters(run: Path, n: int) -> list[np.ndarray]:
@@ -45,8 +45,8 @@ def parameters(run: Path, n: int) -> list[np.ndarray]:
 def flushed(run: Path, rank: int) -> int:
     """The newest update that a reader of the rank's files sees."""
     newest = 0
-    for path in store.metrics_files(run, rank):
-        with store.reading(path) as file:
+    for path in layout.metrics_files(run, rank):
+        with files.reading(path) as file:
             rows = file["updates"][: file["rows/updates"][()]]
             newest = max(newest, *rows["update"], 0) if len(rows) else newest
     return int(newest)

@@ -7,7 +7,7 @@ import sys
 from mpi4py import MPI
 
 from gala_mpi.doctor import __main__ as doctor
-from gala_mpi.exchange import examine
+from gala_mpi.mpi import selftest
 
 illness, *flags = sys.argv[1:]
 
@@ -39,11 +39,11 @@ class OtherMemory(MPI.Win):
 
 
 if illness == "stopped-before":
-    gather = examine.gather
-    examine.gather = lambda *arguments: (stop_rank_1(), gather(*arguments))[1]
+    gather = selftest.gather
+    selftest.gather = lambda *arguments: (stop_rank_1(), gather(*arguments))[1]
 elif illness == "stopped-among":
-    busy_target = examine._busy_target
-    examine._busy_target = lambda *arguments: (stop_rank_1(), busy_target(*arguments))[1]
+    busy_target = selftest._busy_target
+    selftest._busy_target = lambda *arguments: (stop_rank_1(), busy_target(*arguments))[1]
 elif illness == "lost-gets-of-one":
     MPI.Win = LostGets if MPI.COMM_WORLD.rank == 1 else MPI.Win
 else:

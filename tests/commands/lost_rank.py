@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from commandline import SMALL, STEPS_PER_UPDATE, flushed, start, states, table, train
-from gala_mpi import checkpoint, store, watch
+from gala_mpi import watch
+from gala_mpi.run import checkpoints, files, layout
 
 SECONDS = 4.0  # without a sign of life
 
@@ -22,7 +23,7 @@ def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
     reader = (victim + 1) % n
     flags = (*flags, "--slow-rank", f"{reader}:20ms")  # so that it still trains when it misses the dead one
     with start(n, run, *SMALL, *flags) as job:
-        job.wait_until(lambda: all(_begun(run, rank) for rank in range(n)) and checkpoint.complete(run), 240)
+        job.wait_until(lambda: all(_begun(run, rank) for rank in range(n)) and checkpoints.complete(run), 240)
         os.kill(job.ranks()[victim], signal.SIGKILL)
         result = job.wait(240)
     said = [line for line in result.stderr.splitlines() if "is lost" in line]
@@ -32,14 +33,14 @@ def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
     assert 20 < int(seen[1]) < updates
     assert result.stdout.count(f"ended without rank {victim} on ") == 1, result.stdout
     assert "Traceback" not in result.stderr
-    assert store.lost(run) == {victim}
-    newest = checkpoint.newest(run)
+    assert layout.lost(run) == {victim}
+    newest = checkpoints.newest(run)
     living = [rank for rank in range(n) if rank != victim]
-    assert checkpoint.ranks(run, newest) == living
-    seen = watch.look(run)
+    assert checkpoints.ranks(run, newest) == living
+    seen = watch.read_status(run)
     assert (seen.lost, seen.checkpoint, [*seen.saved]) == ({victim}, newest, living)
     for rank in living:
-        assert int(checkpoint.load(run, newest, rank).learner["updates"]) == updates
+        assert int(checkpoints.load(run, newest, rank).learner["updates"]) == updates
         assert table(run, rank, "updates")["update"].tolist() == list(range(1, updates + 1))
     # Who read the dead one reads on: the one that it would have read.
     read = table(run, reader, "mixes")["peer"]
@@ -50,31 +51,31 @@ def loses_a_rank_that_is_done(run: Path, n: int, victim: int) -> None:
     """It has done all its updates when it is killed, and rank 0 has not: that run ends without it too."""
     flags = ("--survive", SECONDS, "--total-steps", 200 * n * STEPS_PER_UPDATE, "--slow-rank", "0:100ms")
     with start(n, run, *SMALL, *flags) as job:
-        job.wait_until(lambda: store.left_file(run, victim).exists(), 240)
+        job.wait_until(lambda: layout.left_file(run, victim).exists(), 240)
         os.kill(job.ranks()[victim], signal.SIGKILL)
         result = job.wait(240)
     assert f"rank {victim} on {socket.gethostname()} is lost, last seen at update 200" in result.stderr
     assert result.stdout.count(f"ended without rank {victim} on ") == 1, result.stdout
-    newest = checkpoint.newest(run)
-    assert checkpoint.ranks(run, newest) == [rank for rank in range(n) if rank != victim]
-    assert int(checkpoint.load(run, newest, 0).learner["updates"]) == 200
+    newest = checkpoints.newest(run)
+    assert checkpoints.ranks(run, newest) == [rank for rank in range(n) if rank != victim]
+    assert int(checkpoints.load(run, newest, 0).learner["updates"]) == 200
 
 
 def is_whole_again(run: Path, n: int, victim: int, updates: int) -> None:
     """A resume with all ranks: the dead one goes on from its own last checkpoint, and all reach the end."""
     before = max(
-        int(checkpoint.load(run, generation, victim).learner["updates"])
-        for generation in checkpoint.generations(run)
-        if victim in checkpoint.ranks(run, generation)
+        int(checkpoints.load(run, number, victim).learner["updates"])
+        for number in checkpoints.numbers(run)
+        if victim in checkpoints.ranks(run, number)
     )
     assert 0 < before < updates
     train(n, run, "--resume", "--slow-rank", "None", timeout=240)
-    assert store.lost(run) == set()
+    assert layout.lost(run) == set()
     assert [int(state.learner["updates"]) for state in states(run, n)] == [updates] * n
     assert len({state.learner["parameters"].tobytes() for state in states(run, n)}) == n
     done = table(run, victim, "updates")["update"]
     assert done.tolist() == list(range(1, updates + 1))
-    with store.reading(store.metrics_files(run, victim)[-1]) as file:
+    with files.reading(layout.metrics_files(run, victim)[-1]) as file:
         assert file.attrs["after_update"] == before
     assert np.isfinite(states(run, n)[victim].learner["parameters"]).all()
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from commandline import complaints
-from gala_mpi.clock import SECTIONS
+from gala_mpi.run.tables import SECTIONS
 from launch import mpirun
 
 BENCH = ("-m", "gala_mpi.bench")
@@ -31,7 +31,7 @@ def test_train(exchange):
         steps = found["settings"]["num_envs"] * found["settings"]["rollout_length"]
         # A sum of rates times a mean of times: ranks × steps where all are as fast, more where they are not.
         assert 0.999 <= turn["steps_per_second"] * turn["update"] / (ranks * steps) < 1.5
-        limit = 1 / (1 / turn["simulators"] + turn["flops_per_step"] / turn["flops_per_second"])
+        limit = 1 / (1 / turn["environments"] + turn["flops_per_step"] / turn["flops_per_second"])
         assert turn["limit"] == pytest.approx(limit)
         assert turn["reached"] == pytest.approx(turn["steps_per_second"] / limit)
     # 4 → 64 → 64 → 2 actions and a value. Forward: once a step, once more a rollout, the heads again with a gradient.
@@ -74,9 +74,9 @@ def test_straggler():
 
 
 def test_agents():
-    """Each number of agents beside one agent with all their simulators."""
+    """Each number of agents beside one agent with all their environments."""
     found = figures(3, "agents", *SMALL, "--rounds", 1, "--seconds", 1.2, "--num-envs", 4)["rows"]
-    assert [(row["who"], row["agents"], row["simulators"]) for row in found] == [
+    assert [(row["who"], row["agents"], row["environments"]) for row in found] == [
         ("GALA", 1, 4),
         ("A2C", 1, 4),
         ("GALA", 2, 4),
@@ -94,7 +94,7 @@ def test_agents():
 @pytest.mark.parametrize(
     "n, arguments, words",
     [
-        (2, ("agents", *SMALL, "--rounds", 1, "--seconds", 0.5), ("agents × simulators", "GALA", "A2C", "2 × 16", "1 × 32")),
+        (2, ("agents", *SMALL, "--rounds", 1, "--seconds", 0.5), ("agents × environments", "GALA", "A2C", "2 × 16", "1 × 32")),
         (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank", "2 ranks", "limit", *SECTIONS)),
         (2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")),
         (3, ("frozen", *SMALL, "--seconds", 0.5, "--frozen", 1), ("rank 1 frozen", "before", "after", "stall")),

@@ -14,8 +14,8 @@ import pytest
 
 import launch
 from commandline import complaints
-from gala_mpi.doctor import quick
-from gala_mpi.machine import Machine
+from gala_mpi.host import HostView
+from gala_mpi.job import preflight
 from launch import mpirun
 
 DOCTOR = ("-m", "gala_mpi.doctor")
@@ -61,7 +61,7 @@ def test_a_healthy_machine(tmp_path):
 def test_one_rank_and_a_table(tmp_path):
     result = mpirun(1, *DOCTOR, *SMALL, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    for words in ("all ok", "run directory", "1 rank × 16 simulators"):
+    for words in ("all ok", "run directory", "1 rank × 16 environments"):
         assert words in result.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -116,8 +116,8 @@ def test_read_only_run_directory(tmp_path, monkeypatch):
 @pytest.mark.parametrize("needed, state", [(9, "ok"), (10, "warning"), (16, "warning"), (17, "error")])
 def test_memory_that_is_in_use_and_memory_that_is_not_there(needed, state):
     """10 of 16 GiB are free."""
-    machine = Machine("here", 2, 1, 0, 0, "", memory_free=10 << 30, memory_size=16 << 30)
-    finding = quick.memory(quick.Host("here", [0], 16, 1, machine, 1, 0, needed << 30))
+    machine = HostView("here", 2, 1, 0, 0, "", memory_free=10 << 30, memory_size=16 << 30)
+    finding = preflight.memory(preflight.HostDemand("here", [0], 16, 1, machine, 1, 0, needed << 30))
     assert finding.state == state and f"{needed}.0 GiB needed, 10.0 GiB free of 16.0 GiB" in finding.seen
 
 

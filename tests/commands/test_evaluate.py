@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from commandline import SMALL, complaints, train
-from gala_mpi import checkpoint, envs, store
+from gala_mpi.envs import film, registry
 from gala_mpi.evaluate import GAMES, MEAN, game_seeds
+from gala_mpi.run import checkpoints, files, layout
 from launch import mpirun
 
 EVALUATE = ("-m", "gala_mpi.evaluate")
@@ -35,7 +36,7 @@ def pong(tmp_path_factory):
 
 
 def evaluations(run) -> list[tuple[np.ndarray, dict]]:
-    with store.reading(store.run_file(run)) as file:
+    with files.reading(layout.run_file(run)) as file:
         group = file["evaluations"]
         return [(group[name][()], dict(group[name].attrs)) for name in sorted(group, key=int)]
 
@@ -43,8 +44,8 @@ def evaluations(run) -> list[tuple[np.ndarray, dict]]:
 def test_every_agent_and_the_mean_play_the_same_games_on_any_number_of_ranks(pole):
     said = [mpirun(n, *EVALUATE, pole, "--episodes", 5) for n in (1, 3)]
     assert all(result.returncode == 0 for result in said), said[0].stderr + said[1].stderr
-    (one, facts), (three, _) = evaluations(pole)[-2:]
-    assert facts["arg_max"]
+    (one, metadata), (three, _) = evaluations(pole)[-2:]
+    assert metadata["arg_max"]
     assert {(row["policy"], row["game"]) for row in one} == {(p, g) for p in (0, 1, MEAN) for g in range(5)}
     assert np.array_equal(np.sort(one), np.sort(three))
     assert len(np.unique(one["score"])) > 1
@@ -61,11 +62,11 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
     import torch
 
     from gala_mpi.flat import Flat
-    from gala_mpi.model import Network
+    from gala_mpi.networks.policy import Network
 
-    generation = checkpoint.newest(pole)
-    vectors = [checkpoint.load(pole, generation, rank).learner["parameters"] for rank in range(2)]
-    network = Network("mlp", envs.make("CartPole-v1", 1).spaces)
+    number = checkpoints.newest(pole)
+    vectors = [checkpoints.load(pole, number, rank).learner["parameters"] for rank in range(2)]
+    network = Network("mlp", registry.make("CartPole-v1", 1).spaces)
     Flat(network).data.copy_(torch.from_numpy((vectors[0] + vectors[1]) / 2))
     scores = []
     for seed in game_seeds(1, range(3)):
@@ -100,15 +101,15 @@ def test_film(pong, suffix):
 
 def test_the_screen_shows_the_game_that_is_played():
     """The twin's colours, made grey and small, are the newest frame of the observation."""
-    simulators = envs.make_filmed("breakout")
-    simulators.reset(np.array([3]))
+    environments = film.make_filmed("breakout")
+    environments.reset(np.array([3]))
     rng = np.random.default_rng(0)
     for _ in range(300):
-        step = simulators.step(rng.integers(4, size=1))
-        grey = cv2.cvtColor(simulators.screen()[::2, ::4], cv2.COLOR_RGB2GRAY)
+        step = environments.step(rng.integers(4, size=1))
+        grey = cv2.cvtColor(environments.screen()[::2, ::4], cv2.COLOR_RGB2GRAY)
         small = cv2.resize(grey, (84, 84), interpolation=cv2.INTER_AREA).astype(int)
         assert np.abs(small - step.observations[0, -1]).mean() < 1
-    simulators.close()
+    environments.close()
 
 
 @pytest.mark.parametrize(
@@ -133,10 +134,10 @@ def test_bad_input_is_one_line(pole, flags, words):
 @pytest.mark.parametrize("choice", ["best", "number"])
 def test_a_damaged_checkpoint_is_one_line(pole, tmp_path, choice):
     run = shutil.copytree(pole, tmp_path / "run")
-    generation = checkpoint.best(run)
-    damaged = store.checkpoint_file(run, generation, 1)
+    number = checkpoints.best(run)
+    damaged = layout.checkpoint_file(run, number, 1)
     damaged.write_bytes(damaged.read_bytes()[:5000])
-    wanted = generation if choice == "number" else choice
+    wanted = number if choice == "number" else choice
     result = mpirun(2, *EVALUATE, run, "--checkpoint", wanted)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     (line,) = complaints(result)
@@ -161,5 +162,5 @@ def test_no_run(tmp_path):
 
 
 def h5_names(run) -> list[str]:
-    with store.reading(store.run_file(run)) as file:
+    with files.reading(layout.run_file(run)) as file:
         return list(file)

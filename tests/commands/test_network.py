@@ -14,7 +14,7 @@ import pytest
 import launch
 import network
 from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, parameters, start, table, train
-from gala_mpi import stop
+from gala_mpi import errors
 from network import Network
 
 GOSSIP = ("--exchange", "gossip")
@@ -69,7 +69,7 @@ def end(job) -> None:
     """Ask all ranks to save and stop."""
     os.kill(job.launcher.pid, signal.SIGUSR1)
     result = job.wait(60)
-    assert result.returncode == stop.RESUME, result.stdout + result.stderr
+    assert result.returncode == errors.RESUME, result.stdout + result.stderr
 
 
 def test_every_host_is_one_of_its_own():

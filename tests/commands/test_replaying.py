@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, flushed, parameters, start, table, train
-from gala_mpi import store
+from gala_mpi.run import files, layout
 from launch import mpirun
 
 UPDATES = 60
@@ -77,8 +77,8 @@ def test_a_run_that_was_killed_far_from_its_end(tmp_path, n, flags):
 def test_a_replay_that_differs_says_from_where(tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     train(2, run, *SMALL, "--total-steps", 2 * 10 * STEPS_PER_UPDATE)
-    path = store.metrics_files(run, 1)[0]
-    with store.revised(path) as file:  # as if something else had been computed at update 7
+    path = layout.metrics_files(run, 1)[0]
+    with files.revised(path) as file:  # as if something else had been computed at update 7
         rows = file["updates"][()]
         rows["grad_norm"][6] += 1
         file["updates"][...] = rows

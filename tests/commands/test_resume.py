@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from commandline import SMALL, STEPS_PER_UPDATE, complaints, flushed, start, states, table, train
-from gala_mpi import checkpoint, stop, store
+from gala_mpi import errors
+from gala_mpi.run import checkpoints, files, layout, reader
 from launch import Job, mpirun
 
 KILLS = int(os.environ.get("KILLS", "4"))
@@ -56,7 +57,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, n, flags, number):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = (*flags, *EXACT, 20, "--a2c.decay-lr", "--total-steps", 130 * n * STEPS_PER_UPDATE)
     with start(n, parts, *flags, "--slow-rank", "0:100ms") as job:
-        job.wait_until(lambda: checkpoint.newest(parts), timeout=120)
+        job.wait_until(lambda: checkpoints.newest(parts), timeout=120)
         os.kill(job.ranks()[-1], number)
         job.wait(60)
     stopped_at = int(states(parts, n)[0].learner["updates"])
@@ -73,8 +74,8 @@ def test_metrics_say_where_games_began_anew(run):
     train(1, run, "--resume", "--total-steps", 800)
     train(1, run, "--resume", "--total-steps", 1200, "--exact-resume")
     said = []
-    for path in store.metrics_files(run, 0):
-        with store.reading(path) as file:
+    for path in layout.metrics_files(run, 0):
+        with files.reading(path) as file:
             said.append((int(file.attrs["after_update"]), int(file.attrs["resumed_from"]), bool(file.attrs["new_episodes"])))
     assert said == [(0, 0, True), (20, 1, True), (40, 2, False)]
 
@@ -87,7 +88,7 @@ def test_an_exact_run_may_go_on_freely(run):
 
 def updates(run: Path) -> list[int]:
     """Of both ranks, in the newest complete checkpoint."""
-    return [int(state.learner["updates"]) for state in states(run, 2)] if checkpoint.complete(run) else [0, 0]
+    return [int(state.learner["updates"]) for state in states(run, 2)] if checkpoints.complete(run) else [0, 0]
 
 
 def start_with_one_that_is_done(run: Path) -> Job:
@@ -110,7 +111,7 @@ def test_who_is_done_saves_with_those_who_are_not(run):
 def test_who_is_done_passes_on_the_wish_to_stop(run):
     with start_with_one_that_is_done(run) as job:
         os.kill(job.ranks()[0], signal.SIGUSR1)
-        assert job.wait().returncode == stop.RESUME
+        assert job.wait().returncode == errors.RESUME
     assert updates(run)[0] == 150 and updates(run)[1] < 150
 
 
@@ -156,12 +157,12 @@ def test_four_ranks_then_two_then_six(run):
 
 def assert_readable(run: Path, n: int) -> None:
     """No file that a reader rejects."""
-    store.read_config(run)
+    reader.read_config(run)
     for rank in range(n):
         flushed(run, rank)
-    for generation in checkpoint.generations(run):
-        for rank, path in enumerate(sorted((run / "checkpoints" / f"{generation:06d}").glob("rank*.h5"))):
-            checkpoint.load(run, generation, int(path.stem.removeprefix("rank")))
+    for number in checkpoints.numbers(run):
+        for rank, path in enumerate(sorted((run / "checkpoints" / f"{number:06d}").glob("rank*.h5"))):
+            checkpoints.load(run, number, int(path.stem.removeprefix("rank")))
             assert rank < n
 
 
@@ -177,25 +178,25 @@ def test_sigkill_at_random_instants(tmp_path, exact):
     how = (*LOCKSTEP, *EXACT, INTERVAL) if exact else ("--checkpoint-minutes", FREE_INTERVAL)
     flags = (*SMALL, *how)
     for _ in range(-(-KILLS // 2)):
-        resumed = checkpoint.newest(run) or 0
-        last = max(checkpoint.generations(run), default=0)
-        again = ("--resume",) if store.run_file(run).exists() else (*flags, "--total-steps", 100_000_000)
+        resumed = checkpoints.newest(run) or 0
+        last = max(checkpoints.numbers(run), default=0)
+        again = ("--resume",) if layout.run_file(run).exists() else (*flags, "--total-steps", 100_000_000)
         with start(n, run, *again) as job:
             if dice.random() < 0.8:  # else it is killed while it starts
-                job.wait_until(lambda: (checkpoint.newest(run) or 0) > resumed, timeout=180)
+                job.wait_until(lambda: (checkpoints.newest(run) or 0) > resumed, timeout=180)
             time.sleep(dice.uniform(0, 2))
             for rank in job.ranks():
                 os.kill(rank, signal.SIGKILL)
             ended = job.wait(60)
         assert "damaged" not in ended.stderr and "Traceback" not in ended.stderr
-        if not store.run_file(run).exists():
+        if not layout.run_file(run).exists():
             continue
         said = [line for line in ended.stdout.splitlines() if line.startswith(("resumed", "run directory"))]
         if resumed and said:  # it came so far
             assert said[0].startswith(f"resumed from checkpoint {resumed} in {run}")
         assert_readable(run, n)
-        newest = checkpoint.newest(run) or 0
-        assert len([g for g in checkpoint.generations(run) if g > max(newest, last)]) <= 1
+        newest = checkpoints.newest(run) or 0
+        assert len([g for g in checkpoints.numbers(run) if g > max(newest, last)]) <= 1
         if exact and newest:
             # While the slowest rank saves, the others cannot run further ahead than they read.
             saved = int(states(run, n)[0].learner["updates"])
@@ -215,7 +216,7 @@ def test_sigkill_at_random_instants(tmp_path, exact):
 def test_a_damaged_checkpoint_is_named_and_an_older_one_used(run):
     for updates in (10, 20):
         train(2, run, *(("--resume",) if updates > 10 else SMALL), "--total-steps", updates * 2 * STEPS_PER_UPDATE)
-    damaged = store.checkpoint_file(run, 2, 1)
+    damaged = layout.checkpoint_file(run, 2, 1)
     contents = bytearray(damaged.read_bytes())
     contents[len(contents) // 2] ^= 1
     damaged.write_bytes(contents)
@@ -223,7 +224,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(run):
     (said,) = complaints(result)
     assert said.startswith(f"gala_mpi: {damaged} is damaged and passed over (")
     assert "resumed from checkpoint 1" in result.stdout
-    assert damaged.read_bytes() == contents and checkpoint.newest(run) == 3
+    assert damaged.read_bytes() == contents and checkpoints.newest(run) == 3
 
 
 LIMITED = """
@@ -241,7 +242,7 @@ def test_a_full_disk_ends_the_job_with_a_word(run):
     assert result.returncode == 1
     assert all("cannot be written: File too large" in line for line in complaints(result)) and complaints(result)
     assert "Traceback" not in result.stderr
-    assert checkpoint.newest(run) == 1
+    assert checkpoints.newest(run) == 1
     train(2, run, "--resume", "--total-steps", 800)
 
 
@@ -249,15 +250,15 @@ def test_a_suspended_rank_saves_once_when_it_wakes(run):
     """The others have gone on; their checkpoints of that time are never completed, and go."""
     flags = (*SMALL, "--checkpoint-minutes", 1 / 60, "--total-steps", 100_000_000)
     with start(2, run, *flags) as job:
-        job.wait_until(lambda: checkpoint.newest(run))
+        job.wait_until(lambda: checkpoints.newest(run))
         os.kill(job.ranks()[1], signal.SIGSTOP)
         job.wait_until(lambda: len(_of_rank(run, 0) - _of_rank(run, 1)) >= 3)
         missed = _of_rank(run, 0) - _of_rank(run, 1)
         os.kill(job.ranks()[1], signal.SIGCONT)
-        job.wait_until(lambda: (checkpoint.newest(run) or 0) > max(missed))
+        job.wait_until(lambda: (checkpoints.newest(run) or 0) > max(missed))
         assert len(missed & _of_rank(run, 1)) <= 1  # the one that was being written
-        job.wait_until(lambda: not set(checkpoint.generations(run)) & (missed - _of_rank(run, 1)))
+        job.wait_until(lambda: not set(checkpoints.numbers(run)) & (missed - _of_rank(run, 1)))
 
 
 def _of_rank(run: Path, rank: int) -> set[int]:
-    return {g for g in checkpoint.generations(run) if store.checkpoint_file(run, g, rank).exists()}
+    return {g for g in checkpoints.numbers(run) if layout.checkpoint_file(run, g, rank).exists()}

@@ -6,7 +6,7 @@ import pytest
 
 import launch
 from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, train
-from gala_mpi import store
+from gala_mpi.run import layout
 from lost_rank import is_whole_again, loses_a_rank, loses_a_rank_that_is_done
 
 
@@ -42,4 +42,4 @@ def test_nobody_dies(run):
     result = train(3, run, *SMALL, "--survive", 5, "--staleness", 2, "--total-steps", 30 * 3 * STEPS_PER_UPDATE)
     assert f"finished: {run}" in result.stdout and "lost" not in result.stderr
     assert_complete(run, 3, updates=30)
-    assert store.lost(run) == set()
+    assert layout.lost(run) == set()

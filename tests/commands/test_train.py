@@ -14,7 +14,8 @@ import pytest
 
 import launch
 from commandline import SMALL, STEPS_PER_UPDATE, TRAIN, assert_complete, flushed, parameters, plain, start, states, table, train
-from gala_mpi import checkpoint, stop, store
+from gala_mpi import errors
+from gala_mpi.run import checkpoints, files, layout, reader
 from launch import mpirun
 
 GOSSIP = ("--exchange", "gossip")
@@ -42,9 +43,9 @@ def test_pong_on_two_ranks(run):
     assert sum(int(state.learner["steps"]) for state in states(run, 2)) == 3200
     assert sorted(path.name for path in (run / "metrics").iterdir()) == ["rank00000.h5", "rank00001.h5"]
     assert not list(run.rglob("*.tmp"))
-    config = store.read_config(run)
+    config = reader.read_config(run)
     assert (config.env, config.network, config.run_dir) == ("pong", "gala", run)
-    assert store.read_agents(run) == 2
+    assert reader.read_agents(run) == 2
     assert plain(result.stdout) and plain(result.stderr)
     for said_once in ("2 agents", f"run directory: {run}", f"finished: {run}"):
         assert result.stdout.count(said_once) == 1, result.stdout
@@ -118,8 +119,8 @@ def test_sketches_of_eight_agents_tell_their_distances(run, flags):
     often = ("--sketch-updates", 1, "--checkpoint-minutes", 0.01, "--keep-checkpoints", 1000)
     train(8, run, *flags, *GOSSIP, "--staleness", 0, *often, "--total-steps", 8 * 25 * STEPS_PER_UPDATE, timeout=300)
     compared = 0
-    for generation in checkpoint.complete(run):
-        learners = [checkpoint.load(run, generation, rank).learner for rank in range(8)]
+    for number in checkpoints.complete(run):
+        learners = [checkpoints.load(run, number, rank).learner for rank in range(8)]
         update = learners[0]["updates"]
         exact = np.array([learner["parameters"] for learner in learners], float)
         rows = [table(run, rank, "sketches") for rank in range(8)]
@@ -170,7 +171,7 @@ def interrupt(run, n, flags, kill) -> tuple[int, str]:
     with start(n, run, *SMALL, *LONG, *flags) as job:
         job.wait_until(lambda: all(flushed(run, rank) > 0 for rank in range(n)))
         if "--checkpoint-minutes" in flags:
-            job.wait_until(lambda: checkpoint.newest(run))
+            job.wait_until(lambda: checkpoints.newest(run))
         kill(job)
         ended = job.wait(30)
     assert "Traceback" not in ended.stdout + ended.stderr
@@ -180,11 +181,11 @@ def interrupt(run, n, flags, kill) -> tuple[int, str]:
 def go_on(run, n, further: int, *flags) -> None:
     """Resume for `further` updates more than the one that is furthest."""
     before = max(int(state.learner["updates"]) for state in states(run, n))
-    generation = checkpoint.newest(run)
+    number = checkpoints.newest(run)
     updates = before + further
     total = updates * n * STEPS_PER_UPDATE
     result = train(n, run, "--resume", "--total-steps", total, *flags)
-    assert f"resumed from checkpoint {generation} in {run}" in result.stdout
+    assert f"resumed from checkpoint {number} in {run}" in result.stdout
     assert f"finished: {run}" in result.stdout
     assert_complete(run, n, updates)
     assert sum(int(state.learner["steps"]) for state in states(run, n)) == total
@@ -198,7 +199,7 @@ def go_on(run, n, further: int, *flags) -> None:
 def test_usr1_saves_and_stops(run, exchange):
     """Sent to one rank: all of them stop, at a common checkpoint, and ask to be resumed."""
     status, said = interrupt(run, 3, exchange, lambda job: os.kill(job.ranks()[1], USR1))
-    assert status == stop.RESUME
+    assert status == errors.RESUME
     assert f"stopped early (SIGUSR1): {run}" in said
     go_on(run, 3, further=30)
 
@@ -221,7 +222,7 @@ def test_term_and_int_save_and_stop_for_good(run, number):
 def test_usr1_to_the_launcher_is_passed_on(run):
     """As a batch script does it before its time is over."""
     status, _ = interrupt(run, 2, GOSSIP, lambda job: os.kill(job.launcher.pid, USR1))
-    assert status == stop.RESUME
+    assert status == errors.RESUME
     go_on(run, 2, further=30)
 
 
@@ -229,7 +230,7 @@ def test_a_job_that_ends_soon_is_stopped_in_time(run):
     """Its end is known, no signal comes: half a minute is left for all that follows."""
     ends = int(time.time()) + 60
     result = mpirun(2, *TRAIN, "--run-dir", run, *SMALL, *LONG, env={"SLURM_JOB_END_TIME": str(ends)})
-    assert result.returncode == stop.RESUME and "stopped early (the job ends in 3" in result.stdout
+    assert result.returncode == errors.RESUME and "stopped early (the job ends in 3" in result.stdout
     assert time.time() < ends - 20
     go_on(run, 2, further=30)
 
@@ -245,7 +246,7 @@ def test_ctrl_c(run):
 
 def test_wall_minutes(run):
     began = time.monotonic()
-    result = train(2, run, *SMALL, *LONG, "--wall-minutes", 0.05, status=stop.RESUME)
+    result = train(2, run, *SMALL, *LONG, "--wall-minutes", 0.05, status=errors.RESUME)
     assert time.monotonic() - began > 3
     assert f"stopped early (0.05 minutes of wall time are over): {run}" in result.stdout
     go_on(run, 2, 30, "--wall-minutes", 10)
@@ -258,9 +259,9 @@ def test_killed_runs_go_on(run, exchange):
     dice = random.Random(0)
     flags = (*SMALL, *LONG, *exchange, "--checkpoint-minutes", 0.01)
     for attempt in range(2):
-        generation = (checkpoint.newest(run) or 0) if attempt else 0
+        number = (checkpoints.newest(run) or 0) if attempt else 0
         with start(2, run, *(("--resume",) if attempt else flags)) as job:
-            job.wait_until(lambda: (checkpoint.newest(run) or 0) > generation)
+            job.wait_until(lambda: (checkpoints.newest(run) or 0) > number)
             time.sleep(dice.uniform(0, 1.5))
             written = [flushed(run, rank) for rank in range(2)]
             for rank in job.ranks():
@@ -268,8 +269,8 @@ def test_killed_runs_go_on(run, exchange):
             job.wait(30)
         for rank in range(2):
             assert flushed(run, rank) >= written[rank] > 0
-            for path in store.metrics_files(run, rank):
-                with store.reading(path) as file:
+            for path in layout.metrics_files(run, rank):
+                with files.reading(path) as file:
                     assert (file["updates"][: file["rows/updates"][()]]["update"] > 0).all()
         updates = [int(state.learner["updates"]) for state in states(run, 2)]
         if exchange is not GOSSIP:
@@ -280,13 +281,13 @@ def test_killed_runs_go_on(run, exchange):
 def test_files_of_an_incomplete_checkpoint_do_not_mix_with_later_ones(run):
     """A kill between two ranks' saves leaves such files; under the same number later ones would seem to complete them."""
     train(2, run, *SMALL, "--total-steps", 400)
-    left_over, temporary = store.checkpoint_file(run, 2, 0), run / "checkpoints" / "000002" / ".rank00001.h5.host.1.tmp"
+    left_over, temporary = layout.checkpoint_file(run, 2, 0), run / "checkpoints" / "000002" / ".rank00001.h5.host.1.tmp"
     left_over.parent.mkdir()
-    shutil.copy(store.checkpoint_file(run, 1, 0), left_over)
+    shutil.copy(layout.checkpoint_file(run, 1, 0), left_over)
     temporary.touch()
     result = train(2, run, "--resume", "--total-steps", 800)
     assert "resumed from checkpoint 1" in result.stdout and not temporary.exists()
-    assert checkpoint.complete(run) == [1, 3]
+    assert checkpoints.complete(run) == [1, 3]
 
 
 def test_resume_of_a_finished_run_does_nothing_more(run):

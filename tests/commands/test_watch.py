@@ -13,7 +13,8 @@ from functools import partial
 import pytest
 
 from commandline import SMALL, flushed, start, table, train
-from gala_mpi import stop, store, watch
+from gala_mpi import errors, watch
+from gala_mpi.run import layout
 from launch import ROOT, environment
 
 LONG = ("--total-steps", 100_000_000)
@@ -50,7 +51,7 @@ def test_finished(run):
     said = command("-m", "gala_mpi.watch", run).stdout  # once, since this is no terminal
     for words in ("finished", "2 on 1 host", "4,000 of 4,000 (100.0%)", "100 to 100", "1, update 100", "restarts  0"):
         assert words in said, said
-    seen = watch.look(run)
+    seen = watch.read_status(run)
     scores = [score for rank in range(2) for score in table(run, rank, "episodes")[["hours", "score"]].tolist()]
     newest = [score for _, score in sorted(scores, key=lambda row: row[0])][-100:]  # of one time: in the order of the file
     assert seen.score == pytest.approx(sum(newest) / len(newest))
@@ -58,23 +59,23 @@ def test_finished(run):
 
 
 def test_stopped_and_restarted(run):
-    train(2, run, *SHORT, status=stop.RESUME)
-    assert watch.look(run).state == "running"  # as far as one can tell so soon
+    train(2, run, *SHORT, status=errors.RESUME)
+    assert watch.read_status(run).state == "running"  # as far as one can tell so soon
     age(run)
-    seen = watch.look(run)
+    seen = watch.read_status(run)
     assert seen.state == "stopped" and seen.silence == pytest.approx(3600, abs=60)
     assert seen.saved == {rank: len(table(run, rank, "updates")) for rank in range(2)}
-    train(2, run, "--resume", status=stop.RESUME)
-    assert (len(watch.look(run).starts), watch.look(run).idle_starts) == (2, 2)
+    train(2, run, "--resume", status=errors.RESUME)
+    assert (len(watch.read_status(run).starts), watch.read_status(run).idle_starts) == (2, 2)
 
 
 def test_killed(run):
     with start(2, run, *SMALL, *LONG) as job:
         job.wait_until(lambda: all(flushed(run, rank) for rank in range(2)))
-        assert watch.look(run).state == "running"
+        assert watch.read_status(run).state == "running"
         job.kill()
     age(run)
-    seen = watch.look(run)
+    seen = watch.read_status(run)
     assert (seen.state, seen.checkpoint) == ("stale", 0)
     assert seen.steps == sum(20 * flushed(run, rank) for rank in range(2))
 
@@ -83,7 +84,7 @@ def test_damaged_metrics_are_left_out_and_counted(run):
     train(2, run, *SMALL, "--total-steps", 4000)
     (run / "metrics" / "rank00001.h5").write_bytes(b"no HDF5")
     assert "metrics of 1 of 2 agents can be read" in command("-m", "gala_mpi.watch", run).stdout
-    assert watch.look(run).steps == 2000
+    assert watch.read_status(run).steps == 2000
 
 
 def test_no_run(tmp_path):
@@ -94,7 +95,7 @@ def test_no_run(tmp_path):
 
 def test_it_follows_a_live_run_on_a_terminal(run):
     with start(1, run, *SMALL, *LONG) as job:
-        job.wait_until(lambda: store.run_file(run).exists())
+        job.wait_until(lambda: layout.run_file(run).exists())
         terminal, other_end = pty.openpty()
         watching = [sys.executable, "-m", "gala_mpi.watch", run]
         terminals = {"stdout": other_end, "stderr": other_end, "env": environment() | {"TERM": "xterm"}}

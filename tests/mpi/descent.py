@@ -13,7 +13,8 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.config import Config
-from gala_mpi.exchange import Exchange, Mix, Order, build
+from gala_mpi.exchange import build
+from gala_mpi.exchange.base import Exchange, Mix, Order
 
 TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
 LENGTH = 64
@@ -64,7 +65,7 @@ def run(
         exchange.start(version, vector)
         for k in range(version + 1, version + updates + 1):
             time.sleep(pause(k))
-            exchange.poke()
+            exchange.progress()
             g = gradient(x, k).astype(np.float32)
             began = time.monotonic()
             exchange.gradient(torch.from_numpy(g))

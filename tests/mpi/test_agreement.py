@@ -25,7 +25,8 @@ from descent import (
 )
 
 from gala_mpi import topology
-from gala_mpi.exchange import Order, build
+from gala_mpi.exchange import build
+from gala_mpi.exchange.base import Order
 
 # Stopping and saving together.
 

@@ -33,14 +33,14 @@ from mpi4py import MPI
 
 from gala_mpi import topology
 from gala_mpi.config import A2CSettings
-from gala_mpi.envs import Spaces
+from gala_mpi.envs.base import Spaces
 from gala_mpi.exchange import build
 from gala_mpi.exchange.gossip import average
-from gala_mpi.exchange.mailbox import DIRECT, REMOTE, Mailbox, Reach, probe
-from gala_mpi.exchange.window import Progress
-from gala_mpi.learner import A2C
-from gala_mpi.model import Network
-from gala_mpi.rollout import Batch
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.mpi.mailbox import DIRECT, REMOTE, Mailbox, Reach, probe
+from gala_mpi.mpi.progress import Progress
+from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.batch import Batch
 
 
 def bowl(rank: int, noise: float = 0.0) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -126,13 +126,13 @@ A_FEW_UPDATES = [("mlp", Spaces((4,), False, 2), 5), ("gala", Spaces((4, 84, 84)
 def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spaces, updates):
     """To rounding: sums of float32 in another order differ by about 1e-6, and each of the first steps of RMSprop on a network
     with rectifiers makes 30 times as much of it."""
-    simulators, mine = 2, slice(2 * comm.rank, 2 * comm.rank + 2)
+    environments, mine = 2, slice(2 * comm.rank, 2 * comm.rank + 2)
     shared = a2c(name, spaces)
     alone = a2c(name, spaces)
     with closing(build(ALLREDUCE, comm, len(shared.flat))) as exchange:
         exchange.start(0, shared.flat.data)
         for k in range(updates):
-            rollout = Rollout(spaces, simulators * comm.size, seed=k)
+            rollout = Rollout(spaces, environments * comm.size, seed=k)
             alone.gradient(rollout.batch(alone.network, slice(None)))
             shared.gradient(rollout.batch(shared.network, mine))
             exchange.gradient(shared.flat.grad)
@@ -149,11 +149,11 @@ def a2c(name: str, spaces: Spaces) -> A2C:
 
 
 class Rollout:
-    """Made-up steps of many simulators; any of them can be made a batch."""
+    """Made-up steps of many environments; any of them can be made a batch."""
 
-    def __init__(self, spaces: Spaces, simulators: int, seed: int, length: int = 5):
+    def __init__(self, spaces: Spaces, environments: int, seed: int, length: int = 5):
         random = np.random.default_rng(seed)
-        shape = (length, simulators)
+        shape = (length, environments)
         seen = random.integers(0, 256, (*shape, *spaces.observation_shape))
         self.observations = torch.from_numpy(seen.astype(np.uint8) if spaces.image else seen.astype(np.float32) / 128 - 1)
         self.actions = torch.from_numpy(random.integers(0, spaces.actions, shape))

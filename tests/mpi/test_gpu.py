@@ -13,7 +13,7 @@ from descent import BOUNDED, FREE, LENGTH, LOCKSTEP, gossip, jitter, named, run
 import gpu
 from gala_mpi import topology
 from gala_mpi.exchange import build
-from gala_mpi.exchange.mailbox import Mailbox
+from gala_mpi.mpi.mailbox import Mailbox
 
 SOME = named([FREE[0], FREE[2], BOUNDED[0], BOUNDED[1], LOCKSTEP[0], LOCKSTEP[1]])
 
@@ -62,10 +62,10 @@ def test_nobody_waits_for_a_message_to_leave(comm, monkeypatch):
             exchange.parameters(x)
             x.fill_(torch.nan)
             for _ in range(gpu.ASKED - 1):
-                exchange.poke()
+                exchange.progress()
             assert published == expected
             expected.append((k, *[10 * k] * LENGTH))
             if k < 4:
-                exchange.poke()
+                exchange.progress()
                 assert published == expected
     assert published == expected

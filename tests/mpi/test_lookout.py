@@ -9,8 +9,8 @@ import torch
 
 from gala_mpi import topology
 from gala_mpi.exchange.gossip import Gossip
-from gala_mpi.exchange.lookout import Lookout
-from gala_mpi.exchange.mailbox import Mailbox
+from gala_mpi.mpi.liveness import Liveness
+from gala_mpi.mpi.mailbox import Mailbox
 
 SECONDS = 2.0
 SILENT = 1  # this rank
@@ -28,27 +28,27 @@ def test_a_silent_rank_is_lost_until_it_moves(comm):
         mailbox.meet(others)
         mailbox.publish(np.zeros(3, np.float32), 7 + comm.rank)
         comm.Barrier()
-        lookout = Lookout(mailbox, SECONDS)
-        lookout.follow(others)
+        liveness = Liveness(mailbox, SECONDS)
+        liveness.follow(others)
 
         def watch_until(condition, seconds: float = 60) -> None:
             deadline = time.monotonic() + seconds
             while not condition():
-                mailbox.poke()
-                lookout.look()
+                mailbox.progress()
+                liveness.update()
                 time.sleep(0.002)
-                assert time.monotonic() < deadline, f"rank {comm.rank} sees lost: {lookout.lost}"
+                assert time.monotonic() < deadline, f"rank {comm.rank} sees lost: {liveness.lost}"
 
         until = time.monotonic() + 1
         watch_until(lambda: time.monotonic() > until)
-        assert lookout.lost == {}
+        assert liveness.lost == {}
         comm.Barrier()
         if comm.rank == SILENT:
             time.sleep(3 * SECONDS)
         else:
-            watch_until(lambda: lookout.lost)
-            assert lookout.lost == {SILENT: 7 + SILENT}
-        watch_until(lambda: not lookout.lost)
+            watch_until(lambda: liveness.lost)
+            assert liveness.lost == {SILENT: 7 + SILENT}
+        watch_until(lambda: not liveness.lost)
         everybody = comm.Ibarrier()
         watch_until(everybody.Test)
 
@@ -66,7 +66,7 @@ def test_others_are_read_in_place_of_the_lost(comm):
     if comm.rank == SILENT:
         time.sleep(4 * SECONDS)
     while everybody is None or not everybody.Test():
-        gossip.poke()
+        gossip.progress()
         gossip.room().copy_(parameters)
         gossip.parameters(parameters)
         mixed |= {mix.peer for mix in gossip.counters().mixes}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from gala_mpi.exchange.board import COLUMNS, Board
-from gala_mpi.exchange.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Mailbox
-from gala_mpi.exchange.readers import Glance, Messages, Pull, View, messages
+from gala_mpi.mpi.live_board import COLUMNS, LiveBoard
+from gala_mpi.mpi.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Mailbox
+from gala_mpi.mpi.readers import CopyReader, DirectReader, HeaderReader, MessageReader, message_reader
 
 MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 100_000))  # received and checked in the stress test, over all ranks
 LENGTH = 1 << 14  # float32: 64 KiB a message; it is written in pieces, so that it can be caught half written
@@ -31,17 +31,17 @@ def somebody_to_read(comm):
 
 
 @pytest.fixture
-def view(comm) -> Callable[[Mailbox, int], View]:
+def view(comm) -> Callable[[Mailbox, int], DirectReader]:
     """Reads a peer's messages where they lie."""
     with closing(Mailbox(comm, 1)) as mailbox:
         if None in [mailbox.of(peer) for peer in range(comm.size) if peer != comm.rank]:
             pytest.skip("Open MPI, Intel MPI and networks do not show others' memory; MPICH does")
-    return lambda mailbox, peer: View(mailbox, peer, *mailbox.of(peer))
+    return lambda mailbox, peer: DirectReader(mailbox, peer, *mailbox.of(peer))
 
 
 @pytest.fixture(params=["copy", "view"])
-def reader(request) -> Callable[[Mailbox, int], Messages]:
-    return Pull if request.param == "copy" else request.getfixturevalue("view")
+def reader(request) -> Callable[[Mailbox, int], MessageReader]:
+    return CopyReader if request.param == "copy" else request.getfixturevalue("view")
 
 
 class Slot:
@@ -60,7 +60,7 @@ class Slot:
     def __setitem__(self, everything: slice, vector: np.ndarray) -> None:
         for piece in self._pieces:
             piece[:] = vector
-            self._mailbox.poke()
+            self._mailbox.progress()
             time.sleep(self._random.exponential(1e-5))
 
 
@@ -92,10 +92,10 @@ class TooLate(Disturbed):
         self.post(LATEST, version)
 
 
-def credulous(reader: Callable[[Mailbox, int], Messages]) -> Callable[[Mailbox, int], Messages]:
+def credulous(reader: Callable[[Mailbox, int], MessageReader]) -> Callable[[Mailbox, int], MessageReader]:
     """A planted fault: a reader that takes no second look."""
 
-    def make(mailbox: Mailbox, peer: int) -> Messages:
+    def make(mailbox: Mailbox, peer: int) -> MessageReader:
         made = reader(mailbox, peer)
         made._whole = lambda: True
         return made
@@ -108,7 +108,7 @@ def stress(
     quota: int,
     seconds: float,
     transport: Callable[[MPI.Intracomm, int], Mailbox] = Disturbed,
-    reader: Callable[[Mailbox, int], Messages] = messages,
+    reader: Callable[[Mailbox, int], MessageReader] = message_reader,
 ) -> tuple[int, int, int]:
     """Every rank publishes and reads all others, with random delays, until each has read `quota` messages or time is over.
 
@@ -144,7 +144,7 @@ def stress(
                     pace = min(1.03 * pace, 4.0)
             else:
                 os.sched_yield()  # with fewer cores than ranks, its publisher may need this one
-        mailbox.poke()
+        mailbox.progress()
         torn, before = sum(pull.torn for pull in pulls), torn
         pace = max(0.9 ** (torn - before) * pace, 0.01)
         if everybody is None and (received >= quota or time.monotonic() > deadline):
@@ -186,7 +186,7 @@ def test_a_checksum_finds_a_payload_that_was_changed_on_its_way(comm, checksum, 
         mailbox.slots[1][500] = -1
         mailbox._window.sync()
         comm.Barrier()
-        pull = Pull(mailbox, (comm.rank - 1) % comm.size)
+        pull = CopyReader(mailbox, (comm.rank - 1) % comm.size)
         for attempts in (1, 2):
             pull.start(newer_than=0)
             wait_for(lambda: pull.advance() or pull.idle)
@@ -217,7 +217,7 @@ def test_reach(comm, monkeypatch):
         if os.environ.get("MPIR_CVAR_NOLOCAL"):
             assert mailbox.reach == REMOTE
     for reach in (DIRECT, REMOTE):
-        monkeypatch.setattr("gala_mpi.exchange.mailbox.probe", lambda comm, progress: reach)
+        monkeypatch.setattr("gala_mpi.mpi.mailbox.probe", lambda comm, progress: reach)
         received, broken, _ = stress(comm, 200, 30)
         assert received >= 200 and broken == 0
 
@@ -294,7 +294,7 @@ def test_a_slot_rewritten_while_it_was_read_is_thrown_away(comm, whole):
                 return MPI.REQUEST_NULL
 
             mailbox.get_payload = get_payload
-            pull = Pull(mailbox, 1)
+            pull = CopyReader(mailbox, 1)
             pull.start(newer_than=0)
             wait_for(pull.advance)
             payload, version = pull.take()
@@ -350,7 +350,7 @@ def test_who_has_no_checksum_reads_where_messages_lie(comm):
     for checksum in (False, True):
         with closing(Mailbox(comm, 3, checksum)) as mailbox:
             shown = mailbox.of(peer) is not None
-            assert isinstance(messages(mailbox, peer), View) is (shown and not checksum)
+            assert isinstance(message_reader(mailbox, peer), DirectReader) is (shown and not checksum)
             if MPI.Get_library_version().startswith("MPICH"):
                 assert shown is not bool(os.environ.get("MPIR_CVAR_NOLOCAL"))
 
@@ -360,7 +360,7 @@ def test_a_glance_sees_what_was_posted(comm):
         mailbox.post(MIXED, 100 + comm.rank)
         comm.Barrier()
         for peer in range(comm.size):
-            glance = Glance(mailbox, peer)
+            glance = HeaderReader(mailbox, peer)
             glance.start()
             wait_for(glance.advance)
             assert glance.header[MIXED] == 100 + peer
@@ -378,7 +378,7 @@ def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm, reader):
 
 
 def test_the_board_shows_every_rank(comm):
-    with closing(Board(comm)) as board:
+    with closing(LiveBoard(comm)) as board:
         mine = {column: float(10 * comm.rank + place) for place, column in enumerate(COLUMNS)}
         board.post(**mine)
         comm.Barrier()
@@ -390,7 +390,7 @@ def test_the_board_shows_every_rank(comm):
 def test_mpi_keeps_nothing_of_what_was_read(comm, reader):
     """MPICH keeps 48 bytes of every get within a host until it is flushed: they would fill the heap with holes."""
     others = [peer for peer in range(comm.size) if peer != comm.rank]
-    with closing(Mailbox(comm, 10)) as mailbox, closing(Board(comm)) as board:
+    with closing(Mailbox(comm, 10)) as mailbox, closing(LiveBoard(comm)) as board:
         mailbox.publish(np.ones(10, np.float32), 1)
         mailbox.meet(others)
         pulls = [reader(mailbox, peer) for peer in others]

@@ -12,7 +12,8 @@ import torch
 
 from gala_mpi import agent
 from gala_mpi.config import Config
-from gala_mpi.sketch import SIZE
+from gala_mpi.job import build
+from gala_mpi.run.tables import SIZE
 
 
 @pytest.mark.parametrize("exchange", ["gossip", "allreduce", "none"])
@@ -20,7 +21,7 @@ def test_distances_and_angles_between_agents(comm, exchange):
     config = Config(
         env="CartPole-v1", network="mlp", precision="fp32", num_envs=4, exchange=exchange, total_steps=10**6, sketch_updates=10
     )
-    with closing(agent.build(config, comm, 0, 1)) as me:
+    with closing(build.build(config, comm, 0, 1)) as me:
         me.start()
         own = catch_gradients(me)
         for update in range(1, 51):
@@ -45,7 +46,7 @@ def test_distances_and_angles_between_agents(comm, exchange):
 
 def test_sketches_cost_less_than_a_hundredth_of_an_update(comm):
     config = Config(env="pong", network="gala", precision="bf16")
-    with closing(agent.build(config, comm, 0, 1)) as me:
+    with closing(build.build(config, comm, 0, 1)) as me:
         me.start()
         update = min(seconds(me.update) for _ in range(5))
         sketch = min(seconds(me.sketch, me.learner.flat.data) for _ in range(5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gala_mpi.world import rendezvous
+from gala_mpi.mpi.world import rendezvous
 
 LATE = 1.0  # seconds
 

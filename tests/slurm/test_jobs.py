@@ -20,7 +20,8 @@ import pytest
 
 from cluster import Batch, Cluster
 from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, flushed, parameters, states, table
-from gala_mpi import checkpoint, store, watch
+from gala_mpi import watch
+from gala_mpi.run import checkpoints, files, layout, reader
 from launch import ROOT
 
 MPIRUN = {"LAUNCHER": "mpirun"}
@@ -40,9 +41,9 @@ class Training:
     job: Batch
     ranks: int
 
-    def wait_until_saved(self, generation: int = 1) -> None:
-        """Until all ranks have saved that generation or a later one, in this start."""
-        self.job.wait_until(lambda: (checkpoint.newest(self.run) or 0) >= generation)
+    def wait_until_saved(self, number: int = 1) -> None:
+        """Until all ranks have saved that number or a later one, in this start."""
+        self.job.wait_until(lambda: (checkpoints.newest(self.run) or 0) >= number)
 
     def wait_for_rows(self) -> None:
         self.job.wait_until(lambda: all(flushed(self.run, rank) for rank in range(self.ranks)))
@@ -175,7 +176,7 @@ def test_scancel_leaves_nothing_but_a_readable_run(cluster, runs):
     updates = [int(state.learner["updates"]) for state in states(training.run, 4)]
     for rank in range(4):
         assert table(training.run, rank, "updates")["update"].tolist() == list(range(1, updates[rank] + 1))
-    assert [*watch.look(training.run).saved.values()] == updates
+    assert [*watch.read_status(training.run).saved.values()] == updates
 
 
 def test_killed_ranks_do_not_trip_up_those_that_come_after_them(cluster, runs):
@@ -265,7 +266,7 @@ def test_sweep(cluster, sweep, runs):
         for exchange in ("gossip", "allreduce")
         for seed in (0, 1)
     }
-    configs = [store.read_config(run) for run in folder.iterdir()]
+    configs = [reader.read_config(run) for run in folder.iterdir()]
     assert {(config.env, config.exchange, config.seed) for config in configs} == expected and len(configs) == 8
     assert (folder / "003-Acrobot-v1-allreduce-0").is_dir()
     picture = runs / "sweep.png"
@@ -295,5 +296,5 @@ def test_evaluation_and_report_after_training(evaluated, reported, time_limited,
     evaluated.wait()
     reported.wait()
     assert "</html>" in (runs / "report.html").read_text()
-    with store.reading(store.run_file(time_limited.run)) as file:
+    with files.reading(layout.run_file(time_limited.run)) as file:
         assert len(file["evaluations/0"])

@@ -1,0 +1,79 @@
+"""A plan → this rank's agent."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from gala_mpi import device, exchange
+from gala_mpi.agent import Agent
+from gala_mpi.config import Config
+from gala_mpi.envs import registry
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.mpi.world import rendezvous
+from gala_mpi.networks.policy import Network
+from gala_mpi.record.clock import Clock
+from gala_mpi.record.sketch import Sketcher
+from gala_mpi.rollout.collector import Collector
+
+
+def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> Agent:
+    """One rank's agent. Collective.
+
+    Args:
+        config: with `network` and `precision` resolved.
+        comm: all agents.
+        node_rank: which rank of its host this is; GPUs are dealt by it.
+        threads: for torch and the emulators.
+    """
+    torch.set_num_threads(threads)
+    clock = Clock()
+    where = device.pick(config.device, node_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # streams and graphs are made on the current one
+    turns = 2 if config.overlap else 1
+    number, options = config.num_envs // turns, {"threads": threads, "sticky": config.sticky}
+    environments = [registry.make(config.env, number, **options) for _ in range(turns)]
+    # The mean square of a weight that gets no gradient any more falls until it is a denormal number, and stays one: after ten
+    # minutes of Pong a quarter of them. Some CPUs compute 20 times slower with these. Beside the default ε they count as much
+    # as 0, which they become.
+    torch.set_flush_denormal(True)
+    torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
+    network = Network(config.network, environments[0].spaces, config.precision).to(where, memory_format=torch.channels_last)
+    streams = partial(_streams, config, comm.rank)
+    learner = A2C(network, config.a2c, config.learning_rate(comm.size))
+    rendezvous(comm)
+    shared = exchange.build(config, comm, len(learner.flat))
+    clip_rewards = config.a2c.clip_rewards
+    collector = Collector(
+        network,
+        environments,
+        seeds=streams(0),
+        length=config.rollout_length,
+        discount=config.a2c.discount,
+        clip_rewards=registry.resolve(config.env)[0] == "atari" if clip_rewards is None else clip_rewards,
+        progress=shared.progress,
+        clock=clock,
+    )
+    slow, seconds = config.slowness()
+    sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
+    rendezvous(comm)
+    learn = device.cuda_graph(lambda: learner.gradient(collector.batch()), where)
+    return Agent(collector, learn, learner, shared, clock, sketch, config, comm.size, streams, delay)
+
+
+def _streams(config: Config, rank: int, update: int) -> np.ndarray:
+    """One seed → a tree of independent streams: weights; then for each rank and start, actions and environments.
+
+    Seeds the actions, and returns the environments' seeds, int64 [N].
+    """
+    actions, games = np.random.SeedSequence(config.seed, spawn_key=(1, rank, update)).spawn(2)
+    torch.manual_seed(_seed(actions))
+    return (games.generate_state(config.num_envs) >> 1).astype(np.int64)  # emulators take 31 bits
+
+
+def _seed(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

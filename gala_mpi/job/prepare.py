@@ -1,0 +1,190 @@
+"""From a command line to what will be done, before it is done: every check that can fail early fails here.
+
+Rank 0 makes the plan and the others receive it (`World.decide`), so that bad input is one line and status 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gala_mpi import config, device, topology
+from gala_mpi.config import Config
+from gala_mpi.envs import registry
+from gala_mpi.envs.base import Spaces
+from gala_mpi.errors import SettingError
+from gala_mpi.job import elastic, preflight, reproduce, resume
+from gala_mpi.job.resume import Origin
+from gala_mpi.mpi.world import World
+from gala_mpi.networks import encoders, policy
+from gala_mpi.record import provenance
+from gala_mpi.run import layout, reader, writer
+from gala_mpi.topology import Topology, properties
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all ranks agree on at the start.
+
+    Attributes:
+        config: every setting, with nothing left to choose: `topology`, `network`, `precision` and `run_dir` are resolved.
+        origin: the checkpoint to go on from.
+        mixes_per_update: the most messages that an agent averages in one update.
+        propagation_delay: how many updates may pass between a wish to stop and the stop.
+        advice: lines to print: what is taken of each host, and what speaks against it.
+    """
+
+    config: Config
+    origin: Origin
+    mixes_per_update: int
+    propagation_delay: int
+    advice: list[str]
+
+
+def make(arguments: list[str] | None, world: World) -> Plan:
+    """Parse, check, resolve, and begin the run directory. Rank 0 only.
+
+    Raises:
+        SettingError: names the setting, the value seen and the values allowed. Nothing good on disk was touched.
+        SystemExit: after --help, or a flag that does not parse.
+    """
+    wanted = config.parse(arguments)
+    config.check(wanted)
+    settings, length = settle(wanted, world)
+    threads = [machine.threads for machine in world.host_views]
+    if settings.replay:
+        reproduce.check(settings, threads)
+    advice = _advise(settings, length, world)
+    origin = _resume(settings, world) if settings.resume else _new_run(settings)
+    graph = _graph(settings, world.size)
+    metadata = provenance.metadata(graph, world.library, world.hosts, threads, origin.number)
+    try:
+        writer.write_run(settings.run_dir, settings, world.size, metadata)
+    except OSError as error:  # access() says yes where a file system is read-only, full or odd
+        raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
+    propagation_delay = properties.propagation_delay(graph) if graph and settings.staleness == 0 else world.size
+    propagation_delay += settings.exact_updates if settings.exact_resume else 0
+    return Plan(settings, origin, graph.degree if graph else 0, propagation_delay, advice)
+
+
+def settle(wanted: Config, world: World) -> tuple[Config, int]:
+    """The settings with everything filled in, and how many parameters the network has. Whether they fit is not asked."""
+    spaces = _spaces(wanted)
+    network = wanted.network or ("gala" if spaces.image else "mlp")
+    if network == "mlp" and spaces.image:
+        raise SettingError(f"--network mlp: {wanted.env} shows images; gala or nature is expected")
+    if network != "mlp" and not spaces.image:
+        raise SettingError(f"--network {network}: {wanted.env} shows no images; mlp is expected")
+    if spaces.image and min(spaces.observation_shape[1:]) < encoders.SMALLEST_IMAGE:
+        height, width = spaces.observation_shape[1:]
+        raise SettingError(
+            f"--env {wanted.env}: images of {height}×{width} pixels; {encoders.SMALLEST_IMAGE} or more a side are expected"
+        )
+    wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology, world.hosts))
+    _graph(wanted, world.size)
+    device = _device(wanted.device)
+    slow, _ = wanted.slowness()
+    if slow >= world.size:
+        raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
+    if wanted.exact_resume and world.size > 1 and not wanted.in_step:
+        raise SettingError(
+            f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; --staleness 0, "
+            "--exchange allreduce or one rank is expected"
+        )
+    precision = wanted.precision
+    if precision == "auto":
+        precision = policy.fastest_precision(network, spaces, min(wanted.num_envs, 64), device)
+    _, game = registry.resolve(wanted.env)  # one name for one game, however it was typed
+    name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = wanted.run_dir or Path("runs") / name
+    length = sum(parameter.numel() for parameter in policy.Network(network, spaces).parameters())
+    settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
+    return dataclasses.replace(wanted, **settled), length
+
+
+def _advise(settings: Config, length: int, world: World) -> list[str]:
+    """The resource plan, and what speaks against it. Raises SettingError where the run would fail."""
+    hosts = preflight.demands(settings, length, world.host_views)
+    findings = preflight.check_all(hosts)
+    for finding in findings:
+        if finding.state == "error":
+            raise SettingError(f"{finding.what} on {finding.seen}: {finding.remedy}")
+    warnings = [f"warning: {found.what}: {found.seen}; {found.remedy}" for found in findings if found.state == "warning"]
+    if settings.overlap and settings.device == "cpu" and max(host.threads for host in hosts) == 1:
+        warnings.append("warning: --overlap: each rank has one core; it pays from two on (fewer ranks a host)")
+    return [f"plan: {line}" for line in preflight.resource_plan(hosts)] + warnings
+
+
+def _graph(settings: Config, agents: int) -> Topology | None:
+    """Who reads whom, where anybody does."""
+    return topology.build(settings.topology, agents) if settings.exchange == "gossip" else None
+
+
+def _spaces(wanted: Config) -> Spaces:
+    registry.resolve(wanted.env)
+    try:
+        environments = registry.make(wanted.env, 1)
+    except SettingError:
+        raise
+    except Exception as error:  # a game of some other package that lacks a dependency, say
+        raise SettingError(f"--env {wanted.env}: the game does not start ({error})") from None
+    environments.close()
+    return environments.spaces
+
+
+def _device(name: str) -> torch.device:
+    try:
+        wanted = torch.device(name)
+    except RuntimeError:
+        raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected") from None
+    if wanted.type not in ("cpu", "cuda"):
+        raise SettingError(f"--device {name}: cpu, cuda or cuda:N is expected")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise SettingError(f"--device {name}: this host shows {torch.cuda.device_count()} GPUs; cpu or one of them is expected")
+    return device.pick(name, 0)
+
+
+def _new_run(settings: Config) -> Origin:
+    run = settings.run_dir
+    if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
+        raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
+    parent = run
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SettingError(f"--run-dir {run}: {parent} cannot be written; a writable directory is expected")
+    return Origin()
+
+
+def _resume(settings: Config, world: World) -> Origin:
+    run = settings.run_dir
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
+    before = reader.read_config(run)
+    if registry.resolve(settings.env) != registry.resolve(before.env):
+        raise SettingError(f"--env {settings.env}: the run in {run} plays {before.env}, and goes on with it")
+    if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
+        raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
+    if settings.staleness == 0 and before.staleness != 0:
+        raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
+    resume.replace_lost(run)
+    layout.forget_ends(run)
+    origin = resume.resumable(run, settings.network)
+    layout.remove_leftovers(run)
+    if not origin.number:
+        return origin
+    graph = _graph_of(run, origin.agents) if before.exchange == "gossip" else None
+    return dataclasses.replace(origin, shares=elastic.shares(graph, origin.agents, world.size))
+
+
+def _graph_of(run: Path, agents: int) -> Topology | None:
+    """The graph on which a run had so many agents: that of the newest such start, for a later one may have saved nothing."""
+    for start in reversed(reader.read_starts(run)):
+        if len(start["hosts"]) == agents:
+            return topology.build(Config.from_json(start["config"]).topology, agents)
+    return None

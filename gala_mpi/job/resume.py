@@ -1,0 +1,100 @@
+"""What a start goes on from: the newest sound checkpoint, for as many agents as there are now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gala_mpi.errors import SettingError
+from gala_mpi.learners.a2c import A2C
+from gala_mpi.run import checkpoints, layout
+from gala_mpi.run.checkpoints import State
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a start goes on from.
+
+    Attributes:
+        number: the checkpoint; 0: from scratch.
+        last: the newest number in use, by damaged and incomplete checkpoints too. Later ones come after it, so that no file of
+            another start ever seems to complete them.
+        agents: whose checkpoint it is.
+        updates: of the agent that had done most.
+        steps: of all agents.
+        shares: float64 [ranks, agents], how much of each saved agent goes into each of this start (see `elastic`).
+    """
+
+    number: int = 0
+    last: int = 0
+    agents: int = 0
+    updates: int = 0
+    steps: int = 0
+    shares: np.ndarray = field(default_factory=lambda: np.eye(1))
+
+
+def take(learner: A2C, network: str, agents: int, hours: float, score: float) -> State:
+    """This rank's state now."""
+    return State(network, agents, hours, score, learner.state())
+
+
+def restore(run: Path, origin: Origin, rank: int, learner: A2C) -> float:
+    """Put the saved state back; the hours that the run had trained.
+
+    When the number of agents has changed, vectors are averaged by `origin.shares`, all go on from the same update, later than
+    any that was done, and the run's steps are dealt anew, so that they still add up.
+    """
+    parts = [(share, checkpoints.load(run, origin.number, agent)) for agent, share in enumerate(origin.shares[rank]) if share]
+    saved = parts[0][1].learner
+    for name in [name for name, value in saved.items() if np.ndim(value)]:
+        mean = sum(share * part.learner[name].astype(np.float64) for share, part in parts)
+        saved[name] = mean.astype(saved[name].dtype)
+    ranks = len(origin.shares)
+    if ranks != origin.agents:
+        saved["updates"] = np.int64(origin.updates)
+        saved["steps"] = np.int64(origin.steps // ranks + (rank < origin.steps % ranks))
+    learner.load(saved)
+    return max(part.hours for _, part in parts)
+
+
+def resumable(run: Path, network: str) -> Origin:
+    """What agents with `network` resume from; all but its `shares`. A run that was killed before all its ranks had saved once
+    begins anew.
+
+    Raises:
+        SettingError: there are checkpoints but no sound one, or it is of another network.
+    """
+    last = max(checkpoints.numbers(run), default=0)
+    number, states = next(checkpoints.sound(run), (0, []))
+    if not states and checkpoints.complete(run):
+        raise SettingError(f"--resume --run-dir {run}: all its checkpoints are damaged; a sound one is expected")
+    if not states:
+        return Origin(last=last)
+    if states[0].network != network:
+        raise SettingError(
+            f"--network {network}: the checkpoints in {run} are of another network; {states[0].network} is expected"
+        )
+    updates, steps = ([int(state.learner[name]) for state in states] for name in ("updates", "steps"))
+    return Origin(number, last, len(states), max(updates), sum(steps))
+
+
+def replace_lost(run: Path) -> None:
+    """Give every rank that has died a file in the newest number of the living: its own newest, else its neighbour's.
+
+    From its own it does again what it did after it. In a neighbour's place it goes on from that one's parameters and
+    optimiser, and does all its updates.
+    """
+    lost = layout.lost(run)
+    number = (checkpoints.newest(run) if lost else None) or 0
+    there = checkpoints.ranks(run, number)
+    for rank in sorted(lost & {*range(checkpoints.agents(run, number))} - {*there}):
+        own = checkpoints.newest_of(run, rank)
+        state = checkpoints.load(run, own, rank) if own else None
+        if state is None or state.agents != checkpoints.agents(
+            run, number
+        ):  # of a run that has since had another number of agents
+            state = checkpoints.load(run, number, max((other for other in there if other < rank), default=there[-1]))
+            state.learner |= {"updates": 0, "steps": 0}
+        checkpoints.write(run, number, rank, state)

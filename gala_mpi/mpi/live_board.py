@@ -1,0 +1,79 @@
+"""The propagation_delay board: every rank posts one row of numbers about itself; rank 0 reads them all for the live display.
+
+Rows are read by tested gets, so that nobody waits. They are for people: a row may be a moment old, and that of a rank that
+cannot be reached stays as it was.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+from gala_mpi.mpi.progress import Progress
+from gala_mpi.mpi.window import Window
+
+COLUMNS = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "age", "staleness")
+SECONDS_BETWEEN_ROUNDS = 0.5
+
+
+class LiveBoard:
+    """One row of float64 per rank. Collective to make and to close; one rank alone needs no window.
+
+    Args:
+        comm: all agents.
+
+    Attributes:
+        rows: rank 0's view, float64 [ranks, len(COLUMNS)], as last seen.
+    """
+
+    def __init__(self, comm: MPI.Intracomm):
+        self._comm = comm
+        self.rows = np.zeros((comm.size, len(COLUMNS)))
+        self._others = list(range(1, comm.size)) if comm.rank == 0 else []
+        self._progress = Progress()
+        self._window = Window(comm, 8 * len(COLUMNS)) if comm.size > 1 else None
+        if self._window:
+            self._window.meet(self._others, self._progress)
+            comm.Barrier()
+        self._incoming = np.zeros_like(self.rows)
+        self._asked: dict[int, MPI.Request] = {}
+        self._round_began = -SECONDS_BETWEEN_ROUNDS
+
+    def post(self, **row: float) -> None:
+        """Write my row."""
+        values = [row[column] for column in COLUMNS]
+        if self._window:
+            self._window.memory.view(np.float64)[:] = values
+            self._window.sync()
+        self.rows[self._comm.rank] = values
+
+    def poll(self) -> None:
+        """Rank 0: take the rows that have come; every half second, ask for those that are not on their way."""
+        due = time.monotonic() - self._round_began >= SECONDS_BETWEEN_ROUNDS
+        if due:
+            self._round_began = time.monotonic()
+        for rank in list(self._others):
+            try:
+                if rank in self._asked and self._asked[rank].Test():
+                    self._window.arrived(rank)
+                    self.rows[rank] = self._incoming[rank]
+                    del self._asked[rank]
+                if due and rank not in self._asked:
+                    self._asked[rank] = self._read(rank)
+            except MPI.Exception:  # it has died, and this run goes on without it, or ends for better reasons than a display
+                self._others.remove(rank)
+                self._asked.pop(rank, None)
+
+    def _read(self, rank: int) -> MPI.Request:
+        return self._window.get(rank, 0, self._incoming[rank], MPI.DOUBLE)
+
+    def close(self) -> None:
+        """Collective, after everybody has left the loop."""
+        if self._window:
+            for request in self._asked.values():
+                self._progress.wait(request)
+            self._progress.wait(self._comm.Ibarrier())
+            self._window.free()
+        self._progress.close()

@@ -1,0 +1,49 @@
+"""Encoders: observations → features. Weights are orthogonal (gain √2), biases zero."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+from gala_mpi.envs.base import Spaces
+
+Name = Literal["gala", "nature", "mlp"]
+CHANNELS = {"gala": (32, 64, 32), "nature": (32, 64, 64)}
+SMALLEST_IMAGE = 36  # pixels a side that leave something for the third convolution
+
+
+class Flatten(nn.Module):
+    """Images to rows as they lie in memory, channels last; nn.Flatten would reorder them."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] → [N, H · W · C]."""
+        return images.permute(0, 2, 3, 1).flatten(1)
+
+
+def convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequential:
+    planes, height, width = spaces.observation_shape
+    layers: list[nn.Module] = []
+    for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1)):
+        layers += [orthogonal(nn.Conv2d(planes, out, kernel, stride)), nn.ReLU()]
+        planes, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    return nn.Sequential(*layers, Flatten(), orthogonal(nn.Linear(planes * height * width, 512)), nn.ReLU())
+
+
+def mlp(spaces: Spaces) -> nn.Sequential:
+    inputs = math.prod(spaces.observation_shape)
+    return nn.Sequential(orthogonal(nn.Linear(inputs, 64)), nn.Tanh(), orthogonal(nn.Linear(64, 64)), nn.Tanh())
+
+
+def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def pairs(torso: nn.Sequential) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
+    """(layer, activation function) in order; a Flatten between them only reshapes and is left out."""
+    layers = [layer for layer in torso if not isinstance(layer, Flatten)]
+    return list(zip(layers[::2], layers[1::2]))

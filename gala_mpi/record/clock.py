@@ -1,0 +1,34 @@
+"""Where an update's time goes: named sections, in seconds."""
+
+from __future__ import annotations
+
+import time
+
+from gala_mpi.run.tables import SECTIONS
+
+
+class Clock:
+    """`with clock("act"): ...` adds to a section; `lap()` returns the sections since the last lap and starts anew."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(SECTIONS, 0.0)
+
+    def __call__(self, section: str) -> _Section:
+        return _Section(self.seconds, section)
+
+    def lap(self) -> dict[str, float]:
+        lap, self.seconds = dict(self.seconds), self.seconds
+        for section in self.seconds:
+            self.seconds[section] = 0.0
+        return lap
+
+
+class _Section:
+    def __init__(self, seconds: dict[str, float], name: str):
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception) -> None:
+        self._seconds[self._name] += time.perf_counter() - self._began

@@ -1,0 +1,137 @@
+"""A rollout's forward passes, kept for its backward pass.
+
+Parameters do not change within a rollout, so the passes that chose the actions are the ones that A2C differentiates: there
+is no second forward pass. Observations (converted) and activations of all passes lie in buffers made once. The backward
+pass goes over them in parts that fit a core's cache, writes over what it has read, and puts the parameters' gradients where
+they lie: large blocks that are allocated anew have no pages yet, and getting those took a tenth of an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from gala_mpi.networks.encoders import pairs
+from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.kernels import Convolution, Linear, copy_planes, copy_words, images, rows_of
+
+PART_BYTES = 1 << 21  # of the largest activations that the backward pass works on at a time: about what a core's cache holds
+
+
+class Cached:
+    """The observations and activations of the forward passes of T + 1 steps (the last one bootstraps) through a torso.
+
+    Args:
+        network: its torso is convolutions, then linear layers, each followed by a ReLU or a Tanh. Its parameters must have
+            a `grad` (see `flat.py`) when a gradient comes.
+        steps: T.
+        observations: what one pass sees, [N, ...]; only its shape, dtype and device are used.
+        turns: how many passes make a step, each over N other rows.
+        between: called between the layers of a backward pass, which is the longest time without anything else.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        steps: int,
+        observations: torch.Tensor,
+        turns: int = 1,
+        between: Callable[[], None] = lambda: None,
+    ):
+        self._dtype, self._between = network.dtype, between
+        self._batch, self._rows, passes = len(observations), steps * turns * len(observations), (steps + 1) * turns
+        # Observations go in as they are, the first layer's weights are scaled instead: pixels are exact in bfloat16.
+        seen, scale = observations, network.scale
+        self._layers: list[Convolution | Linear] = []
+        self._functions: list[nn.Module] = []
+        self._activations: list[torch.Tensor] = []
+        for layer, function in pairs(network.torso):
+            convolves = isinstance(layer, nn.Conv2d)
+            self._layers.append(Convolution(layer, self._dtype, scale, seen) if convolves else Linear(layer, self._dtype))
+            self._functions.append(function)
+            with torch.no_grad():
+                seen = function(layer((seen if convolves else rows_of(seen)).float()))
+            self._activations.append(_buffer(seen, passes, self._dtype))
+            scale = 1.0
+        first = self._layers[0]
+        self._words = isinstance(first, Convolution) and first.words
+        one_pass = first.fold(observations) if self._words else observations
+        self._laid_out = _buffer(one_pass, 1, observations.dtype)
+        self._observations = _buffer(one_pass, passes, self._dtype)
+        row = max(activations[0].nbytes for activations in self._activations)
+        self._convolutions = sum(isinstance(layer, Convolution) for layer in self._layers)
+        in_parts = self._convolutions and observations.device.type == "cpu"  # the linear layers take all rows at a time
+        at_once = max(self._batch, PART_BYTES // row) if in_parts else self._rows
+        self._parts = [slice(at, min(at + at_once, self._rows)) for at in range(0, self._rows, at_once)]
+        below = [self._observations, *self._activations[:-1]]
+        # The same memory, as the layers take it.
+        self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]
+
+    @property
+    def written(self) -> list[nn.Parameter]:
+        """Parameters whose gradient a backward pass writes; it adds to the others'."""
+        return [layer.layer.weight for layer in self._layers if isinstance(layer, Linear)]
+
+    @torch.no_grad()
+    def load_parameters(self) -> None:
+        """A new rollout: take the parameters as they are now."""
+        for layer in self._layers:
+            layer.load_parameters()
+
+    @torch.no_grad()
+    def forward(self, number: int, observations: torch.Tensor) -> torch.Tensor:
+        """Pass `number` (step by step, turn by turn, from 0 on) over what is seen now, [N, ...]: features [N, F]."""
+        rows = slice(number * self._batch, (number + 1) * self._batch)
+        self._keep(observations, self._observations[rows])
+        for depth, (layer, function) in enumerate(zip(self._layers, self._functions)):
+            y, out = layer.forward(self._inputs[depth][rows]), self._activations[depth][rows]
+            torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
+        return out
+
+    def features(self) -> torch.Tensor:
+        """The features of steps 0 .. T-1, float32 [T · turns · N, F]. Their gradient goes on to the torso's parameters."""
+        features = self._activations[-1][: self._rows].float().requires_grad_()
+        features.register_hook(self._backward)
+        return features
+
+    def _keep(self, observations: torch.Tensor, room: torch.Tensor) -> None:
+        """Lay them out for the first layer, then convert: one after the other is much faster than both at a time."""
+        if self._words:
+            copy_words(observations, self._laid_out)
+        elif observations.dim() == 4:
+            copy_planes(observations, self._laid_out)
+        else:
+            self._laid_out.copy_(observations)
+        room.copy_(self._laid_out)
+
+    @torch.no_grad()
+    def _backward(self, gradient: torch.Tensor) -> None:
+        """The gradient of the features, [T · turns · N, F], on to the `grad` of every layer's weight and bias.
+
+        Those of convolutions and biases are added; those of linear layers' weights, which are the largest, are written.
+        """
+        gradient = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
+        gradient = self._descend(range(self._convolutions, len(self._layers)), gradient, slice(0, self._rows))
+        for rows in self._parts if self._convolutions else ():
+            self._descend(range(self._convolutions), gradient[rows], rows)
+
+    def _descend(self, depths: range, gradient: torch.Tensor, rows: slice) -> torch.Tensor | None:
+        """The gradient of some rows' activations above the layers `depths` → of those below them (None below the first)."""
+        for depth in reversed(depths):
+            y = self._activations[depth][rows]
+            gradient = images(gradient, y) if y.dim() == 4 else gradient
+            if isinstance(self._functions[depth], nn.Tanh):
+                torch.ops.aten.tanh_backward.grad_input(gradient, y, grad_input=gradient)
+            else:
+                torch.ops.aten.threshold_backward.grad_input(gradient, y, 0, grad_input=gradient)
+            gradient = self._layers[depth].backward(gradient, self._inputs[depth][rows], further=depth > 0)
+            self._between()
+        return gradient
+
+
+def _buffer(one: torch.Tensor, passes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Room for `passes` tensors like `one`, behind each other; images channels last, as convolutions read them fastest."""
+    room = torch.zeros((passes * len(one), *one.shape[1:]), dtype=dtype, device=one.device)
+    return room.contiguous(memory_format=torch.channels_last) if room.dim() == 4 else room

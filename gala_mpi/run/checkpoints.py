@@ -1,0 +1,149 @@
+"""All that a resume needs, one file a rank and number.
+
+Ranks save without waiting for each other. A number is a checkpoint's number, the same on every rank. A reader takes the
+newest number of which every rank's file is there and sound; nobody declares it complete. Ranks that have died
+(`layout.lost`) are not waited for; a resume gives them a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gala_mpi.run import files, layout
+
+
+@dataclass
+class State:
+    """One rank's state after an update. Its random streams begin anew at each start, from (seed, rank, update)."""
+
+    network: str
+    agents: int
+    hours: float  # training time of the run
+    score: float  # mean of the last 100 scores over all agents, as rank 0 knew it; NaN before the first
+    learner: dict[str, np.ndarray]  # A2C.state()
+
+
+def write(run: Path, number: int, rank: int, state: State) -> None:
+    """One rank's file, whole and on disk or not there at all."""
+    path = layout.checkpoint_file(run, number, rank)
+    with files.naming(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.sync(path.parent.parent)
+    with files.atomic(path) as file:
+        file.attrs["network"] = np.bytes_(state.network)  # strings of variable length have no checksum
+        file.attrs["agents"] = state.agents
+        file.attrs["hours"] = state.hours
+        file.attrs["score"] = state.score
+        learner = file.create_group("learner")
+        for name, value in state.learner.items():
+            if np.ndim(value):
+                learner.create_dataset(name, data=value, fletcher32=True, chunks=True)
+            else:
+                learner.attrs[name] = value
+
+
+def numbers(run: Path) -> list[int]:
+    """Every number that has begun to be written, oldest first."""
+    return sorted(int(path.name) for path in (run / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def agents(run: Path, number: int) -> int:
+    """How many agents a checkpoint is of, by the first of its files that can be read; 0: none can."""
+    for path in layout.checkpoint_files(run, number):
+        try:
+            with files.reading(path) as file:
+                return int(file.attrs["agents"])
+        except Exception:  # damaged (h5py raises many kinds)
+            continue
+    return 0
+
+
+def complete(run: Path) -> list[int]:
+    """The numbers of which all files are there, but for those of the dead, oldest first."""
+    return [number for number in numbers(run) if _is_complete(run, number, agents(run, number))]
+
+
+def _is_complete(run: Path, number: int, agents: int) -> bool:
+    return agents > 0 and {*range(agents)} <= {*ranks(run, number)} | layout.lost(run)
+
+
+def ranks(run: Path, number: int) -> list[int]:
+    """The ranks whose files are there."""
+    return [int(path.stem.removeprefix("rank")) for path in layout.checkpoint_files(run, number)]
+
+
+def best(run: Path) -> int | None:
+    """The complete number with the best training score, or None. A later one wins a tie."""
+    return max(complete(run), key=lambda number: (_score(run, number), number), default=None)
+
+
+def newest(run: Path) -> int | None:
+    """The newest number of which every file is there and sound, or None."""
+    return next((number for number, _ in sound(run)), None)
+
+
+def load(run: Path, number: int, rank: int) -> State:
+    """One rank's state.
+
+    Raises:
+        Exception: the file is missing, damaged or of another kind; h5py raises many kinds.
+    """
+    return _read(layout.checkpoint_file(run, number, rank))
+
+
+def sound(run: Path) -> Iterator[tuple[int, list[State]]]:
+    """The numbers of which every file is there and sound, newest first, with what the files say (but for the vectors).
+
+    Damaged files are named on standard error.
+    """
+    for number in reversed(numbers(run)):
+        states: list[State] = []
+        for path in layout.checkpoint_files(run, number):
+            try:
+                state = _read(path)
+            except FileNotFoundError:  # deleted meanwhile, by a run that goes on
+                break
+            except Exception as error:  # h5py raises many kinds
+                print(f"gala_mpi: {path} is damaged and passed over ({error})", file=sys.stderr, flush=True)
+                break
+            counters = {name: value for name, value in state.learner.items() if not np.ndim(value)}
+            states.append(dataclasses.replace(state, learner=counters))
+        else:
+            if states and _is_complete(run, number, states[0].agents):
+                yield number, states
+
+
+def _read(path: Path) -> State:
+    with files.reading(path) as file:
+        return State(
+            network=np.asarray(file.attrs["network"]).astype(str).item(),
+            agents=int(file.attrs["agents"]),
+            hours=float(file.attrs["hours"]),
+            score=float(file.attrs["score"]),
+            learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
+        )
+
+
+def newest_of(run: Path, rank: int) -> int:
+    """The newest number that has a sound file of `rank`, or 0."""
+    for number in reversed(numbers(run)):
+        try:
+            load(run, number, rank)
+            return number
+        except Exception:  # missing or damaged
+            continue
+    return 0
+
+
+def _score(run: Path, number: int) -> float:
+    try:
+        with files.reading(layout.checkpoint_file(run, number, 0)) as file:
+            return float(np.nan_to_num(file.attrs["score"], nan=-np.inf))
+    except Exception:  # damaged
+        return -np.inf

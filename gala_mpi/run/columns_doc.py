@@ -1,0 +1,121 @@
+"""docs/metrics.md, from the code that writes the files:  python -m gala_mpi.run.columns_doc > docs/metrics.md"""
+
+from __future__ import annotations
+
+from gala_mpi.record.recorder import SECONDS_BETWEEN_READINGS
+from gala_mpi.run.tables import COLUMNS
+
+METADATA = {
+    "time": "of the start",
+    "command": "as it was typed",
+    "config": "settings of this start, JSON",
+    "gala_mpi": "version",
+    "commit": "that was checked out; empty outside a checkout",
+    "python": "version",
+    "packages": "names and versions of what the training rests on",
+    "mpi": "library and version",
+    "hosts": "of every rank",
+    "threads": "of every rank",
+    "cores": "of rank 0's host",
+    "slurm_job": "id; empty outside Slurm",
+    "resumed_from": "the checkpoint's number; 0: from scratch",
+    "degree": "most in-peers of an agent (gossip)",
+    "period": "rounds of the graph until it repeats (gossip)",
+    "beta": "second singular value of the product of a period's mixing matrices (gossip)",
+}
+TABLES = {
+    "updates": "One row an update.",
+    "episodes": "One row a finished game.",
+    "mixes": "One row a message averaged into the parameters (gossip).",
+    "sketches": "Random projections (count sketches) of two vectors, the same projection for all ranks, updates and runs: "
+    "distances, means and angles of vectors are those of their sketches, with a relative standard error of 1.1% for distances.",
+    "energy": f"One row every {SECONDS_BETWEEN_READINGS:.0f} s, from the first rank of every node, about the whole node. "
+    "What a node does not count is NaN; nothing is estimated.",
+}
+
+PAGE = """# What a run writes down
+
+Made by `python -m gala_mpi.run.columns_doc` from the code that writes the files; a test compares.
+
+    runs/<name>/run.h5                            attributes config (JSON), agents, format
+                starts/0, 1, ...                  attributes: metadata about each start
+                evaluations/0, 1, ...             games of `gala_mpi.evaluate`
+                metrics/rank00007                 link to the rank's first metrics file
+    runs/<name>/metrics/rank00007.h5              tables of one rank
+                        rank00007-1.h5, ...       go on after a resume, or when one is full
+    runs/<name>/checkpoints/000012/rank00007.h5   what a resume needs
+
+A metrics file has room for its rows from the start; `rows/<table>` says how many are written, and is raised after them. So a
+reader of a run that still trains, or was killed, sees whole rows. The attribute `after_update` of a file says that its rows
+are of later updates, and replace such rows of the rank's earlier files. `analysis/runs.py` does all that.
+
+One step is one action in one simulator; of an Atari game it is four frames. Columns without a unit are plain numbers.
+
+## Reading
+
+With h5py:
+
+```python
+import h5py
+
+with h5py.File("runs/pong/metrics/rank00000.h5", "r", locking=False) as file:
+    updates = file["updates"][: file["rows/updates"][()]]
+print(updates["hours"][-1], updates["entropy"].mean())
+```
+
+With pandas, in the folder `analysis/`:
+
+```python
+import pandas, runs
+
+run = runs.open_run("../runs/pong")
+ranks = {{rank: pandas.DataFrame(run.episodes(rank)) for rank in range(run.agents)}}
+print(pandas.concat(ranks, names=["rank", "row"]).groupby("rank").score.describe())
+```
+
+With xarray, in the folder `analysis/`:
+
+```python
+import runs, xarray
+
+updates = runs.open_run("../runs/pong").updates(0)
+columns = {{name: ("update", updates[name]) for name in updates.dtype.names[1:]}}
+data = xarray.Dataset(columns, {{"update": updates["update"]}})
+```
+
+On the shell: `h5dump -d /updates -c 3 runs/pong/metrics/rank00000.h5`
+
+## metrics/rank*.h5
+
+Attributes: `format`, `rank`, `after_update`, `agents` (how many the run has in this start), `resumed_from` (0: from scratch),
+`new_episodes` (false where this start resumed the run with `--exact-resume`, which begins new games at every checkpoint anyway;
+true after any other start, from scratch too).
+
+{tables}
+## run.h5
+
+Attributes of `starts/<n>`:
+
+| name | meaning |
+|---|---|
+{metadata}
+
+Columns of `evaluations/<n>`: `policy` (rank, or -1 for the averaged one), `game`, `score` (points), `length` (steps).
+Attributes: `checkpoint`, `arg_max` (most probable actions, not sampled ones), `seed`, `time`.
+"""
+
+
+def page() -> str:
+    tables = ""
+    for table, columns in COLUMNS.items():
+        tables += f"### {table}\n\n{TABLES[table]}\n\n| column | type | unit | meaning |\n|---|---|---|---|\n"
+        for name, kind, unit, meaning in columns:
+            shown = f"{kind[0]} × {kind[1][0]:,}" if isinstance(kind, tuple) else kind
+            tables += f"| {name} | `{shown}` | {unit or '–'} | {meaning} |\n"
+        tables += "\n"
+    metadata = "\n".join(f"| {name} | {meaning} |" for name, meaning in METADATA.items())
+    return PAGE.format(tables=tables, metadata=metadata)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,133 @@
+"""Files that a kill leaves whole: the old one or the new one, never half of one.
+
+* `atomic`: a file is built in memory, written under a temporary name, synced and renamed.
+* `first`: a small file that one of many creates, whole, and nobody changes.
+
+Tables of metrics, which grow, have a way of their own (`tables.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+from gala_mpi.errors import DiskError
+
+BLOCK = 4096
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears.
+
+    It is built in memory, for HDF5 itself crashes where a disk is full.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    # The format of HDF5 1.10 has checksums of its own structure, so that damage is an error and not a crash.
+    with h5py.File(temporary, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    try:
+        with naming(path):
+            _write_image(temporary, image)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block becomes a DiskError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, read only. No lock is taken: files are never changed under a reader's feet, and NFS may refuse locks."""
+    with h5py.File(path, "r", locking=False) as file:
+        yield file
+
+
+def try_lock(folder: Path) -> str:
+    """Create and lock an HDF5 file in `folder`, as h5py does if it is not told otherwise. What it says; empty: it works."""
+    path = folder / f".lock.{socket.gethostname()}.{os.getpid()}.h5"
+    try:
+        h5py.File(path, "w", locking=True).close()
+        return ""
+    except OSError as error:
+        return str(error)
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _write_image(path: Path, image: bytes) -> None:
+    """Blocks of zeros become holes, which take no space on disk."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        os.truncate(file, len(image))
+        for start in range(0, len(image), BLOCK):
+            block = image[start : start + BLOCK]
+            if block.count(0) < len(block):
+                write_at(file, block, start)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync(path: Path) -> None:
+    """See a folder's entries onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def first(path: Path, text: str) -> bool:
+    """Create `path` with `text`, whole; False if it is there already, which then stays as it is. One of many wins."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            path.parent.mkdir(exist_ok=True)
+            temporary.write_text(text)
+            sync(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_at(file: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+@contextmanager
+def revised(path: Path) -> Iterator[h5py.File]:
+    """`path` with changes: a copy of its contents to change, which replaces it atomically when the block ends."""
+    with atomic(path) as file:
+        if path.exists():
+            with reading(path) as old:
+                file.attrs.update(old.attrs)
+                for name in old:
+                    old.copy(name, file)  # external links stay links
+        yield file

@@ -1,0 +1,150 @@
+"""What a rank's metrics file holds: the columns of its tables, and rows that are only ever appended.
+
+A metrics file is created whole, with room for its rows, by `files.atomic`. Rows then go straight to their place in the file
+(datasets are contiguous, so a row has a fixed offset) and the row counter follows. No HDF5 structure ever changes again, so a
+reader of a live or killed run always sees a sound file with whole rows, and no lock is held. The room is a hole in the file:
+it takes no space on disk until it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gala_mpi.run.files import atomic, naming, reading, write_at
+from gala_mpi.run.layout import FORMAT
+
+SECTIONS = {
+    "act": "forward passes that choose actions",
+    "simulate": "environments",
+    "learn": "backward pass",
+    "optimise": "optimiser's step",
+    "exchange": "messages and averages; in step with others, waiting for them",
+    "record": "metrics, sketches and checkpoints",
+}
+
+SIZE = 4096
+
+# Of every table the columns, in order: name, type, unit and meaning. docs/metrics.md is made of it.
+COLUMNS: dict[str, list[tuple]] = {
+    "updates": [
+        ("update", "<i8", "", "the agent's update counter: its version"),
+        ("steps", "<i8", "steps", "this agent's so far, over all restarts"),
+        ("hours", "<f8", "h", "training time of the run so far, over all restarts"),
+        ("policy_loss", "<f4", "", "mean over the batch"),
+        ("value_loss", "<f4", "", "mean over the batch, without its coefficient"),
+        ("entropy", "<f4", "nats", "of the policy, mean over the batch"),
+        ("grad_norm", "<f4", "", "length of the gradient, before clipping"),
+        ("step_norm", "<f4", "", "length of the optimiser's step, learning rate included"),
+        ("staleness", "<i4", "updates", "since the last mix"),
+        ("age", "<f4", "updates", "my version minus the version mixed, mean over peers; NaN without a mix"),
+        ("torn", "<i4", "messages", "thrown away since the start: their slot was rewritten while they were read"),
+        ("corrupt", "<i4", "messages", "thrown away since the start: their checksum was wrong (`--checksum`)"),
+        ("poke_gap", "<f4", "s", "longest time since the last update without a progress"),
+        ("rss", "<f4", "MiB", "resident memory"),
+        ("cpu", "<f4", "s", "processor time of this process since the last update, all threads"),
+        *((section, "<f4", "s", meaning) for section, meaning in SECTIONS.items()),
+    ],
+    "episodes": [
+        ("update", "<i8", "", "in which the game ended"),
+        ("steps", "<i8", "steps", "this agent's at the end of that update"),
+        ("hours", "<f8", "h", "training time of the run so far, over all restarts"),
+        ("simulator", "<i4", "", "of this agent, from 0"),
+        ("length", "<i4", "steps", "of the whole game"),
+        ("score", "<f4", "points", "sum of the game's real rewards, never clipped"),
+    ],
+    "mixes": [  # my own weight is what is left of 1
+        ("update", "<i8", "", "at which the message was mixed"),
+        ("peer", "<i4", "", "rank of its sender"),
+        ("version", "<i8", "", "the sender's update counter when it was published"),
+        ("weight", "<f8", "", "of the message in the average; this agent's own is what is left of 1"),
+    ],
+    "sketches": [
+        ("update", "<i8", "", "every `--sketch-updates`"),
+        ("parameters", ("<f4", (SIZE,)), "", "count sketch of the parameters after the exchange"),
+        ("gradient", ("<f4", (SIZE,)), "", "count sketch of this agent's own gradient, before any averaging and clipping"),
+    ],
+    "energy": [  # of a whole node, written by its first rank; NaN: not available
+        ("update", "<i8", "", "at which the node's counters were read"),
+        ("hours", "<f8", "h", "training time of the run so far, over all restarts"),
+        ("seconds", "<f4", "s", "since the row before; the others are of this time"),
+        ("cpu_joules", "<f4", "J", "packages and memory, by RAPL; NaN: the kernel shows none"),
+        ("gpu_joules", "<f4", "J", "all GPUs of the node, by NVML; NaN: there are none"),
+        ("node_joules", "<f4", "J", "the node's own counter (pm_counters, which Slurm reads too); NaN: it has none"),
+        ("cores_busy", "<f4", "", "share of the node's cores, whoever used them"),
+        ("gpus_busy", "<f4", "", "share of the time, mean over the node's GPUs; NaN: there are none"),
+    ],
+}
+
+
+def _dtype(table: str) -> np.dtype:
+    kinds = ((name, *(kind if isinstance(kind, tuple) else (kind,))) for name, kind, _, _ in COLUMNS[table])
+    return np.dtype(list(kinds))
+
+
+TABLES = {table: _dtype(table) for table in COLUMNS}
+
+
+class Tables:
+    """Append-only tables of one metrics file.
+
+    Args:
+        path: the file to create; it must not exist.
+        layouts: name → (row dtype, rows that there is room for).
+        attributes: metadata about the file.
+    """
+
+    def __init__(self, path: Path, layouts: Mapping[str, tuple[np.dtype, int]], attributes: Mapping[str, Any]):
+        if path.exists():
+            raise FileExistsError(f"{path} exists: metrics are never overwritten")
+        with atomic(path) as file:
+            file.attrs.update({"format": FORMAT, **attributes})
+            for name, (dtype, room) in layouts.items():
+                _contiguous(file, name, (room,), dtype)
+                _contiguous(file, f"rows/{name}", (), np.dtype("<i8"))
+        self._path = path
+        with reading(path) as file:
+            self._offsets = {name: (file[name].id.get_offset(), file[f"rows/{name}"].id.get_offset()) for name in layouts}
+        self._layouts = dict(layouts)
+        self._rows = dict.fromkeys(layouts, 0)
+        self._file = os.open(path, os.O_WRONLY)
+
+    def room(self, name: str) -> int:
+        """How many more rows `name` takes."""
+        return self._layouts[name][1] - self._rows[name]
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Write rows, then their new number. A kill between the two leaves the rows unseen, never half seen."""
+        if not len(rows):
+            return
+        dtype, _ = self._layouts[name]
+        assert rows.dtype == dtype and len(rows) <= self.room(name)
+        data, counter = self._offsets[name]
+        with naming(self._path):
+            write_at(self._file, rows.tobytes(), data + self._rows[name] * dtype.itemsize)
+            self._rows[name] += len(rows)
+            write_at(self._file, self._rows[name].to_bytes(8, "little"), counter)
+
+    def sync(self) -> None:
+        """Ask the system to put all rows on disk (against a power cut; a kill alone loses nothing)."""
+        with naming(self._path):
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """A dataset whose place in the file is fixed at once, so that rows can be written to it past HDF5."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    link.set_create_intermediate_group(True)
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, plist, link)
