@@ -5,46 +5,32 @@ Defaults are the GALA paper's (from the authors' code) unless the sentence says 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import re
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 from gala_mpi import cli
 from gala_mpi.cli import require, require_whole
 from gala_mpi.errors import SettingError
+from gala_mpi.exchange import EXCHANGES
+from gala_mpi.lazy import Member
+from gala_mpi.learners import LEARNERS
+from gala_mpi.learners.settings import A2CSettings
+from gala_mpi.networks import NETWORKS
 
-Exchange = Literal["gossip", "allreduce", "server", "none"]
+# The names in the tables, of which the command line takes one
+if TYPE_CHECKING:
+    ExchangeName = LearnerName = NetworkName = str
+else:
+    ExchangeName, LearnerName, NetworkName = Literal[*EXCHANGES], Literal[*LEARNERS], Literal[*NETWORKS]
+
+TABLES: dict[str, Mapping[str, Member]] = {"--exchange": EXCHANGES, "--learner": LEARNERS, "--network": NETWORKS}
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
-
-
-@dataclass(frozen=True)
-class A2CSettings:
-    """The advantage actor-critic learner."""
-
-    discount: float = 0.99
-    """γ, the weight of the next step's reward."""
-    gae_lambda: float = 1.0
-    """λ of the returns: 1 = n-step returns, less = lambda returns (GAE)."""
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus in the loss."""
-    value_coefficient: float = 0.5
-    """Weight of the squared value error in the loss."""
-    max_grad_norm: float = 0.5
-    """Gradients longer than this are scaled down to it."""
-    rms_alpha: float = 0.99
-    """Decay of RMSprop's running mean of squared gradients."""
-    rms_eps: float = 1e-5
-    """RMSprop's ε, added to the root."""
-    decay_lr: bool = False
-    """Let the learning rate fall linearly to 0 over the run's global steps."""
-    clip_rewards: Optional[bool] = None
-    """Learn from the sign of rewards; scores are never clipped. None: yes for Atari, no elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +39,8 @@ class Config:
 
     env: str = "pong"
     """Game: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
-    exchange: Exchange = "gossip"
-    """How agents share what they learn.
-    gossip = GALA: average parameters with neighbours, never wait;
-    allreduce = A2C: average gradients over all ranks, in step;
-    server = A3C: a shared vector in rank 0's window;
-    none = independent agents."""
+    exchange: ExchangeName = "gossip"
+    """How agents share what they learn: one of those listed above."""
     topology: str = "ring"
     """Who reads whom under gossip: a graph's name, or a file with one.
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
@@ -85,9 +67,10 @@ class Config:
     """Learning rate. None: 7e-4 * sqrt(environments of all agents / 16)."""
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
-    network: Optional[Literal["gala", "nature", "mlp"]] = None
-    """gala = 32-64-32 convolutions + 512 units; nature = 32-64-64 + 512; mlp = 64-64.
-    None: gala for images, mlp for the rest."""
+    network: Optional[NetworkName] = None
+    """The network: one of those listed above. None: gala for images, mlp for the rest."""
+    learner: LearnerName = "a2c"
+    """The learning algorithm: one of those listed above. Its settings are flags of its name, like --a2c.discount."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network's layers. auto = bf16 where rank 0 measures that it is faster.
     Parameters, gradients and messages are float32 either way."""
@@ -163,15 +146,15 @@ class Config:
         return Config(**values)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
-    """The command line → settings. With --resume the stored settings of --run-dir are the defaults, with --replay those of
-    the run to replay.
+def parse(arguments: list[str], default: Config | None = None) -> Config:
+    """The command line → settings.
+
+    Args:
+        default: the settings that flags replace; None: this module's.
 
     Raises:
         SystemExit: 0 after --help, 2 after a flag that tyro refuses (it has printed why).
-        SettingError: --resume or --replay without a run.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
     return cli.parse(
         Config,
         "train",
@@ -179,32 +162,16 @@ def parse(arguments: list[str] | None = None) -> Config:
         "  mpirun -n 32 python -m gala_mpi.train                        Pong with GALA, 40 million steps\n"
         "  mpirun -n 4 python -m gala_mpi.train --env breakout --topology exponential\n"
         "  mpirun -n 4 python -m gala_mpi.train --exchange allreduce    the A2C baseline\n"
-        "  mpirun -n 32 python -m gala_mpi.train --resume --run-dir runs/...",
+        "  mpirun -n 32 python -m gala_mpi.train --resume --run-dir runs/...\n\n"
+        + "\n\n".join(_members(flag, table) for flag, table in TABLES.items()),
         arguments,
-        default=_stored(arguments),
+        default=default or Config(),
     )
 
 
-def _stored(arguments: list[str]) -> Config:
-    """The defaults that the command line is read against: this module's, or those of the run that is resumed or cuda_graph."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--resume", action="store_true")
-    early.add_argument("--run-dir", "--run_dir", type=Path)
-    early.add_argument("--replay", type=Path)
-    try:
-        known, _ = early.parse_known_args(arguments)
-    except SystemExit:  # a flag without its value: tyro says so better
-        return Config()
-    from gala_mpi.run import reader
-
-    if known.replay is not None:
-        stored = reader.read_config(known.replay, "--replay")
-        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None, survive=None)
-    if not known.resume:
-        return Config()
-    if known.run_dir is None:
-        raise SettingError("--resume needs --run-dir DIR, the run to continue")
-    return reader.read_config(known.run_dir)
+def _members(flag: str, table: Mapping[str, Member]) -> str:
+    """A table's members, a line each."""
+    return f"{flag}:\n" + "\n".join(f"  {name} = {member.sentence}" for name, member in table.items())
 
 
 def check(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Where the network computes, and what a GPU needs there: pinned memory, a second stream, launches that are repeated.
 
 A GPU goes on while the host does something else. On a CPU all of this comes to nothing: an upload is the array itself, and
-what could be cuda_graph is called.
+what could be replayed is called.
 """
 
 from __future__ import annotations

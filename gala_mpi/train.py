@@ -160,7 +160,7 @@ def _compared(world: World, config: Config) -> int:
     """The exit status of a replay: whether every rank's losses and norms are those that were recorded. Collective."""
     repeated = world.all(reproduce.repeats(config.replay, config.run_dir, world.rank))
     if world.root and repeated:
-        display.say(f"cuda_graph: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
+        display.say(f"replayed: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
     return errors.FINISHED if repeated else errors.FAILED
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gala_mpi.config import A2CSettings, Config, check, parse
+from gala_mpi.config import A2CSettings, Config, check
 from gala_mpi.errors import SettingError
+from gala_mpi.job.prepare import read as parse
 from gala_mpi.run import layout, writer
 
 OUT_OF_BOUNDS = [

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from recorded import update_rows, write
 
-from gala_mpi.config import A2CSettings, Config, check, parse
+from gala_mpi.config import A2CSettings, Config, check
 from gala_mpi.errors import SettingError
 from gala_mpi.job import reproduce
+from gala_mpi.job.prepare import read as parse
 from gala_mpi.run import layout, writer
 
 RECORDED = Config(env="CartPole-v1", network="mlp", precision="fp32", wall_minutes=3.0, slow_rank="1:5ms")

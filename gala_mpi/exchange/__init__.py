@@ -1,31 +1,32 @@
-"""TABLE"""
+"""How agents share what they learn: one small base class, a few members, one table.
+
+Everything outside this folder is the same for all of them, so that a comparison between them compares the communication and
+nothing else. A new member is one file with the methods of `base.Exchange` that differ, and one line here.
+"""
 
 from __future__ import annotations
 
-from mpi4py import MPI
+from dataclasses import dataclass
 
-from gala_mpi import topology
-from gala_mpi.config import Config
-from gala_mpi.exchange.base import Exchange
-from gala_mpi.run import reader
+from gala_mpi.lazy import Member
 
 
-def build(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
-    """The exchange that the settings name, for vectors of `length` parameters. One rank alone shares with nobody."""
-    from gala_mpi.exchange.allreduce import AllReduce
-    from gala_mpi.exchange.gossip import Gossip
-    from gala_mpi.exchange.independent import Independent
-    from gala_mpi.exchange.recorded import Recorded
-    from gala_mpi.exchange.server import Server
+@dataclass(frozen=True)
+class ExchangeMember(Member):
+    """One line of EXCHANGES.
 
-    if config.replay:
-        mixes, updates = (reader.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
-        return Recorded(comm, length, mixes, int(updates["update"].max(initial=0)))
-    if comm.size == 1 or config.exchange == "none":
-        return Independent(comm)
-    if config.exchange == "allreduce":
-        return AllReduce(comm, length)
-    if config.exchange == "server":
-        return Server(comm, length)
-    graph = topology.build(config.topology, comm.size)
-    return Gossip(comm, length, graph, config.staleness, config.checksum, config.survive)
+    Attributes:
+        method: what papers and figures call it.
+    """
+
+    method: str
+
+
+EXCHANGES = {
+    "gossip": ExchangeMember("gala_mpi.exchange.gossip:Gossip", "GALA: average parameters with neighbours, never wait", "GALA"),
+    "allreduce": ExchangeMember(
+        "gala_mpi.exchange.allreduce:AllReduce", "A2C: average gradients over all ranks, in step", "A2C"
+    ),
+    "server": ExchangeMember("gala_mpi.exchange.server:Server", "A3C: a shared vector in rank 0's window", "A3C"),
+    "none": ExchangeMember("gala_mpi.exchange.independent:Independent", "independent agents", "independent"),
+}

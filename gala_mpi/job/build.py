@@ -8,16 +8,21 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from gala_mpi import device, exchange
+from gala_mpi import device, topology
 from gala_mpi.agent import Agent
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
+from gala_mpi.exchange import EXCHANGES
+from gala_mpi.exchange.base import Exchange
+from gala_mpi.exchange.independent import Independent
+from gala_mpi.exchange.recorded import Recorded
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.mpi.world import rendezvous
 from gala_mpi.networks.policy import Network
 from gala_mpi.record.clock import Clock
 from gala_mpi.record.sketch import Sketcher
 from gala_mpi.rollout.collector import Collector
+from gala_mpi.run import reader
 
 
 def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> Agent:
@@ -46,7 +51,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     streams = partial(_streams, config, comm.rank)
     learner = A2C(network, config.a2c, config.learning_rate(comm.size))
     rendezvous(comm)
-    shared = exchange.build(config, comm, len(learner.flat))
+    shared = build_exchange(config, comm, len(learner.flat))
     clip_rewards = config.a2c.clip_rewards
     collector = Collector(
         network,
@@ -77,3 +82,18 @@ def _streams(config: Config, rank: int, update: int) -> np.ndarray:
 
 def _seed(sequence: np.random.SeedSequence) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def build_exchange(config: Config, comm: MPI.Intracomm, length: int) -> Exchange:
+    """The exchange that the settings name, for vectors of `length` parameters. One rank alone shares with nobody."""
+    if config.replay:
+        mixes, updates = (reader.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
+        return Recorded(comm, length, mixes, int(updates["update"].max(initial=0)))
+    if comm.size == 1:
+        return Independent(comm)
+    if config.exchange == "gossip":
+        graph = topology.build(config.topology, comm.size)
+        return EXCHANGES[config.exchange].load()(comm, length, graph, config.staleness, config.checksum, config.survive)
+    if config.exchange == "none":
+        return Independent(comm)
+    return EXCHANGES[config.exchange].load()(comm, length)

@@ -5,8 +5,10 @@ Rank 0 makes the plan and the others receive it (`World.decide`), so that bad in
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,7 @@ def make(arguments: list[str] | None, world: World) -> Plan:
         SettingError: names the setting, the value seen and the values allowed. Nothing good on disk was touched.
         SystemExit: after --help, or a flag that does not parse.
     """
-    wanted = config.parse(arguments)
+    wanted = read(sys.argv[1:] if arguments is None else arguments)
     config.check(wanted)
     settings, length = settle(wanted, world)
     threads = [machine.threads for machine in world.host_views]
@@ -70,6 +72,40 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     propagation_delay = properties.propagation_delay(graph) if graph and settings.staleness == 0 else world.size
     propagation_delay += settings.exact_updates if settings.exact_resume else 0
     return Plan(settings, origin, graph.degree if graph else 0, propagation_delay, advice)
+
+
+def read(arguments: list[str]) -> Config:
+    """The command line → settings; with --resume or --replay the flags replace settings of the run that they name.
+
+    Raises:
+        SystemExit: after --help, or a flag that does not parse.
+        SettingError: --resume or --replay without a run.
+    """
+    return config.parse(arguments, stored(arguments))
+
+
+def stored(arguments: list[str]) -> Config:
+    """The settings that the command line is read against: the defaults, or those of the run that is resumed or replayed.
+
+    Raises:
+        SettingError: --resume or --replay without a run.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--resume", action="store_true")
+    early.add_argument("--run-dir", "--run_dir", type=Path)
+    early.add_argument("--replay", type=Path)
+    try:
+        known, _ = early.parse_known_args(arguments)
+    except SystemExit:  # a flag without its value: tyro says so better
+        return Config()
+    if known.replay is not None:
+        stored = reader.read_config(known.replay, "--replay")
+        return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None, survive=None)
+    if not known.resume:
+        return Config()
+    if known.run_dir is None:
+        raise SettingError("--resume needs --run-dir DIR, the run to continue")
+    return reader.read_config(known.run_dir)
 
 
 def settle(wanted: Config, world: World) -> tuple[Config, int]:

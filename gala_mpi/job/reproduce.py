@@ -1,4 +1,4 @@
-"""Whether a recorded run can be cuda_graph, and whether it was: asked before the first step and after the last."""
+"""Whether a recorded run can be replayed, and whether it was: asked before the first step and after the last."""
 
 from __future__ import annotations
 

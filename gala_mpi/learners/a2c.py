@@ -42,7 +42,7 @@ class A2C:
         self.step_norm = 0.0
 
     def gradient(self, batch: Batch) -> torch.Tensor:
-        """The gradient of the loss into `flat.grad`. Operations on the device alone, so that they can be cuda_graph.
+        """The gradient of the loss into `flat.grad`. Operations on the device alone, so that they can be replayed.
 
         Returns:
             The terms of the loss, float32 [3]: see Losses.

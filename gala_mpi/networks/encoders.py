@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
 
 from gala_mpi.envs.base import Spaces
 
-Name = Literal["gala", "nature", "mlp"]
-CHANNELS = {"gala": (32, 64, 32), "nature": (32, 64, 64)}
 SMALLEST_IMAGE = 36  # pixels a side that leave something for the third convolution
 
 
@@ -23,7 +20,18 @@ class Flatten(nn.Module):
         return images.permute(0, 2, 3, 1).flatten(1)
 
 
+def gala(spaces: Spaces) -> nn.Sequential:
+    """The network of the GALA authors' code, whose third convolution has 32 channels."""
+    return convolutions((32, 64, 32), spaces)
+
+
+def nature(spaces: Spaces) -> nn.Sequential:
+    """The network of Mnih et al. 2015."""
+    return convolutions((32, 64, 64), spaces)
+
+
 def convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequential:
+    """Three convolutions with these channels, and a layer of 512 units, each followed by a ReLU."""
     planes, height, width = spaces.observation_shape
     layers: list[nn.Module] = []
     for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1)):
@@ -33,6 +41,7 @@ def convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequentia
 
 
 def mlp(spaces: Spaces) -> nn.Sequential:
+    """Two layers of 64 tanh units, for observations that are vectors."""
     inputs = math.prod(spaces.observation_shape)
     return nn.Sequential(orthogonal(nn.Linear(inputs, 64)), nn.Tanh(), orthogonal(nn.Linear(64, 64)), nn.Tanh())
 

@@ -17,8 +17,9 @@ from torch import nn
 from torch.distributions import Normal
 
 from gala_mpi.envs.base import Spaces
+from gala_mpi.networks import NETWORKS
 from gala_mpi.networks.distributions import Discrete, Gaussian, Policy
-from gala_mpi.networks.encoders import CHANNELS, Name, convolutions, mlp, orthogonal
+from gala_mpi.networks.encoders import orthogonal
 
 Precision = Literal["fp32", "bf16"]
 
@@ -36,13 +37,14 @@ class Network(nn.Module):
         scale: what observations are multiplied by before they enter the torso: pixels come as 0..255.
     """
 
-    def __init__(self, name: Name, spaces: Spaces, precision: Precision = "fp32"):
+    def __init__(self, name: str, spaces: Spaces, precision: Precision = "fp32"):
         super().__init__()
         self.spaces = spaces
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.scale = 1 / 255 if spaces.image else 1.0
-        self.torso = mlp(spaces) if name == "mlp" else convolutions(CHANNELS[name], spaces)
-        features = self.torso[-2].out_features
+        self.torso = NETWORKS[name].load()(spaces)
+        with torch.no_grad():
+            features = self.torso(torch.zeros(1, *spaces.observation_shape)).shape[-1]
         outputs = spaces.actions if spaces.discrete else math.prod(spaces.action_shape)
         self.policy = orthogonal(nn.Linear(features, outputs), 0.01)
         self.value = orthogonal(nn.Linear(features, 1), 1.0)
@@ -67,7 +69,7 @@ class Network(nn.Module):
         return Gaussian(normal, means.dim() - 1, validate_args=False), value
 
 
-def fastest_precision(name: Name, spaces: Spaces, batch: int, device: torch.device) -> Precision:
+def fastest_precision(name: str, spaces: Spaces, batch: int, device: torch.device) -> Precision:
     """`bf16` if this machine trains on a batch clearly faster with it (native instructions), else `fp32`. About 0.3 s."""
     observations = torch.from_numpy(np.zeros((batch, *spaces.observation_shape), spaces.observation_dtype)).to(device)
     networks = {p: Network(name, spaces, p).to(device, memory_format=torch.channels_last) for p in get_args(Precision)}

@@ -124,7 +124,7 @@ class Collector:
             record.episodes += [replace(episode, simulator=first + episode.simulator) for episode in step.episodes]
 
     def batch(self) -> Batch:
-        """The rollout that was collected last. Operations on the device alone, so that they can be cuda_graph."""
+        """The rollout that was collected last. Operations on the device alone, so that they can be replayed."""
         record, grid = self._record, (self.length, self.num_envs)
         policy, values = self.network.heads(self.cached.features())  # of T · N rows, with gradient
         return Batch(

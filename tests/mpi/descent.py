@@ -13,8 +13,8 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.config import Config
-from gala_mpi.exchange import build
 from gala_mpi.exchange.base import Exchange, Mix, Order
+from gala_mpi.job.build import build_exchange
 
 TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
 LENGTH = 64
@@ -61,7 +61,7 @@ def run(
     """Gradient descent from 0 through an exchange, as train.py does it. Update k = version + 1, version + 2, ..."""
     x = np.zeros(LENGTH, np.float32)
     vector, trace = torch.from_numpy(x), Trace(x)  # the same memory
-    with closing(build(config, comm, LENGTH)) as exchange:
+    with closing(build_exchange(config, comm, LENGTH)) as exchange:
         exchange.start(version, vector)
         for k in range(version + 1, version + updates + 1):
             time.sleep(pause(k))

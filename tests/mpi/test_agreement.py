@@ -25,8 +25,8 @@ from descent import (
 )
 
 from gala_mpi import topology
-from gala_mpi.exchange import build
 from gala_mpi.exchange.base import Order
+from gala_mpi.job.build import build_exchange
 
 # Stopping and saving together.
 
@@ -59,7 +59,7 @@ def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
     x = torch.zeros(LENGTH)
     random = np.random.default_rng(comm.rank)
     saved, due = [], period
-    with closing(build(config, comm, LENGTH)) as exchange:
+    with closing(build_exchange(config, comm, LENGTH)) as exchange:
         exchange.start(0, x)
         for k in range(1, 101):
             time.sleep(5e-4 * random.random())
@@ -135,7 +135,7 @@ def test_no_update_at_all(comm, config):
 
 @pytest.mark.parametrize("config", named([FREE[0], SERVER, NONE]))
 def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config):
-    exchange, x, calls = build(config, comm, LENGTH), torch.zeros(LENGTH), []
+    exchange, x, calls = build_exchange(config, comm, LENGTH), torch.zeros(LENGTH), []
     exchange.start(0, x)
     if comm.rank == comm.size - 1:
         time.sleep(0.2)
@@ -148,7 +148,7 @@ def test_windows_are_freed(comm, config):
     length = 1 << 20
     x, sizes = torch.zeros(length), []
     for _ in range(8):
-        with closing(build(config, comm, length)) as exchange:
+        with closing(build_exchange(config, comm, length)) as exchange:
             exchange.start(0, x)
             step(exchange, x)
         del exchange

@@ -34,8 +34,8 @@ from mpi4py import MPI
 from gala_mpi import topology
 from gala_mpi.config import A2CSettings
 from gala_mpi.envs.base import Spaces
-from gala_mpi.exchange import build
 from gala_mpi.exchange.gossip import average
+from gala_mpi.job.build import build_exchange
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.mpi.mailbox import DIRECT, REMOTE, Mailbox, Reach, probe
 from gala_mpi.mpi.progress import Progress
@@ -99,7 +99,7 @@ def test_agents_reach_the_common_minimum(comm, config):
 def test_agents_go_on_from_where_they_start(comm, config):
     expected = torch.from_numpy(minimum(0)).float()
     x = expected.clone()
-    with closing(build(config, comm, LENGTH)) as exchange:
+    with closing(build_exchange(config, comm, LENGTH)) as exchange:
         exchange.start(0, x)
         for _ in range(5):
             exchange.gradient(torch.zeros(LENGTH))
@@ -129,7 +129,7 @@ def test_a2c_on_n_ranks_is_one_rank_with_n_times_the_simulators(comm, name, spac
     environments, mine = 2, slice(2 * comm.rank, 2 * comm.rank + 2)
     shared = a2c(name, spaces)
     alone = a2c(name, spaces)
-    with closing(build(ALLREDUCE, comm, len(shared.flat))) as exchange:
+    with closing(build_exchange(ALLREDUCE, comm, len(shared.flat))) as exchange:
         exchange.start(0, shared.flat.data)
         for k in range(updates):
             rollout = Rollout(spaces, environments * comm.size, seed=k)

@@ -12,7 +12,7 @@ from descent import BOUNDED, FREE, LENGTH, LOCKSTEP, gossip, jitter, named, run
 
 import gpu
 from gala_mpi import topology
-from gala_mpi.exchange import build
+from gala_mpi.job.build import build_exchange
 from gala_mpi.mpi.mailbox import Mailbox
 
 SOME = named([FREE[0], FREE[2], BOUNDED[0], BOUNDED[1], LOCKSTEP[0], LOCKSTEP[1]])
@@ -54,7 +54,7 @@ def test_nobody_waits_for_a_message_to_leave(comm, monkeypatch):
 
     monkeypatch.setattr(Mailbox, "publish", spy)
     x, expected = torch.zeros(LENGTH), []
-    with closing(build(gossip(), comm, LENGTH)) as exchange:
+    with closing(build_exchange(gossip(), comm, LENGTH)) as exchange:
         exchange.start(0, x)
         for k in range(1, 5):
             x.fill_(10 * k)

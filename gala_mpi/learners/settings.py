@@ -1,0 +1,30 @@
+"""What learners are told: one dataclass each, read from the command line. Defaults are the GALA paper's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+
+@dataclass(frozen=True)
+class A2CSettings:
+    """The advantage actor-critic learner."""
+
+    discount: float = 0.99
+    """γ, the weight of the next step's reward."""
+    gae_lambda: float = 1.0
+    """λ of the returns: 1 = n-step returns, less = lambda returns (GAE)."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus in the loss."""
+    value_coefficient: float = 0.5
+    """Weight of the squared value error in the loss."""
+    max_grad_norm: float = 0.5
+    """Gradients longer than this are scaled down to it."""
+    rms_alpha: float = 0.99
+    """Decay of RMSprop's running mean of squared gradients."""
+    rms_eps: float = 1e-5
+    """RMSprop's ε, added to the root."""
+    decay_lr: bool = False
+    """Let the learning rate fall linearly to 0 over the run's global steps."""
+    clip_rewards: Optional[bool] = None
+    """Learn from the sign of rewards; scores are never clipped. None: yes for Atari, no elsewhere."""
