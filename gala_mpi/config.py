@@ -22,6 +22,7 @@ from gala_mpi.lazy import Member
 from gala_mpi.learners import LEARNERS
 from gala_mpi.learners.settings import A2CSettings
 from gala_mpi.networks import NETWORKS
+from gala_mpi.topology import Graph
 
 # The names in the tables, of which the command line takes one
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ else:
     ExchangeName, LearnerName, NetworkName = Literal[*EXCHANGES], Literal[*LEARNERS], Literal[*NETWORKS]
 
 TABLES: dict[str, Mapping[str, Member]] = {"--exchange": EXCHANGES, "--learner": LEARNERS, "--network": NETWORKS}
+RING = Graph("ring")
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
 
 
@@ -41,7 +43,7 @@ class Config:
     """Game: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
     exchange: ExchangeName = "gossip"
     """How agents share what they learn: one of those listed above."""
-    topology: str = "ring"
+    topology: Graph = RING
     """Who reads whom under gossip: a graph's name, or a file with one.
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
     one-peer-exponential = 1 peer, another one at every update;
@@ -141,6 +143,7 @@ class Config:
     def from_json(text: str) -> Config:
         values: dict[str, Any] = json.loads(text)
         values["a2c"] = A2CSettings(**values["a2c"])
+        values["topology"] = Graph.from_stored(values["topology"])
         for name in ("run_dir", "replay"):
             values[name] = Path(values[name]) if values.get(name) else None
         return Config(**values)

@@ -15,7 +15,6 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gala_mpi import topology
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.atari import FRAMES_PER_STEP
@@ -168,7 +167,7 @@ def say(text: str) -> None:
 
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
     """What is about to happen, in a few lines."""
-    graph = f" on a {topology.title(config.topology)} graph" if config.exchange == "gossip" else ""
+    graph = f" on a {config.topology} graph" if config.exchange == "gossip" else ""
     say(
         f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} environments, "
         f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "
