@@ -1,8 +1,10 @@
 """Graphs: who reads whom, with which weights, and how fast they average."""
 
 import dataclasses
+import itertools
 import json
 import math
+from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
@@ -16,6 +18,7 @@ from gala_mpi.topology import BUILT_IN, Graph, Topology, draw, files, mixing_rat
 from gala_mpi.topology.__main__ import GraphView
 from gala_mpi.topology.graphs import sides
 from gala_mpi.topology.properties import diameter, properties
+from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16)
 POWERS_OF_TWO = (2, 4, 8, 16, 32)
@@ -285,6 +288,66 @@ def test_agents_that_only_swap_never_agree():
 def test_the_length_of_messages_is_that_of_the_default_network():
     pong = Spaces((4, 84, 84), image=True, actions=6)
     assert GraphView("ring").parameters == sum(p.numel() for p in policy.Network("gala", pong).parameters())
+
+
+# In place of the lost.
+
+SMALL_GRAPHS = [(Graph(name), size) for name in BUILT_IN for size in range(1, 8)]
+SMALL_GRAPHS += [
+    (Graph(f"hierarchical:{every}", nodes=nodes), len(nodes))
+    for every in (1, 3)
+    for nodes in [(0, 0, 1, 1), (0, 0, 0, 1), (0, 1, 2), (0, 1, 0, 1), (0, 0, 1, 1, 2, 2), (0, 0, 1, 2, 2, 1, 3)]
+]
+SMALL_GRAPHS += [(Graph("my.txt", WEIGHTED), 3), (Graph("my.txt", "0 1\n1 2\n2 0\n0 2\n3 0\n1 3\n"), 4)]
+
+
+def losses(size: int) -> Iterator[set[int]]:
+    """Every set of agents that may be lost while others live."""
+    for number in range(size):
+        yield from map(set, itertools.combinations(range(size), number))
+
+
+@pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
+def test_all_that_live_still_hear_of_each_other(named, size):
+    graph = build(named, size)
+    for lost in losses(size):
+        living = set(range(size)) - lost
+        links = nx.DiGraph()
+        links.add_nodes_from(living)
+        for reader, round in itertools.product(living, range(graph.period)):
+            links.add_edges_from((peer, reader) for peer in in_peers_without(graph, reader, round, lost))
+        assert set(links) == living and nx.is_strongly_connected(links), lost
+
+
+@pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
+def test_who_is_read_in_place_of_the_lost(named, size):
+    """By definition: those to whom a chain of readings leads whose agents between are lost, all in the same round."""
+    graph = build(named, size)
+    for lost in losses(size):
+        for reader, round in itertools.product(set(range(size)) - lost, range(graph.period)):
+            links = nx.DiGraph((who, peer) for who in {reader, *lost} for peer in graph.in_peers(who, round))
+            expected = (nx.descendants(links, reader) if reader in links else set()) - lost - {reader}
+            peers = in_peers_without(graph, reader, round, lost)
+            assert set(peers) == expected and len(peers) == len(expected)
+            kept = [peer for peer in graph.in_peers(reader, round) if peer not in lost]
+            assert peers[: len(kept)] == kept
+
+
+@pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
+def test_weights_without_the_lost(named, size):
+    """They sum to 1; the living keep theirs, and substitutes share alike what the lost had."""
+    graph = build(named, size)
+    for lost in losses(size):
+        for reader, round in itertools.product(set(range(size)) - lost, range(graph.period)):
+            before = dict(zip([reader, *graph.in_peers(reader, round)], graph.weights(reader, round)))
+            peers = in_peers_without(graph, reader, round, lost)
+            own, *weights = weights_without(graph, reader, round, lost)
+            assert len(weights) == len(peers) and own + math.fsum(weights) == pytest.approx(1, abs=1e-12)
+            assert all(weight == before.get(peer, weight) for peer, weight in zip(peers, weights))
+            shares = [weight for peer, weight in zip(peers, weights) if peer not in before]
+            of_lost = math.fsum(before[peer] for peer in before if peer in lost)
+            assert len(set(shares)) <= 1 and math.fsum(shares) == pytest.approx(of_lost if shares else 0)
+            assert own == pytest.approx(before[reader] + (0 if shares else of_lost))
 
 
 # Files.
