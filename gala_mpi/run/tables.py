@@ -30,6 +30,8 @@ SECTIONS = {
 
 SIZE = 4096
 
+SECONDS_BETWEEN_READINGS = 10.0  # of a node's counters: rows of the table `energy`
+
 # Of every table the columns, in order: name, type, unit and meaning. docs/metrics.md is made of it.
 COLUMNS: dict[str, list[tuple]] = {
     "updates": [
