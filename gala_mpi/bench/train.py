@@ -21,11 +21,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from gala_mpi import display
+from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.job import build
 from gala_mpi.mpi.world import World
-from gala_mpi.run.tables import SECTIONS
 
 WARM_UP_UPDATES = 10
 MATRIX = 1024  # rows and columns of the matrices whose product is timed

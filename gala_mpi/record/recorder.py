@@ -12,11 +12,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gala_mpi.clock import SECTIONS
 from gala_mpi.envs.base import Episode
 from gala_mpi.exchange.base import Counters
 from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
-from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, SECTIONS, TABLES
+from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, TABLES
 
 ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: whoever sees an update sees what came with it
 

@@ -16,17 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gala_mpi.clock import SECTIONS
 from gala_mpi.run.files import atomic, naming, reading, write_at
 from gala_mpi.run.layout import FORMAT
-
-SECTIONS = {
-    "act": "forward passes that choose actions",
-    "simulate": "environments",
-    "learn": "backward pass",
-    "optimise": "optimiser's step",
-    "exchange": "messages and averages; in step with others, waiting for them",
-    "record": "metrics, sketches and checkpoints",
-}
 
 SIZE = 4096
 
