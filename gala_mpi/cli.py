@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gala_mpi.errors import SettingError
 
@@ -30,7 +30,7 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
     """
     import tyro  # under MPI only rank 0 parses, so only rank 0 pays for the import
 
-    read = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
+    read: Any = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
     how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
     with reader_may_leave():
         return read(kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, **more)

@@ -67,7 +67,7 @@ class Trainer:
     """
 
     def __init__(self, world: World, plan: Plan):
-        config, run, origin = plan.config, plan.config.run_dir, plan.origin
+        config, run, origin = plan.config, plan.config.directory, plan.origin
         self.world, self.config = world, config
         self.agent = build.build(config, world.comm, world.node.rank, world.threads)
         self.learner, self.exchange = self.agent.learner, self.agent.exchange
@@ -154,7 +154,7 @@ class Trainer:
 
 def _compare(world: World, config: Config) -> int:
     """Return the exit status of a replay: whether every rank's losses and norms are those that were recorded. Collective."""
-    repeated = world.all(reproduce.repeats(config.replay, config.run_dir, world.rank))
+    repeated = world.all(reproduce.repeats(config.replay, config.directory, world.rank))
     if world.root and repeated:
         display.say(f"replayed: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
     return errors.FINISHED if repeated else errors.FAILED

@@ -97,7 +97,7 @@ def environments_alone(settings: Config, threads: int, updates: int) -> float:
     shape = (settings.num_envs, *spaces.action_shape)
     steps, began = updates * settings.rollout_length, time.perf_counter()
     for _ in range(steps):
-        environments.step(rng.integers(spaces.actions, size=shape) if spaces.discrete else rng.normal(size=shape))
+        environments.step(rng.normal(size=shape) if spaces.actions is None else rng.integers(spaces.actions, size=shape))
     environments.close()
     return steps * settings.num_envs / (time.perf_counter() - began)
 
