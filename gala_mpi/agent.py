@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gala_mpi.clock import Clock
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.base import Losses
-from gala_mpi.record.clock import Clock
 from gala_mpi.record.recorder import Update
 from gala_mpi.record.sketch import Sketcher
 from gala_mpi.rollout.collector import Collector

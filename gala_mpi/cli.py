@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gala_mpi.errors import SettingError
 
@@ -32,7 +32,7 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_one_word)
-    read = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
+    read: Any = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
     how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
     with reader_may_leave():
         return read(

@@ -112,6 +112,12 @@ class Config:
     """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
 
+    @property
+    def directory(self) -> Path:
+        """The run directory, once it is settled where that is (`job.prepare`)."""
+        assert self.run_dir is not None
+        return self.run_dir
+
     def learning_rate(self, agents: int) -> float:
         """The learning rate at the start: `lr`, or the paper's square-root rule over all agents' environments."""
         return self.lr if self.lr is not None else 7e-4 * math.sqrt(self.num_envs * agents / 16)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable
     if not goes_on(device):
         return function
     graph, stream = torch.cuda.CUDAGraph(), _stream(device)
-    calls, results = 0, None
+    calls, results = 0, cast(Result, None)
 
     def call() -> Result:
         nonlocal calls, results

@@ -72,7 +72,8 @@ def rank_on_this_host() -> int:
 
 def refuse_tiny_shared_memory(status: int) -> None:
     """End this process, with a word, where MPI would crash at its start (SIGSEGV or SIGBUS). To be called before."""
-    ranks = next((int(re.match(r"\d+", os.environ[name])[0]) for name in ON_THIS_HOST if name in os.environ), 1)
+    told = next((os.environ[name] for name in ON_THIS_HOST if name in os.environ), "1")
+    ranks = int(re.sub(r"\D.*", "", told))  # Slurm says 4(x2) for two hosts
     if ranks == 1 or not SHARED_MEMORY.is_dir():
         return
     free, needed = shutil.disk_usage(SHARED_MEMORY).free, ranks * BYTES_OF_MPI

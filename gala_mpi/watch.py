@@ -26,10 +26,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gala_mpi import cli
+from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
 from gala_mpi.run import layout, reader
-from gala_mpi.run.tables import SECTIONS
 
 SECONDS_BETWEEN_LOOKS = 2.0
 RECENT_UPDATES = 200  # of each agent, behind throughput and age

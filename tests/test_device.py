@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_rollout import GAMMA, KINDS, SEEDS, N, T
 
+from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
 from gala_mpi.device import WARM_UP_CALLS, Download, Upload, cuda_graph, on_host, pick
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.networks.policy import Network
-from gala_mpi.record.clock import Clock
 from gala_mpi.rollout.collector import Collector
 from gpu import ASKED, Gpu
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings
 from gala_mpi.device import on_host
 from gala_mpi.envs.atari import AtariEnvironments
@@ -17,7 +18,6 @@ from gala_mpi.envs.base import Environments, Step
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.networks.policy import Network
-from gala_mpi.record.clock import Clock
 from gala_mpi.rollout.batch import Batch
 from gala_mpi.rollout.collector import Collector
 

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from gala_mpi.clock import SECTIONS
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs.base import Episode, Spaces
 from gala_mpi.exchange.base import Counters, Mix
@@ -23,7 +24,7 @@ from gala_mpi.record import recorder
 from gala_mpi.record.recorder import Recorder, Update
 from gala_mpi.run import files, layout, reader, tables, writer
 from gala_mpi.run.files import write_at
-from gala_mpi.run.tables import SECTIONS, SIZE, TABLES
+from gala_mpi.run.tables import SIZE, TABLES
 
 ROW = np.dtype([("index", "<i8"), ("square", "<f8"), ("flag", "<i4")])
 ROOT = Path(__file__).parents[1]

@@ -64,14 +64,14 @@ def numbers(ranks: int) -> list[int]:
 
 def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[str, float]:
     """Train so many agents for so long: steps/s of all, and what the host's counters say meanwhile."""
-    comm, mine = world.part(agents), None
+    comm, mine, readings = world.part(agents), None, []
     if comm is not None:
         me = build.build(settings, comm, world.node.rank, max(1, int(world.view.cores / agents)))
         me.start()
         for _ in range(WARM_UP_UPDATES):
             me.update()
         comm.Barrier()
-        meter, readings = Meter(), []
+        meter = Meter()
         began = read = time.perf_counter()
         updates, elapsed = 0, 0.0
         while elapsed < seconds:
@@ -86,7 +86,7 @@ def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[st
         me.close()
         comm.Free()
     world.wait()
-    rates = world.comm.gather(mine)
+    rates = world.gather(mine)
     return {"steps_per_second": sum(filter(None, rates))} | used(readings) if world.root else {}
 
 

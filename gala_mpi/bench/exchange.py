@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,8 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
     me.start()
     for _ in range(WARM_UP_UPDATES):
         me.update()
-    me.exchange = timed = Timed(me.exchange, size)
+    timed = Timed(me.exchange, size)
+    me.exchange = cast(Exchange, timed)
     updates, messages, ages = [], [], []
     for _ in range(2 * bench.updates):
         updates.append(_seconds(me.update))
@@ -96,7 +97,7 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
         "messages": statistics.mean(messages),
         "age": statistics.median(ages or [float("nan")]),
     }
-    ranks = world.comm.gather(mine)
+    ranks = world.gather(mine)
     if not world.root:
         return {}
     figures = {name: statistics.median(rank[name] for rank in ranks) for name in mine}

@@ -13,7 +13,7 @@ import os
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import numpy as np
 from rich.table import Table
@@ -100,7 +100,8 @@ def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any
     """Figures on rank 0: for every phase, each other rank's steps/s and the longest call of any."""
     frozen = world.size - 1 if bench.frozen is None else bench.frozen
     me = build.build(settings, world.comm, world.node.rank, world.threads)
-    me.exchange = timed = Timed(me.exchange)
+    timed = Timed(me.exchange)
+    me.exchange = cast(Exchange, timed)
     me.collector.progress = timed.progress
     me.start()
     for _ in range(WARM_UP_UPDATES):
@@ -112,7 +113,7 @@ def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any
     for phase, end in zip(PHASES, np.cumsum([SECONDS_AROUND, bench.seconds, SECONDS_AROUND])):
         phases[phase] = train(me, timed, began + end)
     me.close()
-    ranks = world.comm.gather(phases)
+    ranks = world.gather(phases)
     if not world.root:
         return {}
     others = {rank: phases for rank, phases in enumerate(ranks) if rank != frozen}

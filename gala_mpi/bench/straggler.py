@@ -43,6 +43,7 @@ def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, 
             slow_rank = f"{world.size - 1}:{1e3 * (SLOWED - 1) * update:.0f}ms"
         uneven = turn(world, dataclasses.replace(settings, exchange=exchange, slow_rank=slow_rank), bench.seconds)
         figures[exchange] = {"even": even, "uneven": uneven}
+    assert slow_rank is not None  # at the first exchange at the latest
     straggler = int(slow_rank.partition(":")[0])
     for figure in figures.values():
         kept = [uneven / even for even, uneven in zip(figure["even"], figure["uneven"])]
@@ -58,7 +59,7 @@ def turn(world: World, settings: Config, seconds: float) -> list[float]:
     for _ in range(WARM_UP_UPDATES):
         me.update()
         me.exchange.agree(Order())
-    began, updates, order = time.perf_counter(), 0, Order()
+    began, updates, elapsed, order = time.perf_counter(), 0, 0.0, Order()
     while not order.stop:
         me.update()
         updates += 1

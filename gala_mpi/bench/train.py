@@ -21,11 +21,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from gala_mpi import display
+from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.job import build
 from gala_mpi.mpi.world import World
-from gala_mpi.run.tables import SECTIONS
 
 WARM_UP_UPDATES = 10
 MATRIX = 1024  # rows and columns of the matrices whose product is timed
@@ -97,7 +97,7 @@ def environments_alone(settings: Config, threads: int, updates: int) -> float:
     shape = (settings.num_envs, *spaces.action_shape)
     steps, began = updates * settings.rollout_length, time.perf_counter()
     for _ in range(steps):
-        environments.step(rng.integers(spaces.actions, size=shape) if spaces.discrete else rng.normal(size=shape))
+        environments.step(rng.normal(size=shape) if spaces.actions is None else rng.integers(spaces.actions, size=shape))
     environments.close()
     return steps * settings.num_envs / (time.perf_counter() - began)
 

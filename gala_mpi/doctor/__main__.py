@@ -96,6 +96,7 @@ def main(arguments: list[str]) -> None:
             answers = selftest.gather(world.comm, mine, SECONDS_TO_ANSWER)
         else:
             answers = {rank: [] for rank in present}
+        failed = False
         if world.root:
             if prepared.token:
                 prepared.token.unlink()
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> None:
                 time.sleep(SECONDS_TO_PRINT)
                 world.comm.Abort(1)  # what somebody never answers cannot be ended in order
         world.wait()
-        sys.exit(world.comm.bcast(int(failed) if world.root else None))
+        sys.exit(world.comm.bcast(int(failed)))
 
 
 def read_arguments(arguments: list[str], world: World) -> Prepared:
@@ -125,7 +126,7 @@ def read_arguments(arguments: list[str], world: World) -> Prepared:
     config.check_no_run(wanted.settings, "the doctor")
     settings = dataclasses.replace(wanted.settings, precision="fp32")  # which is the fastest is not asked here
     settings, length = prepare.settle(settings, world)
-    folder = settings.run_dir.absolute()
+    folder = settings.directory.absolute()
     while not folder.exists():
         folder = folder.parent
     token = folder / f".gala_mpi-{world.host}.{os.getpid()}.tmp"
@@ -308,7 +309,7 @@ def gets(figures: Readings, world: World) -> Iterator[Finding]:
 
 def speed(figures: Readings, world: World) -> Finding:
     """The slowest neighbour."""
-    peer = min(figures.bandwidth, key=figures.bandwidth.get)
+    peer = min(figures.bandwidth, key=lambda peer: figures.bandwidth[peer])
     bandwidth, latency = figures.bandwidth[peer], max(figures.latency.values())
     inside = world.hosts[peer] == world.host
     where = "inside the host" if inside else "between hosts"

@@ -25,7 +25,7 @@ class AtariEnvironments(Environments):
         from ale_py.vector_env import AtariVectorEnv
         from gymnasium.vector import AutoresetMode
 
-        self._envs = AtariVectorEnv(
+        self._envs: Any = AtariVectorEnv(
             game,
             num_envs,
             num_threads=min(threads, num_envs),

@@ -7,8 +7,8 @@ are of whole episodes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -52,26 +52,30 @@ class Step:
     episodes: list[Episode] = field(default_factory=list)
 
 
-class Environments(Protocol):
+class Environments(ABC):
     """N environments stepped together. Those that run in threads of their own (Atari) do so between `send` and `receive`."""
 
     num_envs: int
     spaces: Spaces
 
+    @abstractmethod
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        """Begin N games from N seeds (int64 [N]); their first observations, [N, ...]."""
+        """Begin N episodes from N seeds (int64 [N]); return their first observations, [N, ...]."""
 
+    @abstractmethod
     def send(self, actions: np.ndarray) -> None:
         """Take one action in each (int64 [N], or float32 [N, *action_shape])."""
 
+    @abstractmethod
     def receive(self) -> Step:
-        """What came of it."""
+        """Wait for the step that was begun, and return it."""
 
     def step(self, actions: np.ndarray) -> Step:
-        """Take one action in each, and wait for what comes of it."""
+        """Take one action in each, and return the step."""
         self.send(actions)
         return self.receive()
 
+    @abstractmethod
     def close(self) -> None: ...
 
 

@@ -19,7 +19,7 @@ class GymEnvironments(Environments):
         from gymnasium.spaces import Box, Discrete
         from gymnasium.vector import AutoresetMode
 
-        self._envs = gymnasium.make_vec(
+        self._envs: Any = gymnasium.make_vec(
             name, num_envs, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, **options
         )
         self.num_envs = num_envs

@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 from gala_mpi import device
 from gala_mpi.agent import Agent
+from gala_mpi.clock import Clock
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.exchange import EXCHANGES
@@ -19,7 +20,6 @@ from gala_mpi.exchange.recorded import Recorded
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.mpi.world import rendezvous
 from gala_mpi.networks.policy import Network
-from gala_mpi.record.clock import Clock
 from gala_mpi.record.sketch import Sketcher
 from gala_mpi.rollout.collector import Collector
 from gala_mpi.run import reader

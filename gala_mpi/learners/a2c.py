@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from gala_mpi.config import A2CSettings
 from gala_mpi.flat import Flat
 from gala_mpi.learners.returns import lambda_returns
+from gala_mpi.learners.settings import A2CSettings
 from gala_mpi.networks.policy import Network
 from gala_mpi.rollout.batch import Batch
 

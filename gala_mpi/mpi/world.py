@@ -116,6 +116,10 @@ class World:
         """The largest `value` of any rank. Collective."""
         return self.comm.allreduce(value, MPI.MAX)
 
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, in their order, on rank 0; elsewhere nothing. Collective."""
+        return self.comm.gather(value) or []
+
     def sum(self, value: int) -> int:
         """The sum over all ranks. Collective."""
         return self.comm.allreduce(value)

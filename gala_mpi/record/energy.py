@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 POWERCAP = Path("/sys/class/powercap")  # RAPL, of Intel's and AMD's CPUs; often for root alone
 NODE = Path("/sys/cray/pm_counters/energy")  # joules of the whole node; Slurm's acct_gather_energy/pm_counters reads it too
@@ -119,7 +120,7 @@ def gpus() -> list[Gpu]:
     except Exception:  # no package, no driver, no GPU, or a lost one: all the same
         return []
 
-    def told(question: Callable[[], float]) -> Callable[[], float]:
+    def told(question: Callable[[], Any]) -> Callable[[], float]:
         def answer() -> float:
             try:
                 return question()
@@ -131,7 +132,7 @@ def gpus() -> list[Gpu]:
     def gpu(handle: object) -> Gpu:
         return Gpu(
             joules=told(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
-            busy=told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+            busy=told(lambda: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100),
         )
 
     return [gpu(handle) for handle in handles]

@@ -8,28 +8,45 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gala_mpi.clock import SECTIONS
 from gala_mpi.envs.base import Episode
 from gala_mpi.exchange.base import Counters
-from gala_mpi.learners.a2c import A2C
-from gala_mpi.learners.base import Losses
 from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
-from gala_mpi.run.tables import SECTIONS, TABLES
+from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, TABLES
 
 ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: whoever sees an update sees what came with it
 
 SECONDS_BETWEEN_WRITES = 2.0
-SECONDS_BETWEEN_READINGS = 10.0  # of the node's counters
 ROOM = 65_536  # updates a file has room for; when one is full the next begins
 SKETCH_ROOM = 1024  # likewise; a sketch takes 32 KiB, and a new file is made in memory
 
 
+class Losses(Protocol):
+    """The terms of a learner's loss, means over the batch."""
+
+    @property
+    def policy(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def entropy(self) -> float: ...
+
+
+class Learner(Protocol):
+    """What is written down of a learner after each update."""
+
+    updates: int
+    steps: int
+    step_norm: float
+
+
 class Update(NamedTuple):
-    """What came of an update.
+    """The result of an update.
 
     Attributes:
         grad_norm: length of the gradient, before clipping.
@@ -85,7 +102,7 @@ class Recorder:
         """Training time of the run so far."""
         return (time.monotonic() - self._began) / 3600
 
-    def record(self, learner: A2C, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
+    def record(self, learner: Learner, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
         """One update's rows; `seconds` of each section of it."""
         losses = done.losses
         update, steps, hours = learner.updates, learner.steps, self.hours

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from gala_mpi.clock import Clock
 from gala_mpi.device import Upload, cuda_graph
 from gala_mpi.envs.base import Environments, Episode
 from gala_mpi.networks.policy import Network
-from gala_mpi.record.clock import Clock
 from gala_mpi.rollout.batch import Batch
 from gala_mpi.rollout.cached import Cached
 

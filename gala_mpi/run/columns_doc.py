@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gala_mpi.record.recorder import SECONDS_BETWEEN_READINGS
-from gala_mpi.run.tables import COLUMNS
+from gala_mpi.run.tables import COLUMNS, SECONDS_BETWEEN_READINGS
 
 METADATA = {
     "time": "of the start",

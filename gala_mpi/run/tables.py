@@ -16,19 +16,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gala_mpi.clock import SECTIONS
 from gala_mpi.run.files import atomic, naming, reading, write_at
 from gala_mpi.run.layout import FORMAT
 
-SECTIONS = {
-    "act": "forward passes that choose actions",
-    "simulate": "environments",
-    "learn": "backward pass",
-    "optimise": "optimiser's step",
-    "exchange": "messages and averages; in step with others, waiting for them",
-    "record": "metrics, sketches and checkpoints",
-}
-
 SIZE = 4096
+
+SECONDS_BETWEEN_READINGS = 10.0  # of a node's counters: rows of the table `energy`
 
 # Of every table the columns, in order: name, type, unit and meaning. docs/metrics.md is made of it.
 COLUMNS: dict[str, list[tuple]] = {

@@ -125,11 +125,12 @@ def _spectrum(graph: Topology) -> np.ndarray | None:
 
     Shifts commute, so that the eigenvalues of the product are the products of the eigenvalues.
     """
-    shapes = {round.shape if isinstance(round, Shifts) else None for round in graph.rounds}
-    if len(shapes) > 1 or None in shapes:
+    shifts = [round for round in graph.rounds if isinstance(round, Shifts)]
+    shapes = {round.shape for round in shifts}
+    if len(shifts) < graph.period or len(shapes) > 1:
         return None
     spectrum = np.ones(*shapes, dtype=complex)
-    for round in graph.rounds:
+    for round in shifts:
         row = np.zeros(round.shape)
         row[(0,) * row.ndim] = 1
         for offset in round.offsets:

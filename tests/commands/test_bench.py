@@ -5,7 +5,7 @@ import json
 import pytest
 
 from commandline import complaints
-from gala_mpi.run.tables import SECTIONS
+from gala_mpi.clock import SECTIONS
 from launch import mpirun
 
 BENCH = ("-m", "gala_mpi.bench")

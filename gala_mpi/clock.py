@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
-from gala_mpi.run.tables import SECTIONS
+SECTIONS = {
+    "act": "forward passes that choose actions",
+    "simulate": "environments",
+    "learn": "backward pass",
+    "optimise": "optimiser's step",
+    "exchange": "messages and averages; in step with others, waiting for them",
+    "record": "metrics, sketches and checkpoints",
+}
 
 
 class Clock:
