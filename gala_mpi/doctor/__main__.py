@@ -329,8 +329,8 @@ def busy_target(figures: Readings, world: World) -> Finding:
     if figures.busy < selftest.SECONDS_BUSY / 2:
         return Finding("busy target", "ok", f"a rank that computes is read in {1e3 * figures.busy:.1f} ms")
     seen = f"{peer} is not served while it computes outside MPI ({1e3 * figures.busy:.0f} ms)"
-    seen += f"; while it progresses, in {1e3 * figures.poked:.0f} ms"
-    if figures.poked < selftest.SECONDS_BUSY / 2:
+    seen += f"; while it makes progress, in {1e3 * figures.progressing:.0f} ms"
+    if figures.progressing < selftest.SECONDS_BUSY / 2:
         remedy = (
             "nothing must be done: agents make progress after every environment step. Messages are older with slow "
             "environments; a network with RDMA, or MPIR_CVAR_ASYNC_PROGRESS=1 and a core a rank for it, serves at once"

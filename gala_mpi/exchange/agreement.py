@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.mpi.mailbox import SAVE_AT, STOP_AT, Mailbox
-from gala_mpi.mpi.readers import HeaderReader
+from gala_mpi.mpi.readers import HeaderReader, MessageReader
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,6 @@ class Agreement:
         """Collective. Serve the others until all are here, calling `meanwhile` as often as may be."""
 
 
-class HasHeader(Protocol):
-    """A reader of a peer's mailbox, see mpi/readers.py."""
-
-    @property
-    def header(self) -> np.ndarray:
-        """As it last arrived, int64 [16]."""
-
-
 class Headers(Agreement):
     """The word that somebody stops travels in headers, one hop an update. Ranks move at their own pace: each saves by its own
     clock, and stops as soon as it hears that somebody does.
@@ -63,7 +54,7 @@ class Headers(Agreement):
         readers: of those whose headers this rank reads; may grow.
     """
 
-    def __init__(self, mailbox: Mailbox, readers: Collection[HasHeader]):
+    def __init__(self, mailbox: Mailbox, readers: Collection[HeaderReader | MessageReader]):
         super().__init__()
         self._mailbox, self._readers = mailbox, readers
 
@@ -93,7 +84,7 @@ class Appointments(Headers):
         delay: after how many updates everybody has heard what one says now.
     """
 
-    def __init__(self, mailbox: Mailbox, readers: Collection[HasHeader], rank: int, delay: int):
+    def __init__(self, mailbox: Mailbox, readers: Collection[HeaderReader | MessageReader], rank: int, delay: int):
         super().__init__(mailbox, readers)
         self._rank, self._delay = rank, delay
 
@@ -118,10 +109,11 @@ class Tree(Headers):
     def __init__(self, comm: MPI.Intracomm):
         mailbox = Mailbox(comm, 1)
         relatives = {(comm.rank - 1) // 2, 2 * comm.rank + 1, 2 * comm.rank + 2} & {*range(comm.size)} - {comm.rank}
-        super().__init__(mailbox, [HeaderReader(mailbox, peer) for peer in sorted(relatives)])
+        self._relatives = [HeaderReader(mailbox, peer) for peer in sorted(relatives)]
+        super().__init__(mailbox, self._relatives)
 
     def start(self) -> None:
-        self._mailbox.meet(reader.peer for reader in self._readers)
+        self._mailbox.meet(relative.peer for relative in self._relatives)
 
     def progress(self) -> None:
         self._mailbox.progress()
@@ -131,9 +123,9 @@ class Tree(Headers):
         return super().agree(wish, version)
 
     def _look(self) -> None:
-        for reader in self._readers:
-            reader.start()
-            reader.advance()
+        for relative in self._relatives:
+            relative.start()
+            relative.advance()
 
     def _listen(self) -> None:
         """Go on passing on what others wish, once this rank is done."""

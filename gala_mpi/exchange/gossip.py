@@ -33,6 +33,7 @@ from gala_mpi.topology import Topology, properties
 from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
 SECONDS_BETWEEN_WARNINGS = 30.0
+NOTHING = torch.empty(0)
 
 
 def average(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
@@ -108,7 +109,7 @@ class Gossip(Exchange):
         # takes longer (a network) is asked for ahead, so that it comes while the environments run.
         self._slow = dict.fromkeys(self._inbox, False)
         self._version = self._started = 0
-        self._room: torch.Tensor | None = None  # the slot that the next version is being written into
+        self._room = NOTHING  # the slot that the next version is being written into
         self._download: Download | None = None  # on a GPU: my last version on its way
         self._on_its_way = 0  # which one; 0: none
         self._staleness = self._corrupt = 0
@@ -156,7 +157,7 @@ class Gossip(Exchange):
         (With a staleness bound they need the version before it, which is there: who waits did not mix at the last update.)
         """
         if self._download is None:
-            mine, self._room = self._room, None
+            mine, self._room = self._room, NOTHING
             self._mailbox.end_write(self._version)
             return mine
         self._land(wait=True)  # the last one, which has long been there
@@ -167,7 +168,7 @@ class Gossip(Exchange):
 
     def _land(self, wait: bool = False) -> None:
         """Publish what has come from the GPU."""
-        if not self._on_its_way or not (wait or self._download.arrived()):
+        if self._download is None or not self._on_its_way or not (wait or self._download.arrived()):
             return
         if self._lockstep:
             self._wait_for_readers()
@@ -314,7 +315,7 @@ class Gossip(Exchange):
 
     def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         self._finish()
-        while not until(self._liveness.lost):
+        while not until(self._lost):
             meanwhile()
             self._mailbox.progress()
             self._update_liveness()

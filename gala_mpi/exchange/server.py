@@ -19,6 +19,7 @@ from gala_mpi.device import on_host
 from gala_mpi.exchange.agreement import SharedWord
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.mpi.progress import Progress
+from gala_mpi.mpi.window import as_bytes
 
 TESTS_PER_PROGRESS = 10
 VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
@@ -39,7 +40,7 @@ class Server(Exchange):
         self._window.Lock_all(MPI.MODE_NOCHECK)
         with on_host(parameters) as vector:
             if self._comm.rank == 0:
-                memory = np.frombuffer(self._window.tomemory(), np.uint8)
+                memory = as_bytes(self._window.tomemory())
                 memory[:VECTOR] = 0
                 memory[VECTOR:].view(np.float32)[:] = vector
                 self._window.Sync()

@@ -1,4 +1,4 @@
-"""The propagation_delay board: every rank posts one row of numbers about itself; rank 0 reads them all for the live display.
+"""The live board: every rank posts one row of numbers about itself; rank 0 reads them all for the live display.
 
 Rows are read by tested gets, so that nobody waits. They are for people: a row may be a moment old, and that of a rank that
 cannot be reached stays as it was.
@@ -51,6 +51,8 @@ class LiveBoard:
 
     def poll(self) -> None:
         """Rank 0: take the rows that have come; every half second, ask for those that are not on their way."""
+        if self._window is None:
+            return
         due = time.monotonic() - self._round_began >= SECONDS_BETWEEN_ROUNDS
         if due:
             self._round_began = time.monotonic()
@@ -61,13 +63,10 @@ class LiveBoard:
                     self.rows[rank] = self._incoming[rank]
                     del self._asked[rank]
                 if due and rank not in self._asked:
-                    self._asked[rank] = self._read(rank)
+                    self._asked[rank] = self._window.get(rank, 0, self._incoming[rank], MPI.DOUBLE)
             except MPI.Exception:  # it has died, and this run goes on without it, or ends for better reasons than a display
                 self._others.remove(rank)
                 self._asked.pop(rank, None)
-
-    def _read(self, rank: int) -> MPI.Request:
-        return self._window.get(rank, 0, self._incoming[rank], MPI.DOUBLE)
 
     def close(self) -> None:
         """Collective, after everybody has left the loop."""

@@ -17,7 +17,7 @@ PATIENCE = 3.0  # times the longest silence so far
 
 
 class Liveness:
-    """Looks at headers now and then, without waiting.
+    """Look at headers now and then, without waiting.
 
     Args:
         mailbox: the transport.
@@ -40,7 +40,7 @@ class Liveness:
                 self._watched[rank] = _Watched(self._mailbox, rank)
 
     def update(self) -> bool:
-        """Whether somebody has been lost, or has come back, since the last look. To be called often."""
+        """Return whether somebody has been lost, or has come back, since the last look. To be called often."""
         now = time.monotonic()
         if now - self._looked < SECONDS_BETWEEN_LOOKS:
             return False
@@ -57,22 +57,22 @@ class Liveness:
 
 
 class _Watched:
-    """One rank: how long its count has stood still, and the longest that it did so before. Seconds."""
+    """A rank that is watched: how long its count has stood still, and the longest that it did so before. Seconds."""
 
     def __init__(self, mailbox: Mailbox, rank: int):
-        self._glance = HeaderReader(mailbox, rank)
+        self._headers = HeaderReader(mailbox, rank)
         self._count = 0
         self.silence = self.longest = 0.0
 
     @property
     def version(self) -> int:
-        return int(self._glance.header[LATEST])
+        return int(self._headers.header[LATEST])
 
     def update(self, passed: float) -> None:
-        self._glance.advance()
-        self._glance.start()
+        self._headers.advance()
+        self._headers.start()
         self.silence += passed
-        count = int(self._glance.header[ALIVE])
+        count = int(self._headers.header[ALIVE])
         if count != self._count:
             self._count = count
             self.longest, self.silence = max(self.longest, self.silence - passed), 0.0

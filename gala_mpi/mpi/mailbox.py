@@ -41,7 +41,7 @@ FINISHED = 2  # once this rank publishes nothing more: 1 + its last version (one
 STOP_AT = 3  # the update at which all stop; 0: none
 SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word a slot: the version whose writing has begun there
-ALIVE = 15  # how often this rank has poked: it grows as long as the rank lives
+ALIVE = 15  # how often this rank has made progress: it grows as long as the rank lives
 HEADER_BYTES = 128
 ALIGNMENT = 64
 
@@ -52,20 +52,20 @@ class Reach:
 
     Attributes:
         slots: S. With one publication every U seconds, a message that takes less than (S - 1) U to read is never torn.
-        tests_per_poke: a network moves a get in pieces, a few a test: 7 MB over TCP take 2 bursts of 10 tests with
+        tests_per_progress: a network moves a get in pieces, a few a test: 7 MB over TCP take 2 bursts of 10 tests with
             libfabric, 21 with UCX, but 3 of 100.
     """
 
     slots: int
-    tests_per_poke: int
+    tests_per_progress: int
 
 
-DIRECT = Reach(slots=2, tests_per_poke=0)  # shared memory: a get is a copy, made at once; nobody needs help
-REMOTE = Reach(slots=4, tests_per_poke=TESTS_OF_A_BURST)  # a network: a get takes time, and over TCP the help of its target
+DIRECT = Reach(slots=2, tests_per_progress=0)  # shared memory: a get is a copy, made at once; nobody needs help
+REMOTE = Reach(slots=4, tests_per_progress=TESTS_OF_A_BURST)  # a network: a get takes time, and over TCP the help of its target
 
 
 def window_bytes(length: int, reach: Reach) -> int:
-    """How large a rank's window is, for messages of `length` float32."""
+    """Return how large a rank's window is, for messages of `length` float32."""
     return HEADER_BYTES + reach.slots * _stride(length)
 
 
@@ -74,14 +74,14 @@ def _stride(length: int) -> int:
 
 
 class Reader(Protocol):
-    """Who reads others' windows through a mailbox."""
+    """Whoever reads others' windows through a mailbox."""
 
-    def drain(self) -> None:
+    def drain(self) -> bool | None:
         """Wait for what is on its way, and look at others' memory no more: the window is about to be freed."""
 
 
 def probe(comm: MPI.Intracomm, progress: Progress) -> Reach:
-    """DIRECT if every rank's get from the next rank is complete at once, else REMOTE. Collective.
+    """Return DIRECT if every rank's get from the next rank is complete at once, else REMOTE. Collective.
 
     Where there is more than one host, some rank has the next one on another.
     """
@@ -111,17 +111,17 @@ class Mailbox:
         self.stride = _stride(self.words)
         self._window = Window(comm, window_bytes(self.words, self.reach))
         self.header, self.slots = self._parts(self._window.memory)
-        self._last_poke = time.perf_counter()
+        self._last_progress = time.perf_counter()
         self.progress_gap = 0.0
         self.readers: list[Reader] = []  # what may still be on its way when all are done
 
     def _parts(self, memory: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """A window's header (int64 [16]) and its slots (float32 [words])."""
+        """Return a window's header (int64 [16]) and its slots (float32 [words])."""
         slots = memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32)
         return memory[:HEADER_BYTES].view(np.int64), list(slots)
 
     def of(self, peer: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
-        """A peer's header and slots to be read where they lie, or None where MPI does not show them (see Window.of)."""
+        """Return a peer's header and slots to be read where they lie, or None where MPI does not show them (see Window.of)."""
         memory = self._window.of(peer)
         return None if memory is None else self._parts(memory)
 
@@ -136,17 +136,17 @@ class Mailbox:
         self.end_write(version)
 
     def begin_write(self, version: int) -> np.ndarray:
-        """The slot where `version` is to be written, float32 [length]. What it held before is gone."""
+        """Return the slot where `version` is to be written, float32 [length]. What it held before is gone."""
         slot = version % self.reach.slots
         self.header[BEGUN + slot] = version
         self.sync()
         return self.slots[slot][: self.length]
 
     def end_write(self, version: int) -> None:
-        """The slot of `version` has been written: it is readable from now on."""
+        """Announce that the slot of `version` has been written: it is readable from now on."""
         slot = self.slots[version % self.reach.slots]
         if self.checksum:
-            slot.view(np.uint32)[-1] = zlib.crc32(slot[:-1])
+            slot.view(np.uint32)[-1] = zlib.crc32(slot[:-1].data)
         self.sync()
         self.header[LATEST] = version
         self.sync()
@@ -169,22 +169,22 @@ class Mailbox:
         return self._window.get(rank, HEADER_BYTES + version % self.reach.slots * self.stride, into, MPI.FLOAT)
 
     def arrived(self, rank: int) -> None:
-        """A get from `rank` is complete."""
+        """Take note that a get from `rank` is complete."""
         self._window.arrived(rank)
 
     def progress(self) -> None:
         """Let MPI serve others and move what is on its way."""
         now = time.perf_counter()
-        self.progress_gap = max(self.progress_gap, now - self._last_poke)
-        self._progress.test(self.reach.tests_per_poke)
+        self.progress_gap = max(self.progress_gap, now - self._last_progress)
+        self._progress.test(self.reach.tests_per_progress)
         self.header[ALIVE] += 1
-        self._last_poke = time.perf_counter()
+        self._last_progress = time.perf_counter()
 
     def close(self, *meanwhile: Callable[[], None]) -> None:
         """Serve the others until all have come here, calling `meanwhile` as often as may be, then free the window."""
         self._progress.wait(self.comm.Ibarrier(), *meanwhile)
         while self.readers:
             self.readers.pop().drain()
-        self.header, self.slots = None, None  # views of memory that is about to go
+        self.header, self.slots = np.zeros(0, np.int64), []  # the others view memory that is about to go
         self._window.free()
         self._progress.close()

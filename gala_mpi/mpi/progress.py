@@ -12,10 +12,10 @@ TESTS_OF_A_BURST = 100  # a network moves messages in pieces, a few a test
 
 
 class Progress:
-    """Progress is everybody's duty: over TCP, MPI moves data for others only while a rank is inside MPI.
+    """Give MPI time to serve others.
 
-    A receive from myself that is never answered: testing it makes progress on every MPI, where Iprobe does not (Open MPI
-    with osc/ucx), nor does testing a complete request (MPICH).
+    It does so by a receive from myself that is never answered: testing that makes progress on every MPI, where Iprobe does
+    not (Open MPI with osc/ucx), nor does testing a complete request (MPICH).
     """
 
     def __init__(self):
@@ -31,7 +31,7 @@ class Progress:
                 return
 
     def wait(self, request: MPI.Request, *meanwhile: Callable[[], None]) -> None:
-        """Until `request` is complete, with progress for others and without keeping a core from them."""
+        """Wait until `request` is complete, with progress for others and without keeping a core from them."""
         while not request.Test():
             for do in meanwhile:
                 do()

@@ -1,4 +1,4 @@
-"""Read others' mailboxes: HeaderReader a header, CopyReader a message into memory of my own, DirectReader one where it lies.
+"""Read others' mailboxes: HeaderReader a header, CopyReader a message into memory of one's own, DirectReader one where it lies.
 
 None of them waits: each step is taken when it can be (mailbox.py has the protocol).
 """
@@ -16,13 +16,13 @@ from gala_mpi.mpi.mailbox import BEGUN, HEADER_BYTES, LATEST, Mailbox
 
 
 def message_reader(mailbox: Mailbox, peer: int) -> CopyReader | DirectReader:
-    """Those of `peer`, read where they lie, if MPI shows me the peer's memory and no checksum asks for a copy."""
+    """Return a reader of `peer`'s messages: where they lie, if MPI shows its memory and no checksum asks for a copy."""
     there = None if mailbox.checksum else mailbox.of(peer)
     return CopyReader(mailbox, peer) if there is None else DirectReader(mailbox, peer, *there)
 
 
 def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | None]:
-    """A step of a reader. Once MPI has failed to reach the peer, it is touched no more: a second try might hang."""
+    """Make a step of a reader touch the peer no more once MPI has failed to reach it: a second try might hang."""
 
     @functools.wraps(step)
     def guarded(reader: HeaderReader | CopyReader, *arguments, **options) -> bool | None:
@@ -40,7 +40,11 @@ def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | No
 
 
 class HeaderReader:
-    """A peer's header, read again and again without waiting: `header` (int64 [16]) as it last arrived, each word by itself."""
+    """Read a peer's header again and again without waiting.
+
+    Attributes:
+        header: as it last arrived, int64 [16], each word by itself.
+    """
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
@@ -63,8 +67,8 @@ class HeaderReader:
 
     @while_reachable
     def advance(self) -> bool:
-        """Whether a header has arrived since `start`."""
-        if self.idle or not self._request.Test():
+        """Return whether a header has arrived since `start`."""
+        if self._request is None or not self._request.Test():
             return False
         self._request = None
         self.mailbox.arrived(self.peer)
@@ -74,13 +78,13 @@ class HeaderReader:
     @while_reachable
     def drain(self) -> None:
         """Wait for what is on its way, so that the window can be freed."""
-        while not self.idle and not self._request.Test():
+        while self._request is not None and not self._request.Test():
             self.mailbox.progress()
         self._request = None
 
 
 class MessageReader:
-    """MessageReader of one in-peer, asked for without waiting: start, advance until it is true, take, use, still_whole.
+    """Read one in-peer's messages without waiting: start, advance until it is true, take, use, still_whole.
 
     Args:
         mailbox: the transport.
@@ -115,15 +119,15 @@ class MessageReader:
         raise NotImplementedError
 
     def advance(self) -> bool:
-        """Take every step that needs no waiting. True once a message is there."""
+        """Take every step that needs no waiting; return whether a message is there."""
         raise NotImplementedError
 
     def take(self) -> tuple[np.ndarray, int]:
-        """The message that is ready (float32 [length]), and its version; then the next may be asked for."""
+        """Return the message that is ready (float32 [length]), and its version; then the next may be asked for."""
         raise NotImplementedError
 
     def still_whole(self) -> bool:
-        """Once what was taken has been used: whether it was whole until then. If not, take again."""
+        """Return whether what was taken was whole until now, when it has been used. If not, take again."""
         raise NotImplementedError
 
     def drain(self) -> None:
@@ -145,28 +149,28 @@ class MessageReader:
 
 
 class CopyReader(MessageReader):
-    """MessageReader that come into memory of my own: header → payload → header. The second look comes with the message."""
+    """Copy messages into memory of one's own: header → payload → header. The second look comes with the message."""
 
     def __init__(self, mailbox: Mailbox, peer: int):
         super().__init__(mailbox, peer)
         self.unreachable = False
-        self._glance = HeaderReader(mailbox, peer)
+        self._headers = HeaderReader(mailbox, peer)
         self._slot = np.zeros(mailbox.words, np.float32)
         self._payload_request: MPI.Request | None = None
         self._judging = False  # the header on its way is the one after the payload
 
     @property
     def header(self) -> np.ndarray:
-        return self._glance.header
+        return self._headers.header
 
     @property
     def idle(self) -> bool:
-        return self._glance.idle and self._payload_request is None
+        return self._headers.idle and self._payload_request is None
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
         if self.idle:
             self._newer_than, self._exactly = newer_than, exactly
-            self._glance.start()
+            self._headers.start()
 
     @while_reachable
     def advance(self) -> bool:
@@ -177,8 +181,8 @@ class CopyReader(MessageReader):
                 self._payload_request = None
                 self.mailbox.arrived(self.peer)
                 self._judging = True
-                self._glance.start()
-            if not self._glance.advance():
+                self._headers.start()
+            if not self._headers.advance():
                 return self.ready
             if self._judging:
                 self._judging = False
@@ -193,7 +197,7 @@ class CopyReader(MessageReader):
 
     def _matches(self) -> bool:
         """Whether the payload has the checksum that came with it."""
-        return not self.mailbox.checksum or zlib.crc32(self._slot[:-1]) == self._slot.view(np.uint32)[-1]
+        return not self.mailbox.checksum or zlib.crc32(self._slot[:-1].data) == self._slot.view(np.uint32)[-1]
 
     def take(self) -> tuple[np.ndarray, int]:
         self.ready = False
@@ -211,7 +215,7 @@ class CopyReader(MessageReader):
 
 
 class DirectReader(MessageReader):
-    """MessageReader that are read where they lie, in the peer's own memory. The second look comes when they have been used.
+    """Read messages where they lie, in the peer's own memory. The second look comes when they have been used.
 
     Args:
         header, slots: the peer's (see Mailbox.of).
@@ -245,4 +249,4 @@ class DirectReader(MessageReader):
         return whole
 
     def drain(self) -> None:
-        self.header, self._slots = None, []  # views of memory that is about to go
+        self.header, self._slots = np.zeros(0, np.int64), []  # the others view memory that is about to go

@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.mpi.mailbox import HEADER_BYTES, Mailbox
+from gala_mpi.mpi.window import as_bytes
 
 TAG = 4711
 SECONDS_FOR_A_GET = 5.0  # before it counts as never complete
@@ -38,7 +39,7 @@ class Readings:
         wrong: what was wrong with the first gets.
         latency: of a header. bandwidth: of a message, bytes/s.
         busy: how long a get from a rank that computes took; nan where I was none that reads.
-        poked: the same where it progresses MPI, as agents do.
+        progressing: the same where it makes progress meanwhile, as agents do.
     """
 
     error: str = ""
@@ -47,7 +48,7 @@ class Readings:
     latency: dict[int, float] = field(default_factory=dict)
     bandwidth: dict[int, float] = field(default_factory=dict)
     busy: float = float("nan")
-    poked: float = float("nan")
+    progressing: float = float("nan")
     target: int = -1  # whom I read in the last two
 
 
@@ -83,7 +84,7 @@ def _first_gets(comm: MPI.Intracomm, neighbours: list[int]) -> list[str]:
     """Request-based gets from all neighbours at a time: complete in time, and right. What was wrong."""
     window = MPI.Win.Allocate(4 * WORDS, 1, comm=comm)
     window.Lock_all(MPI.MODE_NOCHECK)
-    np.frombuffer(window.tomemory(), np.float32)[:] = _pattern(comm.rank, WORDS)
+    as_bytes(window.tomemory()).view(np.float32)[:] = _pattern(comm.rank, WORDS)
     window.Sync()
     _together(comm)
     wrong, came = [], {peer: np.full(WORDS, np.nan, np.float32) for peer in neighbours}
@@ -122,16 +123,16 @@ def _measure(mailbox: Mailbox, neighbours: list[int], figures: Readings) -> None
 
 
 def _busy_target(mailbox: Mailbox, figures: Readings) -> None:
-    """The second half of the ranks computes, without MPI and then with progresses; each of the first half reads one of them."""
+    """The second half of the ranks computes, without MPI and then with progress; each of the first half reads one of them."""
     rank, half = mailbox.comm.rank, mailbox.comm.size // 2
     reads, computes = rank < half, half <= rank < 2 * half
     payload = np.zeros(mailbox.length, np.float32)
-    for name in ("busy", "poked"):
+    for name in ("busy", "progressing"):
         _together(mailbox.comm, mailbox)
         end = time.monotonic() + SECONDS_BUSY
         if computes:
             while time.monotonic() < end:
-                if name == "poked":
+                if name == "progressing":
                     mailbox.progress()
         elif reads:
             time.sleep(SECONDS_BUSY / 4)  # until the target has left MPI

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
@@ -11,6 +12,11 @@ from mpi4py import MPI
 from gala_mpi.mpi.progress import Progress
 
 GETS_BETWEEN_FLUSHES = 64  # what MPICH keeps of them is 3 kB (see Window.arrived)
+
+
+def as_bytes(memory: MPI.buffer) -> np.ndarray:
+    """View memory that MPI shows as uint8."""
+    return np.frombuffer(cast(Any, memory), np.uint8)
 
 
 class Window:
@@ -29,7 +35,7 @@ class Window:
         # Allocate, not Create: MPI then places the window where it can be read fastest (shared memory inside a node).
         self._window = MPI.Win.Allocate(size, 1, comm=comm)
         self._window.Lock_all(MPI.MODE_NOCHECK)
-        self.memory = np.frombuffer(self._window.tomemory(), np.uint8)
+        self.memory = as_bytes(self._window.tomemory())
         self.memory[:] = 0
         self.near: set[int] = set()
         self._kept: Counter[int] = Counter()  # gets from those near since the last flush
@@ -45,19 +51,19 @@ class Window:
         return self._window.Rget([into, len(into), words], rank, target=[offset, len(into), words])
 
     def of(self, rank: int) -> np.ndarray | None:
-        """A rank's memory (uint8 [size]) to be read where it lies, or None where MPI does not show it.
+        """Return a rank's memory (uint8 [size]) to be read where it lies, or None where MPI does not show it.
 
         MPI 4.1 shows that of ranks on my host (MPI_Win_shared_query); Open MPI 5.0 does so for windows of another kind only.
         """
         try:
-            memory = np.frombuffer(self._window.Shared_query(rank)[0], np.uint8)
+            memory = as_bytes(self._window.Shared_query(rank)[0])
         except MPI.Exception:
             return None
         # MPICH before 4.2.1 shows my own memory in place of one that is not shared.
         return memory if len(memory) == len(self.memory) and memory.ctypes.data != self.memory.ctypes.data else None
 
     def arrived(self, rank: int) -> None:
-        """To be called when a get is complete: order my reads of it before what follows, and now and then let MPI forget it.
+        """Order my reads of what a get has brought before what follows, and now and then let MPI forget it.
 
         MPICH (5.0.2) keeps 48 bytes of every operation within a host until it is flushed. That is little, but these lie
         between large blocks of the heap, which then cannot be joined to serve again: 27 MB in half an hour. Where memory is
@@ -86,5 +92,5 @@ class Window:
 
     def free(self) -> None:
         self._window.Unlock_all()
-        self.memory = None  # which is about to go
+        self.memory = np.zeros(0, np.uint8)  # the other is about to go
         self._window.Free()

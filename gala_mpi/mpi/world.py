@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import mpi4py
 
@@ -142,7 +142,7 @@ class World:
         """A communicator of the first `ranks` ranks; None for those outside it. Collective."""
         inside = self.rank < ranks
         comm = self.comm.Split(0 if inside else MPI.UNDEFINED, self.rank)
-        return comm if inside else None
+        return cast(MPI.Intracomm, comm) if inside else None
 
     def __enter__(self) -> World:
         return self

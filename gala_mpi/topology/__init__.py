@@ -93,12 +93,12 @@ def build(graph: Graph, size: int | None) -> Topology:
     """
     name = graph.name
     hierarchy = HIERARCHICAL.fullmatch(name)
-    if size is None and (hierarchy or name in BUILT_IN):
-        raise SettingError(f"--topology {name}: the number of agents is expected (-n 32)")
-    if name in BUILT_IN:
+    if hierarchy or name in BUILT_IN:
+        if size is None:
+            raise SettingError(f"--topology {name}: the number of agents is expected (-n 32)")
+        if hierarchy:
+            return Topology(name, len(graph.nodes), hierarchical(graph.nodes, int(hierarchy[1])))
         return Topology(name, size, BUILT_IN[name](size) if size > 1 else (Shifts((1,), ()),))
-    if hierarchy:
-        return Topology(name, len(graph.nodes), hierarchical(graph.nodes, int(hierarchy[1])))
     built = files.parse(name, graph.text)
     if size not in (None, built.size):
         raise SettingError(f"--topology {name}: a graph of {built.size} agents, but there are {size}; as many are expected")

@@ -355,15 +355,15 @@ def test_who_has_no_checksum_reads_where_messages_lie(comm):
                 assert shown is not bool(os.environ.get("MPIR_CVAR_NOLOCAL"))
 
 
-def test_a_glance_sees_what_was_posted(comm):
+def test_a_header_reader_sees_what_was_posted(comm):
     with closing(Mailbox(comm, 1)) as mailbox:
         mailbox.post(MIXED, 100 + comm.rank)
         comm.Barrier()
         for peer in range(comm.size):
-            glance = HeaderReader(mailbox, peer)
-            glance.start()
-            wait_for(glance.advance)
-            assert glance.header[MIXED] == 100 + peer
+            reader = HeaderReader(mailbox, peer)
+            reader.start()
+            wait_for(reader.advance)
+            assert reader.header[MIXED] == 100 + peer
 
 
 def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm, reader):
