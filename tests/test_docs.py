@@ -28,10 +28,7 @@ import launch
 from gala_mpi import config
 from launch import ROOT, mpirun
 
-SKIPPED = {"runs", "build", "node_modules"}  # folders in which Markdown is not ours; hidden ones as well
-MARKDOWN = sorted(
-    p for p in ROOT.rglob("*.md") if not {q for q in p.relative_to(ROOT).parts if q[0] == "."} | SKIPPED & {*p.parts}
-)
+SKIPPED = {"runs", "build"}  # folders that are not part of the repository, as hidden ones are not
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -41,6 +38,12 @@ PROGRAM = re.compile(r"(make \S|python3? (-\w|\S+\.py)|(mpirun|srun) .*python |s
 
 
 # Markdown.
+
+
+def ours(pattern: str) -> list[Path]:
+    """The files of the repository whose names match."""
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in SKIPPED]
+    return sorted([*ROOT.glob(pattern), *(path for folder in folders for path in folder.rglob(pattern))])
 
 
 def name_of(path: Path) -> str:
@@ -67,7 +70,7 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
+@pytest.mark.parametrize("page", ours("*.md"), ids=name_of)
 def test_every_link_leads_somewhere(page):
     for target in LINK.findall(INLINE.sub("", prose(page))):
         address = urlsplit(target)
@@ -105,8 +108,7 @@ def test_the_tree_in_the_readme_is_that_of_the_repository():
 
 def test_files_that_the_pages_name_exist():
     """`topology/graphs.py` may stand for gala_mpi/topology/graphs.py."""
-    there = [f"/{name_of(path)}" for folder in ("gala_mpi", "analysis", "benchmarks", "docs", "jobs", "tests") for path in
-             (ROOT / folder).rglob("*.*")] + [f"/{path.name}" for path in ROOT.iterdir()]  # fmt: skip
+    there = [f"/{name_of(path)}" for path in ours("*.*")]
     missing = []
     for page in PAGES:
         for name in re.findall(r"(?<![\w/.-])[\w./-]+\.(?:py|sh|pml|toml|yml)\b", page.read_text()):
@@ -398,8 +400,10 @@ def laboratory(tmp_path_factory, request) -> Iterator[Laboratory]:
     assert evaluated.returncode == 0, evaluated.stderr
     shutil.copytree(folder / GOSSIP, folder / FIRST)
     laboratory = Laboratory(folder)
-    asked = [item.callspec.params.get("command", "") for item in request.session.items if hasattr(item, "callspec")]
-    for command in asked:
+    asked = [
+        item.callspec.params for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")
+    ]
+    for command in (params["command"] for params in asked if "command" in params):
         exercise = rule(command)
         if exercise is has_its_flags:
             laboratory.begin(help_of(program_of(command)[0]))
