@@ -190,7 +190,7 @@ def small_training(words: list[str]) -> list[str]:
 def small_evaluation(words: list[str]) -> list[str]:
     film = "--video" in words
     flags = {"--episodes": "1"} | ({"--policies": "mean"} if film else {})
-    return under_mpi(replaced(with_small_runs(words, only=PONG if film else ""), flags), ranks=1)
+    return under_mpi(replaced(with_small_runs(words, only=PONG if film else ""), flags))
 
 
 def small_analysis(words: list[str]) -> list[str]:
@@ -396,7 +396,7 @@ def laboratory(tmp_path_factory, request) -> Iterator[Laboratory]:
         ]
     for job in started:
         assert job.result().returncode == 0, job.result().stderr
-    evaluated = mpirun(1, "-m", "gala_mpi.evaluate", GOSSIP, "--episodes", 2, cwd=folder, timeout=300)
+    evaluated = mpirun(2, "-m", "gala_mpi.evaluate", GOSSIP, "--episodes", 2, cwd=folder, timeout=300)
     assert evaluated.returncode == 0, evaluated.stderr
     shutil.copytree(folder / GOSSIP, folder / FIRST)
     laboratory = Laboratory(folder)
