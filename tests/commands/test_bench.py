@@ -117,6 +117,8 @@ def test_tables(n, arguments, words):
         (2, ("frozen", "--frozen", 2), "--frozen 2: a rank from 0 to 1"),
         (2, ("frozen", "--seconds", -1), "--seconds -1"),
         (2, ("frozen", "--exchange", "allreduce"), "bench frozen --exchange allreduce: gossip, server or none is expected"),
+        (2, ("frozen", "--exchange", "periodic"), "bench frozen --exchange periodic: gossip, server or none is expected"),
+        (2, ("train", "--exchange", "none", "--staleness", 1), "--staleness 1 --exchange none: --exchange gossip is expected"),
         (2, ("train", "--replay", "runs/pong"), "--replay: a benchmark reads no run"),
         (2, ("exchange", "--resume"), "--resume: a benchmark reads no run"),
         (2, ("straggler", "--slow-rank", "2:1s"), "--slow-rank 2:1s: a rank from 0 to 1"),

@@ -67,6 +67,12 @@ BAD_VALUES = {
     "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
     "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
+    "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
+    "exact": (
+        ("--exchange", "server", "--exact-resume"),
+        "--exact-resume: agents of --exchange server do not wait for each other",
+        "--staleness 0, --exchange allreduce, --exchange periodic or one rank is expected",
+    ),
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "memory": (("--env", "pong", "--num-envs", 1_000_000, "--precision", "auto"), "memory on ", "--num-envs"),

@@ -47,6 +47,9 @@ WAYS = {
     "lock-step": (3, (*SMALL, *LOCKSTEP), signal.SIGUSR1),
     "lock-step killed": (2, (*SMALL, *LOCKSTEP), signal.SIGKILL),
     "allreduce": (2, (*SMALL, "--exchange", "allreduce"), signal.SIGUSR1),
+    "periodic": (2, (*SMALL, "--exchange", "periodic", "--sync-updates", 5), signal.SIGUSR1),
+    "periodic, checkpoints between averages": (2, (*SMALL, "--exchange", "periodic", "--sync-updates", 7), signal.SIGUSR1),
+    "periodic killed": (2, (*SMALL, "--exchange", "periodic", "--sync-updates", 7), signal.SIGKILL),
 }
 PONG = pytest.param(1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1, marks=pytest.mark.long)
 

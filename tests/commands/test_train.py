@@ -26,9 +26,11 @@ EVERY_EXCHANGE = {
     "bounded": (*GOSSIP, "--staleness", 3, "--topology", "one-peer-exponential"),
     "lockstep": LOCKSTEP,
     "allreduce": ("--exchange", "allreduce"),
+    "periodic": ("--exchange", "periodic", "--sync-updates", 5),
     "server": ("--exchange", "server"),
     "none": ("--exchange", "none"),
 }
+KILLED = ["gossip", "lockstep", "allreduce", "periodic"]
 every_exchange = pytest.mark.parametrize("exchange", EVERY_EXCHANGE.values(), ids=EVERY_EXCHANGE)
 
 
@@ -253,7 +255,7 @@ def test_wall_minutes(run):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("exchange", [GOSSIP, LOCKSTEP, ("--exchange", "allreduce")], ids=["gossip", "lockstep", "allreduce"])
+@pytest.mark.parametrize("exchange", [EVERY_EXCHANGE[name] for name in KILLED], ids=KILLED)
 def test_killed_runs_go_on(run, exchange):
     """SIGKILL of all ranks at any moment: no row that was written is lost, and the run goes on from its last checkpoint."""
     dice = random.Random(0)

@@ -35,7 +35,8 @@ LOCKSTEP = [gossip(graph, 0) for graph in TOPOLOGIES]
 FREE = [gossip(graph) for graph in TOPOLOGIES]
 BOUNDED = [gossip(graph, 3) for graph in TOPOLOGIES]
 ALLREDUCE, SERVER, NONE = (Config(exchange=name) for name in ("allreduce", "server", "none"))
-EVERY = [*FREE, *BOUNDED, *LOCKSTEP, ALLREDUCE, SERVER, NONE]
+PERIODIC = Config(exchange="periodic", sync_updates=3)
+EVERY = [*FREE, *BOUNDED, *LOCKSTEP, ALLREDUCE, PERIODIC, SERVER, NONE]
 
 
 @dataclass
@@ -59,9 +60,10 @@ def run(
     wish: Callable[[int], Order] = lambda k: Order(),
     pause: Callable[[int], float] = lambda k: 0.0,
     version: int = 0,
+    begin: np.ndarray | None = None,
 ) -> Trace:
-    """Gradient descent from 0 through an exchange, as train.py does it. Update k = version + 1, version + 2, ..."""
-    x = np.zeros(LENGTH, np.float32)
+    """Gradient descent from `begin` (or 0) through an exchange, as train.py does it. Update k = version + 1, version + 2 ..."""
+    x = np.zeros(LENGTH, np.float32) if begin is None else begin.copy()
     vector, trace = torch.from_numpy(x), Trace(x)  # the same memory
     with closing(build_exchange(config, comm, LENGTH)) as exchange:
         exchange.start(version, vector)

@@ -21,6 +21,7 @@ from descent import (
     FREE,
     LENGTH,
     LOCKSTEP,
+    PERIODIC,
     SERVER,
     TOPOLOGIES,
     gossip,
@@ -32,7 +33,7 @@ from descent import (
 from mpi4py import MPI
 
 from gala_mpi import topology
-from gala_mpi.config import A2CSettings
+from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs.base import Spaces
 from gala_mpi.exchange.gossip import average
 from gala_mpi.job.build import build_exchange
@@ -90,9 +91,9 @@ def test_agents_reach_the_common_minimum(comm, config):
         return
     assert distance(x, centre) < 0.5 * scale
     assert distance(x, np.mean(everybody, axis=0)) < 0.25 * scale
-    if config in [ALLREDUCE, *LOCKSTEP]:
+    if config in [ALLREDUCE, PERIODIC, *LOCKSTEP]:
         assert distance(np.mean(everybody, axis=0), centre) < 0.1 * scale
-    if config == ALLREDUCE:
+    if config in [ALLREDUCE, PERIODIC]:
         assert all(np.array_equal(x, other) for other in everybody)
 
 
@@ -172,6 +173,34 @@ class Rollout:
         rewards, discounts = self.rewards[:, chosen], self.discounts[:, chosen]
         after = torch.cat([values.detach()[1:], values.detach()[:1]])
         return Batch(torch.stack(log_probs), torch.stack(entropies), values, rewards, discounts, after)
+
+
+# Periodic averages: local SGD.
+
+
+@pytest.mark.parametrize("every", [1, 3, None])
+def test_periodic_averages_are_the_recursion_and_repeat_bit_for_bit(comm, every):
+    """x ← x − g on every agent alone; after every `every`-th update (None: 10th) all are at the mean."""
+    config, updates = Config(exchange="periodic", sync_updates=every), 43
+    first, again = (
+        run(comm, config, updates, gradient=bowl(comm.rank, 0.1), pause=jitter(seed + comm.rank)) for seed in (0, 100)
+    )
+    assert np.array_equal(first.parameters, again.parameters)
+    x = np.zeros((comm.size, LENGTH))
+    for k in range(1, updates + 1):
+        x -= 0.1 * np.stack([bowl(rank, 0.1)(x[rank], k) for rank in range(comm.size)])
+        if k % (every or 10) == 0:
+            x[:] = x.mean(axis=0)
+    np.testing.assert_allclose(first.parameters, x[comm.rank], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stopped_at", [12, 20])
+def test_periodic_averages_go_on_bit_for_bit(comm, stopped_at):
+    """Also from between two of them."""
+    whole = run(comm, PERIODIC, 30, gradient=bowl(comm.rank, 0.1))
+    part = run(comm, PERIODIC, stopped_at, gradient=bowl(comm.rank, 0.1))
+    rest = run(comm, PERIODIC, 30 - stopped_at, bowl(comm.rank, 0.1), version=stopped_at, begin=part.parameters)
+    assert np.array_equal(rest.parameters, whole.parameters)
 
 
 # Lock-step gossip.

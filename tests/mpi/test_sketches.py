@@ -16,7 +16,7 @@ from gala_mpi.job import build
 from gala_mpi.run.tables import SIZE
 
 
-@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "none"])
+@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "periodic", "none"])
 def test_distances_and_angles_between_agents(comm, exchange):
     config = Config(
         env="CartPole-v1", network="mlp", precision="fp32", num_envs=4, exchange=exchange, total_steps=10**6, sketch_updates=10
