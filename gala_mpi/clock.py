@@ -1,4 +1,4 @@
-"""Where an update's time goes: named sections, in seconds."""
+"""Measure where the time of an update goes: named sections, in seconds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ SECTIONS = {
     "simulate": "environments",
     "learn": "backward pass",
     "optimise": "optimiser's step",
-    "exchange": "messages and averages; in step with others, waiting for them",
+    "exchange": "messages and averages; in lock-step, also waiting for the others",
     "record": "metrics, sketches and checkpoints",
 }
 
 
 class Clock:
-    """`with clock("act"): ...` adds to a section; `lap()` returns the sections since the last lap and starts anew."""
+    """Stopwatch of the sections of an update: `with clock("act"): ...` adds to one.
+
+    Attributes:
+        seconds: of each section since the last lap.
+    """
 
     def __init__(self):
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
@@ -24,6 +28,7 @@ class Clock:
         return _Section(self.seconds, section)
 
     def lap(self) -> dict[str, float]:
+        """Return the seconds of each section since the last lap, and start again at zero."""
         lap, self.seconds = dict(self.seconds), self.seconds
         for section in self.seconds:
             self.seconds[section] = 0.0
