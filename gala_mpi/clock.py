@@ -9,7 +9,7 @@ SECTIONS = {
     "simulate": "environments",
     "learn": "backward pass",
     "optimise": "optimiser's step",
-    "exchange": "messages and averages; in lock-step, also waiting for the others",
+    "exchange": "messages and averages; where ranks move in step, also waiting for the others",
     "record": "metrics, sketches and checkpoints",
 }
 
@@ -25,6 +25,7 @@ class Clock:
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
 
     def __call__(self, section: str) -> _Section:
+        """Return a context manager that adds the time spent in it to `section`."""
         return _Section(self.seconds, section)
 
     def lap(self) -> dict[str, float]:
@@ -36,6 +37,8 @@ class Clock:
 
 
 class _Section:
+    """Adds the time spent in a `with` block to one section."""
+
     def __init__(self, seconds: dict[str, float], name: str):
         self._seconds, self._name = seconds, name
 

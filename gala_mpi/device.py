@@ -49,6 +49,7 @@ class Upload:
         self._on_device: torch.Tensor | None = None
 
     def __call__(self, array: np.ndarray) -> torch.Tensor:
+        """Return `array` as a tensor on the device. On a GPU the next call overwrites it."""
         source = torch.from_numpy(array)
         if not is_asynchronous(self._device):
             return source.to(self._device)

@@ -36,6 +36,7 @@ KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, Stragg
 
 
 def main(arguments: list[str]) -> None:
+    """Run a benchmark and print its figures. Collective."""
     with World() as world:
         bench, settings = world.decide(lambda: read_arguments(arguments, world))
         kind = KINDS[type(bench)]

@@ -86,6 +86,7 @@ class Prepared(NamedTuple):
 
 
 def main(arguments: list[str]) -> None:
+    """Make all checks, print the findings and exit with their status. Collective."""
     began = time.monotonic()
     with World() as world:
         watchdog.stop()

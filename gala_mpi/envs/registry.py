@@ -34,7 +34,7 @@ def resolve(env: str) -> tuple[str, str]:
         return "gymnasium", env
     near = difflib.get_close_matches(env, [*games, *gymnasium.registry], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "for example pong, ms_pacman, ALE/Pong-v5 or CartPole-v1"
-    raise SettingError(f"--env {env}: no such game; an Atari game or a gymnasium id is expected ({hint})")
+    raise SettingError(f"--env {env}: no such environment; an Atari game or a gymnasium id is expected ({hint})")
 
 
 def atari_games() -> list[str]:

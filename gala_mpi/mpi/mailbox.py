@@ -109,7 +109,7 @@ class Mailbox:
         words: float32 of a slot: the payload and its checksum.
         header: this rank's own, int64 [16].
         slots: this rank's own, float32 [words] each.
-        progress_gap: the longest time between two calls of `progress`, in seconds; whoever reads it may reset it.
+        progress_gap: the longest time between two calls of `progress`, in seconds, since it was last reset.
         readers: all readers that were made; some may have pending gets when the mailbox is closed.
     """
 

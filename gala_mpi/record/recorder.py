@@ -52,7 +52,7 @@ class Update(NamedTuple):
         losses: of the batch.
         grad_norm: norm of the gradient, before clipping.
         episodes: those that ended.
-        sketches: empty at most updates; else two: of this agent's own gradient, and of the parameters after the update.
+        sketches: empty at most updates; else two: of this agent's own gradient, and of the parameters after the exchange.
     """
 
     losses: Losses
