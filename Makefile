@@ -8,7 +8,7 @@
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
 # make test-kills  50 times SIGKILL at random instants: every resume works (a quarter of an hour)
 # make bench     how fast training is here
-# make lint      style
+# make lint      style and types
 # make venv      only the environment, .venv (Python, MPICH and all)
 
 SHELL := /bin/bash
@@ -136,6 +136,7 @@ test-kills: .venv/ready
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/pyright
 	for script in jobs/slurm/*.sh; do bash -n $$script || exit; done
 
 bench: .venv/ready

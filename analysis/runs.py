@@ -299,6 +299,14 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def _settings(text: str) -> dict[str, Any]:
+    """Settings from JSON. A graph is one string, its name and maybe a line break and its text, as in the oldest runs."""
+    settings = json.loads(text)
+    if isinstance(graph := settings.get("topology"), dict):
+        settings["topology"] = "\n".join(filter(None, [graph["name"], graph["text"], " ".join(map(str, graph["nodes"]))]))
+    return settings
+
+
 def open_run(path: str | Path) -> Run:
     """The run in directory `path`, whatever state it is in.
 
@@ -312,9 +320,9 @@ def open_run(path: str | Path) -> Run:
         with h5py.File(path / "run.h5", "r", locking=False) as file:
             _check_format(file)
             agents = int(file.attrs["agents"])
-            config = json.loads(file.attrs["config"])
+            config = _settings(file.attrs["config"])
             starts = [_facts(file["starts"][name]) for name in sorted(file["starts"], key=int)]
-            starts = [facts | {"config": json.loads(facts["config"])} for facts in starts]
+            starts = [facts | {"config": _settings(facts["config"])} for facts in starts]
             evaluated = file.get("evaluations", {})
             evaluations = [(evaluated[name][:], _facts(evaluated[name])) for name in sorted(evaluated, key=int)]
     except UNREADABLE as error:

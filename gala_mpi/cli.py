@@ -31,11 +31,31 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
     """
     import tyro  # under MPI only rank 0 parses, so only rank 0 pays for the import
 
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_one_word)
     read: Any = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
     how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
     with ignore_broken_pipe():
-        return read(kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, **more)
+        return read(
+            kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, registry=registry, **more
+        )
     sys.exit()  # the pipe broke while help was printed, whose reader has seen enough of it
+
+
+def _one_word(field):
+    """Return tyro's rule for a type with `from_word`, which is one word on the command line; None for other types."""
+    import tyro
+
+    kind = field.type
+    if not hasattr(kind, "from_word"):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: kind.from_word(words[0]),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from gala_mpi.lazy import Member
 from gala_mpi.learners import LEARNERS
 from gala_mpi.learners.settings import A2CSettings
 from gala_mpi.networks import NETWORKS
+from gala_mpi.topology import Graph
 
 # The names in the tables, of which the command line takes one
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ else:
     ExchangeName, LearnerName, NetworkName = Literal[*EXCHANGES], Literal[*LEARNERS], Literal[*NETWORKS]
 
 TABLES: dict[str, Mapping[str, Member]] = {"--exchange": EXCHANGES, "--learner": LEARNERS, "--network": NETWORKS}
+RING = Graph("ring")
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
 
 
@@ -41,7 +43,7 @@ class Config:
     """Game: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
     exchange: ExchangeName = "gossip"
     """How agents share what they learn: one of those listed above."""
-    topology: str = "ring"
+    topology: Graph = RING
     """Who reads whom under gossip: a graph's name, or a file with one.
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
     one-peer-exponential = 1 peer, another one at every update;
@@ -51,6 +53,8 @@ class Config:
     staleness: Optional[int] = None
     """After how many updates without mixing an agent waits for its peers. None: never.
     0 = lock-step: peers' parameters of exactly the same update are mixed; reproducible bit for bit."""
+    sync_updates: Optional[int] = None
+    """With --exchange periodic: updates between two averages. None: 10."""
     checksum: bool = False
     """Verify every message by a checksum (gossip); for those who doubt their MPI, network or memory."""
     total_steps: int = 40_000_000
@@ -85,7 +89,7 @@ class Config:
     Its settings apply; those given here replace them."""
     exact_resume: bool = False
     """A run that is stopped and resumed equals one that never stopped, bit for bit: at each checkpoint all environments begin
-    new games. For ranks in step (--staleness 0, --exchange allreduce, one rank); it stops only at a checkpoint."""
+    new games. For ranks in step (--staleness 0, --exchange allreduce or periodic, one rank); it stops only at a checkpoint."""
     checkpoint_updates: Optional[int] = None
     """With --exact-resume: updates between checkpoints. None: 5000, some minutes."""
     replay: Optional[Path] = None
@@ -128,7 +132,7 @@ class Config:
     @property
     def in_step(self) -> bool:
         """Whether all agents stand at the same update."""
-        return self.exchange == "allreduce" or self.staleness == 0
+        return EXCHANGES[self.exchange].load().in_step(self)
 
     @property
     def exact_updates(self) -> int:
@@ -147,6 +151,7 @@ class Config:
     def from_json(text: str) -> Config:
         values: dict[str, Any] = json.loads(text)
         values["a2c"] = A2CSettings(**values["a2c"])
+        values["topology"] = Graph.from_stored(values["topology"])
         for name in ("run_dir", "replay"):
             values[name] = Path(values[name]) if values.get(name) else None
         return Config(**values)
@@ -192,6 +197,7 @@ def check(config: Config) -> None:
     require_whole("--total-steps", c.total_steps, 1)
     require_whole("--seed", c.seed, 0)
     require_whole("--staleness", c.staleness, 0)
+    require_whole("--sync-updates", c.sync_updates, 1)
     require_whole("--checkpoint-updates", c.checkpoint_updates, 1)
     require_whole("--sketch-updates", c.sketch_updates, 0)
     require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
@@ -228,12 +234,15 @@ def _check_together(c: Config) -> None:
         require(not (c.replay and other), f"{flag} --replay", c.replay, "one of the two")
     if c.survive is not None:
         require(c.staleness != 0, f"--survive {c.survive} --staleness", c.staleness, "a bound of 1 or more, or none,")
-    for flag, given in (
-        (f"--survive {c.survive}", c.survive is not None),
-        (f"--staleness {c.staleness}", c.staleness is not None),
-        ("--checksum", c.checksum),
+    for name, flag, given in (
+        ("survive", f"--survive {c.survive}", c.survive is not None),
+        ("staleness", f"--staleness {c.staleness}", c.staleness is not None),
+        ("checksum", "--checksum", c.checksum),
+        ("sync_updates", f"--sync-updates {c.sync_updates}", c.sync_updates is not None),
     ):
-        require(c.exchange == "gossip" or not given, f"{flag} --exchange", c.exchange, "--exchange gossip")
+        if given and name not in EXCHANGES[c.exchange].load().takes:
+            takers = [exchange for exchange, member in EXCHANGES.items() if name in member.load().takes]
+            raise SettingError(f"{flag} --exchange {c.exchange}: --exchange {' or '.join(takers)} is expected")
 
 
 def _require_positive(flag: str, value: float | None) -> None:

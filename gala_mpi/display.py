@@ -15,11 +15,11 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gala_mpi import topology
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.atari import FRAMES_PER_STEP
 from gala_mpi.envs.base import Episode
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.exchange.base import Counters
 from gala_mpi.job.membership import End
 from gala_mpi.job.resume import Origin
@@ -93,7 +93,7 @@ class Display:
         frames = f", {FRAMES_PER_STEP * rate:,.0f} frames/s" if self._atari else ""
         table.add_row("speed", f"{rate:,.0f} steps/s{frames}")
         table.add_row("score", f"{score(column)}  [dim]mean of the last {column['recent_episodes'].sum():.0f} episodes")
-        if self._config.exchange == "gossip" and len(column["steps"]) > 1:
+        if column["staleness"].any() or not np.isnan(column["age"][column["updates"] > 0]).all():  # messages are mixed
             table.add_row("age", f"{mean_age(column)}  [dim]of the messages mixed")
             table.add_row("staleness", f"{column['staleness'].max():.0f}  [dim]most updates without a mix")
         spread = column["updates"].min(), column["updates"].max()
@@ -168,7 +168,7 @@ def say(text: str) -> None:
 
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
     """What is about to happen, in a few lines."""
-    graph = f" on a {topology.title(config.topology)} graph" if config.exchange == "gossip" else ""
+    graph = f" on a {config.topology} graph" if "topology" in EXCHANGES[config.exchange].load().takes else ""
     say(
         f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} environments, "
         f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "

@@ -230,9 +230,9 @@ def panel(run: Path, seen: RunStatus) -> Panel:
         updates = [row["update"] for row in seen.newest.values()]
         table.add_row("updates", f"{min(updates):,} to {max(updates):,}  [dim]slowest and fastest agent")
         table.add_row("trained", _duration(3600 * max(row["hours"] for row in seen.newest.values())))
-        if c.exchange == "gossip" and seen.agents > 1:
+        most = max(row["staleness"] for row in seen.newest.values())
+        if most or not math.isnan(seen.age):  # messages are mixed
             table.add_row("age", f"{_number(seen.age, '.1f')} updates  [dim]of the messages mixed")
-            most = max(row["staleness"] for row in seen.newest.values())
             table.add_row("staleness", f"{most:,}  [dim]most updates without a mix")
     kept = "none yet"
     if seen.checkpoint:

@@ -25,6 +25,7 @@ from gala_mpi.learners.a2c import A2C
 from gala_mpi.networks.policy import Network
 from gala_mpi.run import checkpoints, layout, writer
 from gala_mpi.run.checkpoints import State
+from gala_mpi.topology import Graph
 
 LENGTH = 5000
 
@@ -82,7 +83,7 @@ def save_agents(run: Path, *agents: A2C) -> Origin:
 
 def restored(run: Path, origin: Origin, ranks: int, graph: str | None = "ring") -> list[A2C]:
     """The agents of a start on so many ranks."""
-    graph = graph and topology.build(graph, origin.agents)
+    graph = graph and topology.build(Graph(graph), origin.agents)
     origin = replace(origin, shares=elastic.shares(graph, origin.agents, ranks))
     learners = [new_learner(99) for _ in range(ranks)]
     for rank, learner in enumerate(learners):
@@ -132,7 +133,7 @@ def test_agents_that_share_nothing_leave_nothing(tmp_path):
 @pytest.mark.parametrize("graph", ["ring", "exponential", "one-peer-exponential", "complete"])
 @pytest.mark.parametrize("agents, ranks", [(2, 1), (4, 2), (6, 4), (8, 3), (32, 5), (3, 3), (3, 7)])
 def test_shares_are_means_in_which_everybody_counts(graph, agents, ranks):
-    shares = elastic.shares(topology.build(graph, agents), agents, ranks)
+    shares = elastic.shares(topology.build(Graph(graph), agents), agents, ranks)
     assert shares.shape == (ranks, agents) and (shares >= 0).all()
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert (shares.sum(axis=0) > 0).all()

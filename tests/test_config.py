@@ -14,6 +14,7 @@ from gala_mpi.config import A2CSettings, Config, check
 from gala_mpi.errors import SettingError
 from gala_mpi.job.prepare import read as parse
 from gala_mpi.run import layout, writer
+from gala_mpi.topology import Graph
 
 OUT_OF_BOUNDS = [
     ("--num-envs", "num_envs", [0, -1]),
@@ -106,7 +107,7 @@ def test_the_flag_that_a_complaint_names_is_a_flag(flag, name, values):
 CHANGED = Config(
     env="ALE/Breakout-v5",
     exchange="gossip",
-    topology="one-peer-exponential",
+    topology=Graph("one-peer-exponential"),
     staleness=0,
     total_steps=123,
     lr=3e-4,
@@ -157,8 +158,8 @@ def test_no_flags_are_the_defaults():
 FLAGS = [
     ("--env", "breakout", {"env": "breakout"}),
     ("--exchange", "allreduce", {"exchange": "allreduce"}),
-    ("--topology", "one-peer-exponential", {"topology": "one-peer-exponential"}),
-    ("--topology", "my graph.txt", {"topology": "my graph.txt"}),
+    ("--topology", "one-peer-exponential", {"topology": Graph("one-peer-exponential")}),
+    ("--topology", "my graph.txt", {"topology": Graph("my graph.txt")}),
     ("--staleness", "4", {"staleness": 4}),
     ("--total-steps", "1000", {"total_steps": 1000}),
     ("--num-envs", "8", {"num_envs": 8}),
@@ -244,9 +245,24 @@ def test_without_resume_the_stored_settings_are_left_alone(tmp_path):
 
 
 def test_a_resumed_run_keeps_the_text_of_its_graph(tmp_path):
-    graph = "my.txt\n# comment\n0 1\n1 0\n"
+    graph = Graph("my.txt", "# comment\n0 1\n1 0\n")
     begin_run(tmp_path / "run", topology=graph)
-    assert parse(["--resume", "--run-dir", str(tmp_path / "run")]).topology == graph
+    resume = ["--resume", "--run-dir", str(tmp_path / "run")]
+    assert parse(resume).topology == graph
+    assert parse([*resume, "--topology", "my.txt"]).topology == Graph("my.txt")  # to be read anew
+
+
+@pytest.mark.parametrize(
+    "packed, graph",
+    [
+        ("torus", Graph("torus")),
+        ("my.txt\n0 1\n1 0\n", Graph("my.txt", "0 1\n1 0\n")),
+        ("hierarchical:2\n0 0 1 1", Graph("hierarchical:2", nodes=(0, 0, 1, 1))),
+    ],
+)
+def test_settings_of_old_runs_are_read(packed, graph):
+    values = json.loads(Config().to_json()) | {"topology": packed}
+    assert Config.from_json(json.dumps(values)) == Config(topology=graph)
 
 
 def test_resume_needs_a_run(tmp_path):

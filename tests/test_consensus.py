@@ -15,6 +15,7 @@ import consensus
 import gradients
 import runs
 from gala_mpi import topology
+from gala_mpi.topology import Graph
 from groups import grouped
 from script import Options
 
@@ -28,7 +29,7 @@ def gossip_run(path: Path, graph: topology.Topology, updates: int, late: float =
         late: how often a message does not come (then nothing is mixed), and how often it is an older or newer one.
     """
     n, random = graph.size, np.random.default_rng(seed)
-    run_dir = begin(path, agents=n, total_steps=updates * STEPS * n, topology=graph.name)
+    run_dir = begin(path, agents=n, total_steps=updates * STEPS * n, topology=Graph(graph.name))
     with h5py.File(run_dir / "run.h5", "r+") as file:
         file["starts/0"].attrs["beta"] = topology.mixing_rate(graph)
         file["starts/0"].attrs["period"] = graph.period
@@ -76,7 +77,7 @@ def room(monkeypatch):
 @pytest.mark.parametrize("name", ["ring", "exponential", "one-peer-exponential"])
 def test_the_bound_of_lock_step_is_the_papers(tmp_path, name):
     """A_s is (I - 11ᵀ/n) times the product of the matrices from s on: computed here as such."""
-    graph, updates = topology.build(name, 4), 60
+    graph, updates = topology.build(Graph(name), 4), 60
     run = runs.open_run(gossip_run(tmp_path / "r", graph, updates))
     found = consensus.drift(run)
     squares = sum(run.updates(rank)["step_norm"].astype(float) ** 2 for rank in range(4))
@@ -102,7 +103,7 @@ def test_the_bound_of_lock_step_is_the_papers(tmp_path, name):
 @pytest.mark.parametrize("name, n", [("ring", 4), ("exponential", 4), ("ring", 3)])
 def test_with_late_and_missing_messages_the_bound_is_of_what_happened(tmp_path, name, n):
     """Coefficients computed forwards, each vector as a sum of all steps: what the script computes backwards."""
-    run = runs.open_run(gossip_run(tmp_path / "r", topology.build(name, n), 40, late=0.3, seed=2))
+    run = runs.open_run(gossip_run(tmp_path / "r", topology.build(Graph(name), n), 40, late=0.3, seed=2))
     found = consensus.drift(run)
     history = consensus.History(run)
     steps = {(rank, s): run.sketches(rank)["gradient"][s - 1].astype(float) for rank in range(n) for s in range(1, 41)}
@@ -130,7 +131,7 @@ def test_with_late_and_missing_messages_the_bound_is_of_what_happened(tmp_path, 
 
 def test_without_a_peer_s_rows_there_is_no_bound(tmp_path):
     """A live run whose ranks have written unequally far."""
-    run_dir = gossip_run(tmp_path / "r", topology.build("ring", 3), 30)
+    run_dir = gossip_run(tmp_path / "r", topology.build(Graph("ring"), 3), 30)
     with h5py.File(run_dir / "metrics" / "rank00001.h5", "r+", locking=False) as file:
         file["rows/updates"][()] = 20
     bound = consensus.drift(runs.open_run(run_dir)).bound
@@ -151,7 +152,7 @@ def test_without_common_updates_it_is_said(tmp_path, module):
 
 @pytest.mark.parametrize("beta", [1.0, 1.12])
 def test_a_graph_that_need_not_agree_has_no_bound_a_priori(tmp_path, beta):
-    run_dir = gossip_run(tmp_path / "r", topology.build("ring", 3), 20)
+    run_dir = gossip_run(tmp_path / "r", topology.build(Graph("ring"), 3), 20)
     with h5py.File(run_dir / "run.h5", "r+") as file:
         file["starts/0"].attrs["beta"] = beta
     drift = consensus.drift(runs.open_run(run_dir))

@@ -35,7 +35,7 @@ def test_the_reference_is_made_of_the_code():
 
     page = (ROOT / "docs" / "metrics.md").read_text()
     assert page == columns_doc.page(), "python -m gala_mpi.run.columns_doc > docs/metrics.md"
-    metadata = provenance.metadata(topology.build("ring", 4), "MPI", ["a"], [1], 0)
+    metadata = provenance.metadata(topology.build(topology.Graph("ring"), 4), "MPI", ["a"], [1], 0)
     assert {*metadata, "config"} == set(columns_doc.METADATA)
     for name in evaluate.GAMES.names:
         assert f"`{name}`" in page

@@ -14,6 +14,7 @@ from recorded import STEPS, begin, mix_rows, update_rows, write
 import model
 import simulate
 from gala_mpi import topology
+from gala_mpi.topology import Graph
 from groups import load
 
 
@@ -29,7 +30,7 @@ VARYING = model.Measured(np.random.default_rng(0).gamma(20, 0.1 / 20, 10_000), 0
 def test_the_model_reads_whom_the_training_reads():
     for name in ("ring", "exponential", "one-peer-exponential", "complete"):
         for n in (2, 3, 8, 12):
-            graph = topology.build(name, n)
+            graph = topology.build(Graph(name), n)
             read = [sorted(offset % n for offset in offsets) for offsets in model.offsets(name, n)]
             assert read == [sorted(-peer % n for peer in graph.in_peers(0, k)) for k in range(graph.period)]
 

@@ -1,6 +1,10 @@
 """Graphs: who reads whom, with which weights, and how fast they average."""
 
+import dataclasses
+import itertools
+import json
 import math
+from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
@@ -10,14 +14,19 @@ from gala_mpi import topology
 from gala_mpi.envs.base import Spaces
 from gala_mpi.errors import SettingError
 from gala_mpi.networks import policy
-from gala_mpi.topology import BUILT_IN, Topology, build, draw, files, mixing_rate, second_singular_value
+from gala_mpi.topology import BUILT_IN, Graph, Topology, draw, files, mixing_rate, second_singular_value
 from gala_mpi.topology.__main__ import GraphView
 from gala_mpi.topology.graphs import sides
 from gala_mpi.topology.properties import diameter, properties
+from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16)
 POWERS_OF_TWO = (2, 4, 8, 16, 32)
 every_graph = pytest.mark.parametrize("name, size", [(name, size) for name in BUILT_IN for size in SIZES])
+
+
+def build(graph: str | Graph, size: int | None) -> Topology:
+    return topology.build(Graph(graph) if isinstance(graph, str) else graph, size)
 
 
 def on_a_ring(*rounds: list[int]) -> tuple[tuple[tuple[int], ...], ...]:
@@ -168,7 +177,7 @@ HOSTS = [["a"] * 4, ["a", "a", "b", "b"], ["a", "b"] * 4, ["a", "a", "a", "b", "
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("hosts", HOSTS)
 def test_hierarchical_reads_inside_nodes_always_and_between_them_now_and_then(hosts, every):
-    graph = build(topology.resolve(f"hierarchical:{every}", hosts), len(hosts))
+    graph = build(topology.resolve(Graph(f"hierarchical:{every}"), hosts), len(hosts))
     assert (graph.name, graph.size, graph.period) == (f"hierarchical:{every}", len(hosts), every)
     for round in range(every):
         matrix = graph.mixing_matrix(round)
@@ -182,21 +191,21 @@ def test_hierarchical_reads_inside_nodes_always_and_between_them_now_and_then(ho
 
 
 def test_a_resumed_hierarchy_goes_by_the_new_hosts():
-    resolved = topology.resolve("hierarchical:2", ["x", "x", "y"])
-    assert resolved == "hierarchical:2\n0 0 1"
-    assert topology.resolve(resolved, ["p", "q", "q"]) == "hierarchical:2\n0 1 1"
+    resolved = topology.resolve(Graph("hierarchical:2"), ["x", "x", "y"])
+    assert resolved == Graph("hierarchical:2", nodes=(0, 0, 1))
+    assert topology.resolve(resolved, ["p", "q", "q"]) == Graph("hierarchical:2", nodes=(0, 1, 1))
 
 
 @pytest.mark.parametrize("every", ["0", "-1", "1.5", "1001", "1000000", "9" * 200])
 def test_a_hierarchy_s_period_is_from_1_to_1000_updates(every):
-    assert build(topology.resolve("hierarchical:1000", ["a", "b"]), 2).period == 1000
+    assert build(topology.resolve(Graph("hierarchical:1000"), ["a", "b"]), 2).period == 1000
     with pytest.raises(SettingError, match=r"hierarchical:K \(K from 1 to 1000\) or a file is expected$"):
-        topology.resolve(f"hierarchical:{every}", ["a", "b"])
+        topology.resolve(Graph(f"hierarchical:{every}"), ["a", "b"])
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
 def test_figures_of_a_hierarchy(size):
-    graph = build(topology.resolve("hierarchical:4", [str(agent // 4) for agent in range(size)]), size)
+    graph = build(topology.resolve(Graph("hierarchical:4"), [str(agent // 4) for agent in range(size)]), size)
     product = product_of_rounds(graph)
     assert properties(graph, 1).beta == pytest.approx(np.linalg.svd(product, compute_uv=False)[1], abs=1e-12)
 
@@ -233,7 +242,7 @@ def test_figures_are_those_of_the_dense_matrices(name, size):
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
 @pytest.mark.parametrize("name", [*BUILT_IN, "hierarchical:3", "hierarchical:30"])
 def test_diameter_is_when_all_have_heard_of_all(name, size):
-    graph = build(topology.resolve(name, [str(agent // 4) for agent in range(size)]), size)
+    graph = build(topology.resolve(Graph(name), [str(agent // 4) for agent in range(size)]), size)
 
     def updates(start: int) -> int:
         product, count = np.eye(size), 0
@@ -279,6 +288,66 @@ def test_agents_that_only_swap_never_agree():
 def test_the_length_of_messages_is_that_of_the_default_network():
     pong = Spaces((4, 84, 84), image=True, actions=6)
     assert GraphView("ring").parameters == sum(p.numel() for p in policy.Network("gala", pong).parameters())
+
+
+# In place of the lost.
+
+SMALL_GRAPHS = [(Graph(name), size) for name in BUILT_IN for size in range(1, 8)]
+SMALL_GRAPHS += [
+    (Graph(f"hierarchical:{every}", nodes=nodes), len(nodes))
+    for every in (1, 3)
+    for nodes in [(0, 0, 1, 1), (0, 0, 0, 1), (0, 1, 2), (0, 1, 0, 1), (0, 0, 1, 1, 2, 2), (0, 0, 1, 2, 2, 1, 3)]
+]
+SMALL_GRAPHS += [(Graph("my.txt", WEIGHTED), 3), (Graph("my.txt", "0 1\n1 2\n2 0\n0 2\n3 0\n1 3\n"), 4)]
+
+
+def losses(size: int) -> Iterator[set[int]]:
+    """Every set of agents that may be lost while others live."""
+    for number in range(size):
+        yield from map(set, itertools.combinations(range(size), number))
+
+
+@pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
+def test_all_that_live_still_hear_of_each_other(named, size):
+    graph = build(named, size)
+    for lost in losses(size):
+        living = set(range(size)) - lost
+        links = nx.DiGraph()
+        links.add_nodes_from(living)
+        for reader, round in itertools.product(living, range(graph.period)):
+            links.add_edges_from((peer, reader) for peer in in_peers_without(graph, reader, round, lost))
+        assert set(links) == living and nx.is_strongly_connected(links), lost
+
+
+@pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
+def test_who_is_read_in_place_of_the_lost(named, size):
+    """By definition: those to whom a chain of readings leads whose agents between are lost, all in the same round."""
+    graph = build(named, size)
+    for lost in losses(size):
+        for reader, round in itertools.product(set(range(size)) - lost, range(graph.period)):
+            links = nx.DiGraph((who, peer) for who in {reader, *lost} for peer in graph.in_peers(who, round))
+            expected = (nx.descendants(links, reader) if reader in links else set()) - lost - {reader}
+            peers = in_peers_without(graph, reader, round, lost)
+            assert set(peers) == expected and len(peers) == len(expected)
+            kept = [peer for peer in graph.in_peers(reader, round) if peer not in lost]
+            assert peers[: len(kept)] == kept
+
+
+@pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
+def test_weights_without_the_lost(named, size):
+    """They sum to 1; the living keep theirs, and substitutes share alike what the lost had."""
+    graph = build(named, size)
+    for lost in losses(size):
+        for reader, round in itertools.product(set(range(size)) - lost, range(graph.period)):
+            before = dict(zip([reader, *graph.in_peers(reader, round)], graph.weights(reader, round)))
+            peers = in_peers_without(graph, reader, round, lost)
+            own, *weights = weights_without(graph, reader, round, lost)
+            assert len(weights) == len(peers) and own + math.fsum(weights) == pytest.approx(1, abs=1e-12)
+            assert all(weight == before.get(peer, weight) for peer, weight in zip(peers, weights))
+            shares = [weight for peer, weight in zip(peers, weights) if peer not in before]
+            of_lost = math.fsum(before[peer] for peer in before if peer in lost)
+            assert len(set(shares)) <= 1 and math.fsum(shares) == pytest.approx(of_lost if shares else 0)
+            assert own == pytest.approx(before[reader] + (0 if shares else of_lost))
 
 
 # Files.
@@ -353,9 +422,9 @@ def test_a_bad_file_names_its_line(text, what, line):
 def test_what_is_resolved_needs_no_file_any_more(tmp_path):
     path = tmp_path / "my.txt"
     path.write_text(WEIGHTED)
-    resolved = topology.resolve(str(path), [])
+    resolved = topology.resolve(Graph(str(path)), [])
     path.unlink()
-    assert topology.title(resolved) == str(path) and topology.resolve(resolved, []) == resolved
+    assert resolved.name == str(path) and topology.resolve(resolved, []) == resolved
     graph = build(resolved, 3)
     assert graph == build(resolved, None) and graph.name == str(path)
     np.testing.assert_allclose(graph.mixing_matrix(0), ROWS)
@@ -367,21 +436,34 @@ def test_line_numbers_count_from_the_files_first_line(tmp_path):
     path = tmp_path / "my.txt"
     path.write_text("# a comment\n0 1\n0 1\n")
     with pytest.raises(SettingError, match="line 3: 0 1 stands in line 2 already"):
-        build(topology.resolve(str(path), []), 2)
+        build(topology.resolve(Graph(str(path)), []), 2)
+
+
+@pytest.mark.parametrize(
+    "packed, graph",
+    [
+        ("ring", Graph("ring")),
+        ("my graph.txt\n0 1\n1 0\n", Graph("my graph.txt", "0 1\n1 0\n")),
+        ("hierarchical:2\n0 0 1 1", Graph("hierarchical:2", nodes=(0, 0, 1, 1))),
+    ],
+)
+def test_settings_of_old_runs_are_read(packed, graph):
+    stored = dataclasses.asdict(graph)
+    assert Graph.from_stored(packed) == Graph.from_stored(stored) == Graph.from_stored(json.loads(json.dumps(stored))) == graph
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_names_resolve_to_themselves(name):
-    assert topology.resolve(name, []) == topology.title(name) == name
+    assert topology.resolve(Graph(name), []) == Graph(name) and str(Graph(name)) == name
 
 
 def test_what_is_neither_a_name_nor_a_file_is_refused(tmp_path):
     with pytest.raises(SettingError, match=r"^--topology rinng: ring, .* or a file is expected \(did you mean ring\?\)$"):
-        topology.resolve("rinng", [])
+        topology.resolve(Graph("rinng"), [])
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "binary"):
         with pytest.raises(SettingError, match="a text file is expected"):
-            topology.resolve(str(path), [])
+            topology.resolve(Graph(str(path)), [])
 
 
 # Drawing.

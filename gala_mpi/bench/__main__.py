@@ -28,6 +28,7 @@ from gala_mpi.bench.straggler import StragglerBench
 from gala_mpi.bench.train import TrainBench
 from gala_mpi.cli import require, require_whole
 from gala_mpi.config import Config
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
 
@@ -105,7 +106,8 @@ def check(bench: Bench, ranks: int, hosts: int) -> None:
         require(0 <= (bench.frozen or 0) < ranks, "--frozen", bench.frozen, f"a rank from 0 to {ranks - 1}")
         # Each rank ends by its own clock, which is impossible for ranks that wait for each other.
         exchange = bench.settings.exchange
-        require(exchange != "allreduce", "bench frozen --exchange", exchange, "gossip, server or none")
+        free = [name for name, member in EXCHANGES.items() if not member.load().collective]
+        require(exchange in free, "bench frozen --exchange", exchange, f"{', '.join(free[:-1])} or {free[-1]}")
 
 
 if __name__ == "__main__":

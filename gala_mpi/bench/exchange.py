@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from gala_mpi import display, topology
+from gala_mpi import display
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.job import build
@@ -125,7 +125,7 @@ def allreduce(world: World, size: int) -> float:
 def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> None:
     """Print the figures as a table."""
     display.say(
-        f"{settings.env}, {settings.exchange} over {topology.title(settings.topology)}, network {settings.network}: "
+        f"{settings.env}, {settings.exchange} over {settings.topology}, network {settings.network}: "
         f"{figures['bytes']:,} bytes a message; {figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "
         f"medians of {bench.updates} updates"
     )

@@ -16,7 +16,7 @@ from typing import Any, Optional, cast
 import numpy as np
 from rich.table import Table
 
-from gala_mpi import display, topology
+from gala_mpi import display
 from gala_mpi.agent import Agent
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
@@ -148,7 +148,7 @@ def freeze(after: float, seconds: float) -> None:
 def show(figures: dict[str, Any], bench: FrozenBench, settings: Config) -> None:
     """Print the figures as a table."""
     display.say(
-        f"{settings.env}, {settings.exchange} over {topology.title(settings.topology)}, "
+        f"{settings.env}, {settings.exchange} over {settings.topology}, "
         f"{figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "
         f"rank {figures['frozen']} frozen for {figures['seconds']:g} s"
     )

@@ -37,9 +37,9 @@ from gala_mpi import (
     config,
     device,
     display,
-    topology,
 )
 from gala_mpi.config import Config
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import (
     preflight,
     prepare,
@@ -152,10 +152,8 @@ def check(prepared: Prepared, world: World) -> Iterator[Finding]:
     yield cma(world)
     if world.size == 1:
         return
-    if settings.exchange == "gossip":
-        neighbours = topology.build(settings.topology, world.size).neighbours(world.rank)
-    else:
-        neighbours = [(world.rank - 1) % world.size]
+    graph = EXCHANGES[settings.exchange].load().graph(settings, world.size)
+    neighbours = graph.neighbours(world.rank) if graph else [(world.rank - 1) % world.size]
     short = preflight.shared_memory(own_host_demand(prepared, world)).state == "error"
     length = 1 if any(world.comm.allgather(short)) else prepared.length  # windows of the real size would kill the ranks
     yield from gets(selftest.run(world.comm, length, neighbours), world)

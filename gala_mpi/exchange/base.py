@@ -1,16 +1,21 @@
-"""How agents share what they learn: one small protocol, a few members, one table.
+"""What all exchanges are: a class whose defaults share nothing. A member says only what differs.
 
-Everything outside this folder is the same for all of them, so that a comparison between them compares the communication
-and nothing else.
+It is one file with these methods, and one line of the table in `gala_mpi.exchange`. Whoever asks something of an exchange asks
+its class, never its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
+from mpi4py import MPI
+
+from gala_mpi.exchange.agreement import Agreement, Order, Tree
+from gala_mpi.mpi.mailbox import Reach
+from gala_mpi.topology import Graph, Topology
 
 
 class Mix(NamedTuple):
@@ -19,14 +24,6 @@ class Mix(NamedTuple):
     peer: int
     version: int
     weight: float
-
-
-@dataclass(frozen=True)
-class Order:
-    """Something that agents do together: stop, or save a checkpoint."""
-
-    stop: bool = False
-    save: bool = False
 
 
 @dataclass
@@ -41,30 +38,117 @@ class Counters:
     lost: dict[int, int] = field(default_factory=dict)  # peers that show no sign of life, and their last versions (--survive)
 
 
-class Exchange(Protocol):
-    """One way to share. Vectors are float32 [P], all on the agent's device, and are changed in place."""
+class Settings(Protocol):
+    """Those of a run's settings that exchanges read. config.py documents them."""
+
+    @property
+    def topology(self) -> Graph: ...
+
+    @property
+    def staleness(self) -> int | None: ...
+
+    @property
+    def checksum(self) -> bool: ...
+
+    @property
+    def survive(self) -> float | None: ...
+
+    @property
+    def sync_updates(self) -> int | None: ...
+
+
+class Exchange:
+    """One way to share. Vectors are float32 [P], all on the agent's device, and are changed in place.
+
+    The methods here share nothing. The word that somebody stops goes from rank to rank along a tree.
+
+    Args:
+        comm: all agents.
+        length: P, the number of parameters.
+        agreement: how ranks stop and save together.
+
+    Attributes:
+        takes: the names of settings that not every exchange has, but this one; with "replay", its runs can be replayed from the
+            mixes that they record.
+        collective: whether ranks meet in collective operations, so that all have to do the same number of updates.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset()
+    collective: ClassVar[bool] = False
+
+    # Of the class: what is asked before there is an exchange. `settings` always are those of a run with this exchange.
+
+    @classmethod
+    def build(cls, comm: MPI.Intracomm, length: int, settings: Settings) -> Self:
+        """Return the exchange of two agents or more. Collective."""
+        return cls(comm, length)
+
+    @classmethod
+    def in_step(cls, settings: Settings) -> bool:
+        """Return whether all agents stand at the same update after every update."""
+        return False
+
+    @classmethod
+    def graph(cls, settings: Settings, agents: int) -> Topology | None:
+        """Return who reads whom; None: nobody reads another's mailbox for its parameters.
+
+        Raises:
+            SettingError: the graph is not for so many agents.
+        """
+        return None
+
+    @classmethod
+    def propagation_delay(cls, settings: Settings, agents: int) -> int:
+        """Return how many updates may pass between a wish to stop and the stop."""
+        return agents
+
+    @classmethod
+    def window_bytes(cls, settings: Settings, length: int, reach: Reach) -> int:
+        """Return how large the window of each of two ranks or more is; less than a page is not counted."""
+        return 0
+
+    # Of the exchange, in the order of their calls.
+
+    def __init__(self, comm: MPI.Intracomm, length: int, agreement: Agreement | None = None):
+        self._comm, self._length = comm, length
+        self._agreement = agreement or (Tree(comm) if comm.size > 1 else Agreement())
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
-        """Collective. Begin (or resume) at update `version` with these parameters."""
+        """Begin, or resume, at update `version` with these parameters. Collective."""
+        self._agreement.start()
 
     def gradient(self, gradient: torch.Tensor) -> None:
-        """After the backward pass, before the optimiser."""
+        """Share the gradient; called after the backward pass, before the optimiser."""
 
     def room(self) -> torch.Tensor | None:
-        """Before the optimiser's step: where its result is best written; None: in place. `parameters` then finds it there,
-        and sets all of what it is given."""
+        """Return where the optimiser's result is best written; None: in place. Called before its step.
+
+        `parameters` then finds it there, and sets all of what it is given.
+        """
 
     def parameters(self, parameters: torch.Tensor) -> None:
-        """After the optimiser's step."""
+        """Share the parameters; called after the optimiser's step."""
 
     def progress(self) -> None:
         """Move messages along without waiting; called often."""
+        self._agreement.progress()
 
     def agree(self, wish: Order) -> Order:
-        """This rank's wish → what to do now. Exchanges whose ranks move in step answer the same on all of them."""
+        """Return what to do after this update, in answer to this rank's wish. Ranks in step get the same answer on all."""
+        return self._agreement.agree(wish)
 
-    def counters(self) -> Counters: ...
+    def counters(self) -> Counters:
+        """Return what was done in the last update."""
+        return Counters()
+
+    def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Serve the others, once this rank publishes no more, until `until(lost)` holds (see Counters.lost). Not collective.
+
+        Only for exchanges that take `survive`.
+        """
+        raise NotImplementedError
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Collective, and the last call. Serve the others until all are here, calling `meanwhile` as often as may be, then free
-        the windows."""
+        """Serve the others until all are here, calling `meanwhile` as often as may be, then free the windows. Collective, and
+        the last call."""
+        self._agreement.close(meanwhile)

@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from gala_mpi import device
+from gala_mpi import device, topology
 from gala_mpi.device import Download
-from gala_mpi.exchange.base import Counters, Mix, Order
+from gala_mpi.exchange.agreement import Appointments, Headers, Order
+from gala_mpi.exchange.base import Counters, Exchange, Mix, Settings
 from gala_mpi.mpi.liveness import Liveness
-from gala_mpi.mpi.mailbox import FINISHED, LATEST, MIXED, SAVE_AT, STOP_AT, Mailbox
+from gala_mpi.mpi.mailbox import FINISHED, LATEST, MIXED, Mailbox, Reach, window_bytes
 from gala_mpi.mpi.readers import HeaderReader, message_reader
 from gala_mpi.topology import Topology, properties
+from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
 SECONDS_BETWEEN_WARNINGS = 30.0
 
@@ -44,41 +46,67 @@ def average(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float]
         out.copy_(mine)
 
 
-class Gossip:
+class Gossip(Exchange):
     """Average parameters with a few neighbours.
 
     Args:
         comm: all agents.
         length: P, the number of parameters.
-        topology: who reads whom.
+        graph: who reads whom.
         staleness: τ; None: never wait.
         checksum: whether messages carry a checksum that their readers verify.
         survive: after how many seconds without a sign of life a peer is lost, at least; None: never. Not in lock-step.
     """
 
+    takes = frozenset({"topology", "staleness", "checksum", "survive", "replay"})
+
+    @classmethod
+    def build(cls, comm: MPI.Intracomm, length: int, settings: Settings) -> Gossip:
+        graph = cls.graph(settings, comm.size)
+        return cls(comm, length, graph, settings.staleness, settings.checksum, settings.survive)
+
+    @classmethod
+    def in_step(cls, settings: Settings) -> bool:
+        return settings.staleness == 0
+
+    @classmethod
+    def graph(cls, settings: Settings, agents: int) -> Topology:
+        return topology.build(settings.topology, agents)
+
+    @classmethod
+    def propagation_delay(cls, settings: Settings, agents: int) -> int:
+        return properties.propagation_delay(cls.graph(settings, agents)) if cls.in_step(settings) else agents
+
+    @classmethod
+    def window_bytes(cls, settings: Settings, length: int, reach: Reach) -> int:
+        return window_bytes(length + settings.checksum, reach)
+
     def __init__(
         self,
         comm: MPI.Intracomm,
         length: int,
-        topology: Topology,
+        graph: Topology,
         staleness: int | None,
         checksum: bool = False,
         survive: float | None = None,
     ):
-        self._comm, self._topology, self._bound = comm, topology, staleness
-        self._lockstep = staleness == 0
-        self._propagation_delay = properties.propagation_delay(topology) if self._lockstep else 1  # updates
+        self._graph, self._bound, self._lockstep = graph, staleness, staleness == 0
         # Of each round: looked up at every progress.
-        self._peers = [topology.in_peers(comm.rank, round) for round in range(topology.period)]
+        self._peers = [graph.in_peers(comm.rank, round) for round in range(graph.period)]
         self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
         self._mailbox = Mailbox(comm, length, checksum, survive is not None)
-        self._pulls = {peer: message_reader(self._mailbox, peer) for peer in topology.neighbours(comm.rank)}
+        self._inbox = {peer: message_reader(self._mailbox, peer) for peer in graph.neighbours(comm.rank)}
+        self._headers = Headers(self._mailbox, self._inbox.values())
+        if self._lockstep:
+            delay = properties.propagation_delay(graph)
+            self._headers = Appointments(self._mailbox, self._inbox.values(), comm.rank, delay)
+        super().__init__(comm, length, self._headers)
         self._liveness = Liveness(self._mailbox, survive) if survive is not None else None
-        self._readers: dict[int, HeaderReader] = {}  # lock-step: the headers of those who read me
-        self._mixed = dict.fromkeys(self._pulls, 0)  # the version of each peer that was last mixed
+        self._receipts: dict[int, HeaderReader] = {}  # lock-step: the headers of those who read me
+        self._mixed = dict.fromkeys(self._inbox, 0)  # the version of each peer that was last mixed
         # A message that comes at once (shared memory) is read when it is mixed, so that it is as new as can be. One that
         # takes longer (a network) is asked for ahead, so that it comes while the environments run.
-        self._slow = dict.fromkeys(self._pulls, False)
+        self._slow = dict.fromkeys(self._inbox, False)
         self._version = self._started = 0
         self._room: torch.Tensor | None = None  # the slot that the next version is being written into
         self._download: Download | None = None  # on a GPU: my last version on its way
@@ -93,14 +121,12 @@ class Gossip:
         versions = self._comm.allgather(version)  # agents that were resumed need not stand at the same update
         if self._lockstep and len(set(versions)) > 1:
             raise ValueError(f"lock-step agents begin at the same update; these begin at {versions}")
-        self._mixed = {peer: versions[peer] for peer in self._pulls}
+        self._mixed = {peer: versions[peer] for peer in self._inbox}
         if self._liveness is None:
-            self._mailbox.meet(self._pulls)
+            self._mailbox.meet(self._inbox)
         else:  # I may come to read anybody
             self._mailbox.meet(peer for peer in range(self._comm.size) if peer != self._comm.rank)
-            self._liveness.follow(self._pulls)
-
-    def gradient(self, gradient: torch.Tensor) -> None: ...
+            self._liveness.follow(self._inbox)
 
     def room(self) -> torch.Tensor | None:
         self._version += 1
@@ -150,48 +176,45 @@ class Gossip:
 
     def _in_peers(self, version: int) -> list[int]:
         """Whom I read at update `version`: in place of the lost, those whom they would have read."""
-        peers = self._peers[version % len(self._peers)]
-        if self._liveness is None or not self._liveness.lost:
-            return peers
-        candidates = list(peers)
-        for peer in candidates:  # which grows: those in place of a lost one may be lost as well
-            if peer in self._liveness.lost:
-                others = self._topology.in_peers(peer, version)
-                candidates += [other for other in others if other not in candidates and other != self._comm.rank]
-        return [peer for peer in candidates if peer not in self._liveness.lost]
+        if not self._lost:
+            return self._peers[version % len(self._peers)]
+        return in_peers_without(self._graph, self._comm.rank, version, self._lost)
 
-    def _weights(self, peers: list[int]) -> list[float]:
-        """The graph's weights of `peers`; those in place of lost ones share theirs, or I keep it if nobody is."""
-        _, *weights = self._topology.weights(self._comm.rank, self._version)
-        of_graph = dict(zip(self._peers[self._version % len(self._peers)], weights))
-        left = sum(weight for peer, weight in of_graph.items() if peer not in peers)
-        substitutes = max(1, sum(peer not in of_graph for peer in peers))
-        return [of_graph.get(peer, left / substitutes) for peer in peers]
+    def _weights(self) -> list[float]:
+        """Of those whom I read now, in the same order."""
+        if not self._lost:
+            return self._graph.weights(self._comm.rank, self._version)[1:]
+        return weights_without(self._graph, self._comm.rank, self._version, self._lost)[1:]
+
+    @property
+    def _lost(self) -> dict[int, int]:
+        """Who shows no sign of life, and their last versions."""
+        return self._liveness.lost if self._liveness else {}
 
     def _update_liveness(self) -> None:
         """See whether somebody has been lost, or has come back; then I may have to read others."""
         if self._liveness is None or not self._liveness.update():
             return
-        for round in range(len(self._topology.rounds)):
+        for round in range(self._graph.period):
             for peer in self._in_peers(round):
-                if peer not in self._pulls:
-                    self._pulls[peer] = message_reader(self._mailbox, peer)
+                if peer not in self._inbox:
+                    self._inbox[peer] = message_reader(self._mailbox, peer)
                     self._mixed[peer], self._slow[peer] = 0, False
-        self._liveness.follow(self._pulls)
+        self._liveness.follow(self._inbox)
 
     def _ask(self, peers: list[int]) -> bool:
         """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
         for peer in peers:
-            pull = self._pulls[peer]
-            asked_now = pull.idle and not pull.ready
-            pull.start(self._mixed[peer], self._version if self._lockstep else None)
-            pull.advance()
+            reader = self._inbox[peer]
+            asked_now = reader.idle and not reader.ready
+            reader.start(self._mixed[peer], self._version if self._lockstep else None)
+            reader.advance()
             if asked_now:
-                self._slow[peer] = not pull.idle
-        if all(self._pulls[peer].ready for peer in peers):
+                self._slow[peer] = not reader.idle
+        if all(self._inbox[peer].ready for peer in peers):
             return True
         self._mailbox.progress()
-        return all([self._pulls[peer].advance() for peer in peers])
+        return all([self._inbox[peer].advance() for peer in peers])
 
     def progress(self) -> None:
         self._land()
@@ -199,17 +222,17 @@ class Gossip:
         self._update_liveness()
         for peer in self._in_peers(self._version + 1):
             if self._slow[peer] and not self._lockstep:
-                self._pulls[peer].start(self._mixed[peer])
-        for pull in self._pulls.values():
-            pull.advance()
+                self._inbox[peer].start(self._mixed[peer])
+        for reader in self._inbox.values():
+            reader.advance()
 
     def _mix(self, mine: torch.Tensor, peers: list[int], out: torch.Tensor) -> list[Mix]:
         """Average the messages that are ready and mine into `out`, always in the same order."""
-        pulls, weights, whole = [self._pulls[peer] for peer in peers], self._weights(peers), False
+        readers, weights, whole = [self._inbox[peer] for peer in peers], self._weights(), False
         while not whole:  # again only if a peer has published twice meanwhile, which nobody does in lock-step
-            taken = [pull.take() for pull in pulls]
+            taken = [reader.take() for reader in readers]
             average(mine, [message for message, _ in taken], weights, out)
-            whole = all([pull.still_whole() for pull in pulls])
+            whole = all([reader.still_whole() for reader in readers])
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         return mixes
@@ -220,22 +243,22 @@ class Gossip:
         if peers != self._in_peers(self._version):
             return True
         wanted = {peer: self._version if self._lockstep else self._mixed[peer] + 1 for peer in peers}
-        return any(0 < self._pulls[peer].header[FINISHED] <= wanted[peer] for peer in peers)
+        return any(0 < self._inbox[peer].header[FINISHED] <= wanted[peer] for peer in peers)
 
     def _wait_for_readers(self) -> None:
         """Lock-step: the slot about to be rewritten must have been read by all that read it."""
         old = self._version - self._mailbox.reach.slots
         if old <= self._started:
             return
-        peers = self._topology.out_peers(self._comm.rank, old)
-        readers = [self._readers.setdefault(peer, HeaderReader(self._mailbox, peer)) for peer in peers]
+        peers = self._graph.out_peers(self._comm.rank, old)
+        receipts = [self._receipts.setdefault(peer, HeaderReader(self._mailbox, peer)) for peer in peers]
 
         def read() -> bool:
             self._mailbox.progress()
-            late = [reader for reader in readers if reader.header[MIXED] < old and not reader.header[FINISHED]]
-            for reader in late:
-                reader.start()
-                reader.advance()
+            late = [receipt for receipt in receipts if receipt.header[MIXED] < old and not receipt.header[FINISHED]]
+            for receipt in late:
+                receipt.start()
+                receipt.advance()
             return not late
 
         self._wait(read, lambda: False, peers)
@@ -256,7 +279,7 @@ class Gossip:
 
     def _seen(self, peers: list[int]) -> str:
         """Whom, where and at which update, as far as I know."""
-        headers = [(self._readers.get(peer) or self._pulls[peer]).header for peer in peers]
+        headers = [(self._receipts.get(peer) or self._inbox[peer]).header for peer in peers]
         return ", ".join(
             f"rank {peer} on {self._hosts[peer]}, seen at update {header[LATEST]}" for peer, header in zip(peers, headers)
         )
@@ -266,55 +289,30 @@ class Gossip:
         print(f"gala_mpi: rank {me} on {self._hosts[me]} at update {self._version} {what}", file=sys.stderr, flush=True)
 
     def agree(self, wish: Order) -> Order:
-        """Wishes travel in the headers, one hop an update, as appointments.
-
-        Lock-step agents keep an appointment at its update: it is made so far ahead that everybody has heard of it by then
-        (the earliest one counts). Otherwise agents move at their own pace: each saves by its own clock, and stops as soon
-        as it hears that somebody does.
-        """
-        header = self._mailbox.header
-        if wish.stop and not header[STOP_AT]:
-            self._mailbox.post(STOP_AT, self._version + self._propagation_delay)
-        stop_at = self._pass_on_stop()
-        if not self._lockstep:
-            return Order(stop=stop_at > 0, save=wish.save)
-        save_at = max([int(pull.header[SAVE_AT]) for pull in self._pulls.values()] + [int(header[SAVE_AT])])
-        # No agent is so far behind another: a new appointment is made when all have kept the last one.
-        if wish.save and self._comm.rank == 0 and save_at + self._propagation_delay <= self._version:
-            save_at = self._version + self._propagation_delay
-        self._mailbox.post(SAVE_AT, save_at)
-        return Order(stop=0 < stop_at <= self._version, save=save_at == self._version)
-
-    def _pass_on_stop(self) -> int:
-        """The earliest update at which anybody whom I have heard of stops, or 0; posted for those who read me."""
-        headers = [self._mailbox.header, *(pull.header for pull in self._pulls.values())]
-        stop_at = min((int(header[STOP_AT]) for header in headers if header[STOP_AT]), default=0)
-        self._mailbox.post(STOP_AT, stop_at)
-        return stop_at
+        return self._headers.agree(wish, self._version)
 
     def _listen(self) -> None:
-        """When I am done: go on passing on what others wish."""
-        for pull in self._pulls.values():
-            pull.start(newer_than=sys.maxsize)
-            pull.advance()
-        self._pass_on_stop()
+        """Go on passing on what others wish, once this rank is done."""
+        for reader in self._inbox.values():
+            reader.start(newer_than=sys.maxsize)
+            reader.advance()
+        self._headers.pass_on_stop()
 
     def counters(self) -> Counters:
         gap, self._mailbox.progress_gap = self._mailbox.progress_gap, 0.0
-        pulls = self._pulls.values()
-        torn, corrupt = sum(pull.torn for pull in pulls), sum(pull.corrupt for pull in pulls)
+        readers = self._inbox.values()
+        torn, corrupt = sum(reader.torn for reader in readers), sum(reader.corrupt for reader in readers)
         if corrupt > self._corrupt:
             self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
         self._corrupt = corrupt
-        return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._liveness.lost) if self._liveness else {})
+        return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._lost))
 
     def _finish(self) -> None:
-        """Nothing more of mine comes."""
+        """Announce that this rank publishes no more."""
         self._land(wait=True)
         self._mailbox.post(FINISHED, self._version + 1)
 
     def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Once I publish no more: serve the others until `until(lost)` holds (see Counters.lost). Not collective."""
         self._finish()
         while not until(self._liveness.lost):
             meanwhile()

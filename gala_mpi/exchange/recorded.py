@@ -15,13 +15,14 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.errors import JobError
-from gala_mpi.exchange.base import Counters, Mix, Order
+from gala_mpi.exchange.agreement import Agreement, Order
+from gala_mpi.exchange.base import Counters, Exchange, Mix
 from gala_mpi.exchange.gossip import average
-from gala_mpi.mpi.mailbox import Progress
+from gala_mpi.mpi.progress import Progress
 
 
-class Recorded:
-    """MessageReader as a table says.
+class Recorded(Exchange):
+    """Mix what a table says.
 
     Args:
         comm: all agents.
@@ -31,7 +32,7 @@ class Recorded:
     """
 
     def __init__(self, comm: MPI.Intracomm, length: int, mixes: np.ndarray, last: int):
-        self._comm, self._length = comm.Dup(), length
+        super().__init__(comm.Dup(), length, Agreement())
         self._progress = Progress()
         mixes, self._last = recorded_by_all(comm, mixes, last)
         self._script: dict[int, list[Mix]] = defaultdict(list)
@@ -44,12 +45,6 @@ class Recorded:
                 self._readers[version].append(reader)
         self._sends: list[MPI.Request] = []
         self._version = self._staleness = 0
-
-    def start(self, version: int, parameters: torch.Tensor) -> None: ...
-
-    def gradient(self, gradient: torch.Tensor) -> None: ...
-
-    def room(self) -> None: ...
 
     def parameters(self, parameters: torch.Tensor) -> None:
         self._version += 1
@@ -64,7 +59,8 @@ class Recorded:
         return self._script.get(self._version, [])
 
     def _receive(self, peer: int) -> np.ndarray:
-        """Its next message for me: they come in the order in which I need them, since no version is mixed after a newer one."""
+        """Return its next message for me: they come in the order in which I need them, since no version is mixed after a newer
+        one."""
         message = np.empty(self._length, np.float32)
         self._progress.wait(self._comm.Irecv([message, MPI.FLOAT], peer), self.progress)
         return message
@@ -73,7 +69,7 @@ class Recorded:
         self._sends = [send for send in self._sends if not send.Test()]
 
     def agree(self, wish: Order) -> Order:
-        """All go on to the end of what was recorded."""
+        """Go on to the end of what was recorded, as all do."""
         if wish.stop:
             raise JobError("a replay stops nowhere but at its end, since others wait for this rank's messages")
         return Order(stop=self._version >= self._last, save=wish.save)
@@ -89,7 +85,7 @@ class Recorded:
 
 
 def recorded_by_all(comm: MPI.Intracomm, mixes: np.ndarray, last: int) -> tuple[np.ndarray, int]:
-    """My rows and my last update without those that need a version of which its writer has no record. Collective.
+    """Return my rows and my last update without those that need a version of which its writer has no record. Collective.
 
     After a kill, one agent's table may end long before another's.
     """

@@ -16,28 +16,23 @@ import torch
 from mpi4py import MPI
 
 from gala_mpi.device import on_host
-from gala_mpi.exchange.base import Counters, Order
+from gala_mpi.exchange.agreement import SharedWord
+from gala_mpi.exchange.base import Exchange
 from gala_mpi.mpi.progress import Progress
 
-TESTS_PER_POKE = 10
+TESTS_PER_PROGRESS = 10
 VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
 
 
-class Server:
-    """Push my step to rank 0's window and pull the sum, both in one operation.
-
-    Args:
-        comm: all agents.
-        length: P, the number of parameters.
-    """
+class Server(Exchange):
+    """Push my step to rank 0's window and pull the sum, both in one operation. A wish to stop goes there with the next step."""
 
     def __init__(self, comm: MPI.Intracomm, length: int):
-        self._comm, self._length = comm, length
+        self._word = SharedWord()
+        super().__init__(comm, length, self._word)
         self._window = MPI.Win.Allocate(VECTOR + 4 * length if comm.rank == 0 else 0, 1, comm=comm)
         self._base = np.zeros(length, np.float32)  # the shared vector as I last saw it
         self._step = np.zeros(length, np.float32)
-        self._stop = np.zeros(1, np.int64)
-        self._heard = np.zeros(1, np.int64)
         self._progress = Progress()
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
@@ -53,10 +48,6 @@ class Server:
             self._step[:] = 0
             self._add_and_read(vector)
 
-    def gradient(self, gradient: torch.Tensor) -> None: ...
-
-    def room(self) -> None: ...
-
     def parameters(self, parameters: torch.Tensor) -> None:
         with on_host(parameters) as vector:
             np.subtract(vector, self._base, out=self._step)
@@ -64,14 +55,14 @@ class Server:
             self._add_and_read(vector)
 
     def _add_and_read(self, parameters: np.ndarray) -> None:
-        """shared += step; parameters = base = shared. Waits for its own message only, with progress for others."""
+        """shared += step; parameters = base = shared. Wait for my own message only, with progress for others."""
         vector = [VECTOR, self._length, MPI.FLOAT]
         requests = [
             self._window.Rget_accumulate(
                 [self._step, self._length, MPI.FLOAT], [self._base, self._length, MPI.FLOAT], 0, target=vector, op=MPI.SUM
             ),
             self._window.Rget_accumulate(
-                [self._stop, 1, MPI.INT64_T], [self._heard, 1, MPI.INT64_T], 0, target=[0, 1, MPI.INT64_T], op=MPI.MAX
+                [self._word.stop, 1, MPI.INT64_T], [self._word.heard, 1, MPI.INT64_T], 0, target=[0, 1, MPI.INT64_T], op=MPI.MAX
             ),
         ]
         while not MPI.Request.Testall(requests):
@@ -80,16 +71,7 @@ class Server:
         parameters[:] = self._base
 
     def progress(self) -> None:
-        self._progress.test(TESTS_PER_POKE)
-
-    def agree(self, wish: Order) -> Order:
-        """Each rank saves by its own clock. A wish to stop goes to rank 0's window with the next step; all read it there."""
-        if wish.stop:
-            self._stop[0] = 1
-        return Order(stop=bool(self._heard[0]), save=wish.save)
-
-    def counters(self) -> Counters:
-        return Counters()
+        self._progress.test(TESTS_PER_PROGRESS)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         self._progress.wait(self._comm.Ibarrier(), meanwhile)

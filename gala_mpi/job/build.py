@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from gala_mpi import device, topology
+from gala_mpi import device
 from gala_mpi.agent import Agent
 from gala_mpi.clock import Clock
 from gala_mpi.config import Config
@@ -90,10 +90,5 @@ def build_exchange(config: Config, comm: MPI.Intracomm, length: int) -> Exchange
         mixes, updates = (reader.read_rows(config.replay, comm.rank, name) for name in ("mixes", "updates"))
         return Recorded(comm, length, mixes, int(updates["update"].max(initial=0)))
     if comm.size == 1:
-        return Independent(comm)
-    if config.exchange == "gossip":
-        graph = topology.build(config.topology, comm.size)
-        return EXCHANGES[config.exchange].load()(comm, length, graph, config.staleness, config.checksum, config.survive)
-    if config.exchange == "none":
-        return Independent(comm)
-    return EXCHANGES[config.exchange].load()(comm, length)
+        return Independent(comm, length)
+    return EXCHANGES[config.exchange].load().build(comm, length, config)

@@ -24,7 +24,7 @@ def shares(graph: Topology | None, agents: int, ranks: int) -> np.ndarray:
     """
     if ranks >= agents or graph is None:
         return np.eye(agents)[np.arange(ranks) % agents]
-    reads = sum(graph.mixing_matrix(round) for round in range(len(graph.rounds)))
+    reads = np.sum([graph.mixing_matrix(round) for round in range(len(graph.rounds))], axis=0)
     np.fill_diagonal(reads, 0)
     flow = reads / np.maximum(reads.sum(axis=0), ROUNDING)  # column a: where the parameters of agent a go
     # Passed on once, twice, ...: the series Σ Q^k = (I - Q)^-1. A pseudo-inverse, because agents may pass on in a circle.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gala_mpi.config import Config
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.host import ENLARGE, SHARED_MEMORY, HostView
-from gala_mpi.mpi.mailbox import DIRECT, REMOTE, window_bytes
+from gala_mpi.mpi.mailbox import DIRECT, REMOTE
 
 # Agents do not wait for each other, so that more ranks than cores cost them little but time: 2 per core need no warning.
 RANKS_PER_CORE = 2.0
@@ -72,8 +73,9 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
     """
     names = list(dict.fromkeys(each.host for each in host_views))
     window = 0
-    if config.exchange == "gossip" and len(host_views) > 1:
-        window = window_bytes(length + config.checksum, DIRECT if len(names) == 1 else REMOTE)
+    if len(host_views) > 1:
+        exchange = EXCHANGES[config.exchange].load()
+        window = exchange.window_bytes(config, length, DIRECT if len(names) == 1 else REMOTE)
     environment_bytes = NUMBERS_BYTES if config.network == "mlp" else IMAGES_BYTES
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length
     hosts = []

@@ -20,13 +20,14 @@ from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Spaces
 from gala_mpi.errors import SettingError
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import elastic, preflight, reproduce, resume
 from gala_mpi.job.resume import Origin
 from gala_mpi.mpi.world import World
 from gala_mpi.networks import encoders, policy
 from gala_mpi.record import provenance
 from gala_mpi.run import layout, reader, writer
-from gala_mpi.topology import Topology, properties
+from gala_mpi.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def make(arguments: list[str] | None, world: World) -> Plan:
         writer.write_run(settings.run_dir, settings, world.size, metadata)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
-    propagation_delay = properties.propagation_delay(graph) if graph and settings.staleness == 0 else world.size
+    propagation_delay = EXCHANGES[settings.exchange].load().propagation_delay(settings, world.size)
     propagation_delay += settings.exact_updates if settings.exact_resume else 0
     return Plan(settings, origin, graph.degree if graph else 0, propagation_delay, advice)
 
@@ -128,9 +129,10 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     if slow >= world.size:
         raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
     if wanted.exact_resume and world.size > 1 and not wanted.in_step:
+        in_step = [name for name in EXCHANGES if Config(exchange=name).in_step]
         raise SettingError(
             f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; --staleness 0, "
-            "--exchange allreduce or one rank is expected"
+            f"--exchange {' or '.join(in_step)} or one rank is expected"
         )
     precision = wanted.precision
     if precision == "auto":
@@ -158,7 +160,7 @@ def _advise(settings: Config, length: int, world: World) -> list[str]:
 
 def _graph(settings: Config, agents: int) -> Topology | None:
     """Who reads whom, where anybody does."""
-    return topology.build(settings.topology, agents) if settings.exchange == "gossip" else None
+    return EXCHANGES[settings.exchange].load().graph(settings, agents)
 
 
 def _spaces(wanted: Config) -> Spaces:
@@ -206,21 +208,22 @@ def _resume(settings: Config, world: World) -> Origin:
         raise SettingError(f"--env {settings.env}: the run in {run} plays {before.env}, and goes on with it")
     if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
         raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
-    if settings.staleness == 0 and before.staleness != 0:
-        raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
+    if settings.in_step and not before.in_step:
+        raise SettingError(
+            f"--staleness {settings.staleness}: agents in {run} may stand at different updates; 1 or more is expected"
+        )
     resume.replace_lost(run)
     layout.forget_ends(run)
     origin = resume.resumable(run, settings.network)
     layout.remove_leftovers(run)
     if not origin.number:
         return origin
-    graph = _graph_of(run, origin.agents) if before.exchange == "gossip" else None
-    return dataclasses.replace(origin, shares=elastic.shares(graph, origin.agents, world.size))
+    return dataclasses.replace(origin, shares=elastic.shares(_graph_of(run, origin.agents), origin.agents, world.size))
 
 
 def _graph_of(run: Path, agents: int) -> Topology | None:
     """The graph on which a run had so many agents: that of the newest such start, for a later one may have saved nothing."""
     for start in reversed(reader.read_starts(run)):
         if len(start["hosts"]) == agents:
-            return topology.build(Config.from_json(start["config"]).topology, agents)
+            return _graph(Config.from_json(start["config"]), agents)
     return None

@@ -10,6 +10,7 @@ import numpy as np
 
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import layout, reader
 
 # What does not touch the parameters: how they are kept, and how messages came to be mixed when they were.
@@ -30,8 +31,9 @@ def check(settings: Config, threads: list[int]) -> None:
     """
     run = settings.replay
     before, starts, agents = reader.read_config(run, "--replay"), reader.read_starts(run), reader.read_agents(run)
-    if before.exchange != "gossip":
-        raise SettingError(f"--replay {run}: the run has --exchange {before.exchange}; gossip is expected")
+    if "replay" not in EXCHANGES[before.exchange].load().takes:
+        takers = " or ".join(name for name, member in EXCHANGES.items() if "replay" in member.load().takes)
+        raise SettingError(f"--replay {run}: the run has --exchange {before.exchange}; {takers} is expected")
     if len(starts) > 1:
         raise SettingError(f"--replay {run}: the run was started {len(starts)} times; one that was never resumed is expected")
     if agents != len(threads):

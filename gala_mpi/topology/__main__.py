@@ -20,7 +20,7 @@ from rich.table import Table
 from gala_mpi import cli, topology
 from gala_mpi.cli import require_file, require_whole
 from gala_mpi.errors import SettingError
-from gala_mpi.topology import draw
+from gala_mpi.topology import Graph, draw
 from gala_mpi.topology.graphs import Topology
 from gala_mpi.topology.properties import Properties, properties
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     try:
         check(wanted)
         hosts = [str(agent * wanted.nodes // (wanted.agents or 1)) for agent in range(wanted.agents or 0)]
-        graph = topology.build(topology.resolve(wanted.topology, hosts), wanted.agents)
+        graph = topology.build(topology.resolve(Graph(wanted.topology), hosts), wanted.agents)
         if wanted.out is not None:
             save(graph, wanted.out)
     except SettingError as error:

@@ -97,7 +97,7 @@ BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
 }
 
 
-def hierarchical(nodes: Sequence[str], every: int) -> tuple[Table, ...]:
+def hierarchical(nodes: Sequence[int], every: int) -> tuple[Table, ...]:
     """A ring inside each node at every update; at every `every`-th one beside it a ring over the nodes' first agents.
 
     Both matrices are doubly stochastic, and so is their mean, with which agents mix when both are there.
@@ -105,7 +105,7 @@ def hierarchical(nodes: Sequence[str], every: int) -> tuple[Table, ...]:
     Args:
         nodes: where each agent is.
     """
-    members: dict[str, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for agent, node in enumerate(nodes):
         members.setdefault(node, []).append(agent)
     inside = {agent: agents[i - 1] for agents in members.values() for i, agent in enumerate(agents)}

@@ -15,12 +15,14 @@ from mpi4py import MPI
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange, Mix, Order
 from gala_mpi.job.build import build_exchange
+from gala_mpi.topology import Graph
 
 TOPOLOGIES = ["ring", "exponential", "one-peer-exponential", "complete", "torus"]
 LENGTH = 64
 
 
-def gossip(graph: str = "ring", staleness: int | None = None) -> Config:
+def gossip(graph: str | Graph = "ring", staleness: int | None = None) -> Config:
+    graph = Graph(graph) if isinstance(graph, str) else graph
     return Config(exchange="gossip", topology=graph, staleness=staleness)
 
 

@@ -27,6 +27,7 @@ from descent import (
 from gala_mpi import topology
 from gala_mpi.exchange.base import Order
 from gala_mpi.job.build import build_exchange
+from gala_mpi.topology import Graph
 
 # Stopping and saving together.
 
@@ -76,7 +77,7 @@ def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
 
 def test_where_news_is_slow_ranks_in_step_stop_and_save_together(comm):
     """Between nodes it goes once in 8 updates; every rank is a node here."""
-    graph = topology.resolve("hierarchical:8", [str(rank) for rank in range(comm.size)])
+    graph = topology.resolve(Graph("hierarchical:8"), [str(rank) for rank in range(comm.size)])
     for asking in range(comm.size):
 
         def wish(k: int) -> Order:

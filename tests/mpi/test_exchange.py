@@ -41,6 +41,7 @@ from gala_mpi.mpi.mailbox import DIRECT, REMOTE, Mailbox, Reach, probe
 from gala_mpi.mpi.progress import Progress
 from gala_mpi.networks.policy import Network
 from gala_mpi.rollout.batch import Batch
+from gala_mpi.topology import Graph
 
 
 def bowl(rank: int, noise: float = 0.0) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -192,10 +193,11 @@ def test_lockstep_mixes_with_the_weights_of_a_file(comm):
     """Agent r reads the one before it with weight 1/4 and agent 0, if that is another, with its own weight."""
     if comm.size == 1:
         pytest.skip("one agent mixes nothing")
-    lines = ["my.txt", "0 0 0.75", f"0 {comm.size - 1} 0.25", "1 1 0.75", "1 0 0.25"]
+    lines = ["0 0 0.75", f"0 {comm.size - 1} 0.25", "1 1 0.75", "1 0 0.25"]
     lines += [f"{rank} {rank - 1} 0.25\n{rank} {rank} 0.125\n{rank} 0 0.625" for rank in range(2, comm.size)]
-    trace = run(comm, gossip("\n".join(lines), 0), 40, gradient=bowl(comm.rank, 0.1), pause=jitter(comm.rank))
-    graph = topology.build("\n".join(lines), comm.size)
+    file = Graph("my.txt", "\n".join(lines))
+    trace = run(comm, gossip(file, 0), 40, gradient=bowl(comm.rank, 0.1), pause=jitter(comm.rank))
+    graph = topology.build(file, comm.size)
     assert graph.mixing_matrix(0)[-1, 0] == (0.625 if comm.size > 2 else 0.25)
     np.testing.assert_allclose(trace.parameters, simulate(graph, 40)[comm.rank], rtol=1e-4, atol=1e-5)
 
@@ -214,7 +216,7 @@ def test_an_average_has_its_weights(weights):
 
 def test_lockstep_is_hierarchical_by_nodes(comm):
     """Two nodes, unequal if they must be."""
-    graph = topology.resolve("hierarchical:3", [str(2 * rank // comm.size) for rank in range(comm.size)])
+    graph = topology.resolve(Graph("hierarchical:3"), [str(2 * rank // comm.size) for rank in range(comm.size)])
     trace = run(comm, gossip(graph, 0), 40, gradient=bowl(comm.rank, 0.1), pause=jitter(comm.rank))
     expected = simulate(topology.build(graph, comm.size), 40)[comm.rank]
     np.testing.assert_allclose(trace.parameters, expected, rtol=1e-4, atol=1e-5)
@@ -252,7 +254,7 @@ def test_staleness_stays_within_its_bound(comm, graph, bound):
     for k, mixes, staleness in zip(range(1, updates + 1), trace.mixes, trace.staleness):
         seen |= {mix.peer: mix.version for mix in mixes}
         if comm.size > 1 and staleness > bound:
-            peers = topology.build(graph, comm.size).in_peers(comm.rank, k)
+            peers = topology.build(Graph(graph), comm.size).in_peers(comm.rank, k)
             assert any(seen.get(peer) == updates for peer in peers), f"update {k} is {staleness} updates after the last mix"
     if comm.size > 1 and comm.rank > 0:
         assert any(trace.mixes)
@@ -266,7 +268,7 @@ def test_a_message_is_mixed_once(comm, graph, staleness):
     for peer, version, _ in (mix for mixes in trace.mixes for mix in mixes):
         assert version > newest.get(peer, 0)
         newest[peer] = version
-    assert len(newest) == len(topology.build(graph, comm.size).neighbours(comm.rank))
+    assert len(newest) == len(topology.build(Graph(graph), comm.size).neighbours(comm.rank))
 
 
 def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):

@@ -11,6 +11,7 @@ from gala_mpi import topology
 from gala_mpi.exchange.gossip import Gossip
 from gala_mpi.mpi.liveness import Liveness
 from gala_mpi.mpi.mailbox import Mailbox
+from gala_mpi.topology import Graph
 
 SECONDS = 2.0
 SILENT = 1  # this rank
@@ -55,7 +56,7 @@ def test_a_silent_rank_is_lost_until_it_moves(comm):
 
 def test_others_are_read_in_place_of_the_lost(comm):
     """On a ring: who read the silent one reads the one before it, and mixes its messages."""
-    gossip = Gossip(comm, 4, topology.build("ring", comm.size), None, survive=SECONDS)
+    gossip = Gossip(comm, 4, topology.build(Graph("ring"), comm.size), None, survive=SECONDS)
     parameters = torch.full((4,), float(comm.rank))
     gossip.start(0, parameters)
     comm.Barrier()

@@ -1,0 +1,193 @@
+"""Stop together and save together: what exchanges agree on after every update, and how a wish gets to all.
+
+A class for each way: along headers that are read anyway, from header to header of a tree of ranks, on a collective
+operation, in a word that all read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from mpi4py import MPI
+
+from gala_mpi.mpi.mailbox import SAVE_AT, STOP_AT, Mailbox
+from gala_mpi.mpi.readers import HeaderReader
+
+
+@dataclass(frozen=True)
+class Order:
+    """Something that agents do together: stop, or save a checkpoint."""
+
+    stop: bool = False
+    save: bool = False
+
+
+class Agreement:
+    """Every rank for itself: it saves by its own clock, and stops once it wishes to. A stop once agreed on stays agreed on."""
+
+    def __init__(self):
+        self._stopping = False
+
+    def start(self) -> None:
+        """Collective. Begin."""
+
+    def progress(self) -> None:
+        """Move wishes along without waiting; called often."""
+
+    def agree(self, wish: Order) -> Order:
+        """This rank's wish after an update → what to do now."""
+        self._stopping |= wish.stop
+        return Order(self._stopping, wish.save)
+
+    def close(self, meanwhile: Callable[[], None]) -> None:
+        """Collective. Serve the others until all are here, calling `meanwhile` as often as may be."""
+
+
+class HasHeader(Protocol):
+    """A reader of a peer's mailbox, see mpi/readers.py."""
+
+    @property
+    def header(self) -> np.ndarray:
+        """As it last arrived, int64 [16]."""
+
+
+class Headers(Agreement):
+    """The word that somebody stops travels in headers, one hop an update. Ranks move at their own pace: each saves by its own
+    clock, and stops as soon as it hears that somebody does.
+
+    Args:
+        mailbox: whose header others read.
+        readers: of those whose headers this rank reads; may grow.
+    """
+
+    def __init__(self, mailbox: Mailbox, readers: Collection[HasHeader]):
+        super().__init__()
+        self._mailbox, self._readers = mailbox, readers
+
+    def agree(self, wish: Order, version: int = 0) -> Order:
+        return Order(stop=self._stop_at(wish, version + 1) > 0, save=wish.save)
+
+    def _stop_at(self, wish: Order, earliest: int) -> int:
+        """The update at which all stop, or 0. If nobody has asked for it yet, a wish to stop makes it `earliest`."""
+        if wish.stop and not self._mailbox.header[STOP_AT]:
+            self._mailbox.post(STOP_AT, earliest)
+        return self.pass_on_stop()
+
+    def pass_on_stop(self) -> int:
+        """The earliest update at which anybody whom I have heard of stops, or 0; posted for those who read me."""
+        headers = [self._mailbox.header, *(reader.header for reader in self._readers)]
+        stop_at = min((int(header[STOP_AT]) for header in headers if header[STOP_AT]), default=0)
+        self._mailbox.post(STOP_AT, stop_at)
+        return stop_at
+
+
+class Appointments(Headers):
+    """Ranks in step keep an appointment at its update: it is made so far ahead that everybody has heard of it by then. The
+    earliest one to stop counts; rank 0 alone makes those to save.
+
+    Args:
+        rank: mine.
+        delay: after how many updates everybody has heard what one says now.
+    """
+
+    def __init__(self, mailbox: Mailbox, readers: Collection[HasHeader], rank: int, delay: int):
+        super().__init__(mailbox, readers)
+        self._rank, self._delay = rank, delay
+
+    def agree(self, wish: Order, version: int = 0) -> Order:
+        stop_at = self._stop_at(wish, version + self._delay)
+        save_at = max(int(header[SAVE_AT]) for header in [self._mailbox.header, *(reader.header for reader in self._readers)])
+        # No agent is so far behind another: a new appointment is made when all have kept the last one.
+        if wish.save and self._rank == 0 and save_at + self._delay <= version:
+            save_at = version + self._delay
+        self._mailbox.post(SAVE_AT, save_at)
+        return Order(stop=0 < stop_at <= version, save=save_at == version)
+
+
+class Tree(Headers):
+    """Headers that are read for this alone: along a binary tree of ranks, which reaches everybody in 2 log2 n hops. Collective
+    to make and to close.
+
+    Args:
+        comm: all agents.
+    """
+
+    def __init__(self, comm: MPI.Intracomm):
+        mailbox = Mailbox(comm, 1)
+        relatives = {(comm.rank - 1) // 2, 2 * comm.rank + 1, 2 * comm.rank + 2} & {*range(comm.size)} - {comm.rank}
+        super().__init__(mailbox, [HeaderReader(mailbox, peer) for peer in sorted(relatives)])
+
+    def start(self) -> None:
+        self._mailbox.meet(reader.peer for reader in self._readers)
+
+    def progress(self) -> None:
+        self._mailbox.progress()
+
+    def agree(self, wish: Order, version: int = 0) -> Order:
+        self._look()
+        return super().agree(wish, version)
+
+    def _look(self) -> None:
+        for reader in self._readers:
+            reader.start()
+            reader.advance()
+
+    def _listen(self) -> None:
+        """Go on passing on what others wish, once this rank is done."""
+        self._look()
+        self.pass_on_stop()
+
+    def close(self, meanwhile: Callable[[], None]) -> None:
+        self._mailbox.close(self._listen, meanwhile)
+
+
+class Collective(Agreement):
+    """Wishes ride on a mean over all ranks that is taken anyway, so that all heed them at the same update.
+
+    Args:
+        comm: all agents.
+        length: of the vectors whose mean is taken.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, length: int):
+        super().__init__()
+        self._comm = comm
+        self._buffer = np.zeros(length + 2, np.float32)  # the vector, then how many ranks wish to stop, to save
+        self._wish = self._order = Order()
+
+    def average(self, vector: np.ndarray) -> None:
+        """vector ← its mean over all ranks (float32 [length]). Collective."""
+        self._buffer[:-2] = vector
+        self._buffer[-2:] = self._wish.stop, self._wish.save
+        self._wish = Order()
+        self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
+        np.multiply(self._buffer[:-2], np.float32(1 / self._comm.size), out=vector)
+        self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._buffer[-1] > 0)
+
+    def agree(self, wish: Order) -> Order:
+        """The wishes that rode on this update's mean, if it had one; `wish` rides on the next one."""
+        order, self._order = self._order, Order(stop=self._order.stop)
+        self._wish = Order(self._wish.stop or wish.stop, (self._wish.save or wish.save) and not order.save)
+        return order
+
+
+class SharedWord(Agreement):
+    """The wish to stop goes to a word that all write and read with their data; each rank saves by its own clock.
+
+    Attributes:
+        stop: what I add to the word by MAX, int64 [1].
+        heard: the word as I last read it, int64 [1].
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stop = np.zeros(1, np.int64)
+        self.heard = np.zeros(1, np.int64)
+
+    def agree(self, wish: Order) -> Order:
+        if wish.stop:
+            self.stop[0] = 1
+        return Order(stop=bool(self.heard[0]), save=wish.save)
