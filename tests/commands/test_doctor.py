@@ -121,7 +121,7 @@ def test_memory_that_is_in_use_and_memory_that_is_not_there(needed, state):
     assert finding.state == state and f"{needed}.0 GiB needed, 10.0 GiB free of 16.0 GiB" in finding.seen
 
 
-def test_more_simulators_than_any_memory_holds():
+def test_more_environments_than_any_memory_holds():
     """Images do not fit; what CartPole shows is next to nothing."""
     finding = examine(1, "--env", "pong", "--num-envs", 1_000_000, status=1)["memory"]
     assert finding["state"] == "error" and "--num-envs" in finding["remedy"]

@@ -304,7 +304,7 @@ def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
     """Rank 0 is held up in the midst of a mix, until its in-peer has published many more versions."""
     outs = []
     with closing(Mailbox(comm, 1)) as mailbox:
-        shown = mailbox.of((comm.rank - 1) % comm.size) is not None
+        shown = mailbox.shared_view((comm.rank - 1) % comm.size) is not None
 
     def slow(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
         average(mine, messages, weights, out)

@@ -34,9 +34,9 @@ def somebody_to_read(comm):
 def view(comm) -> Callable[[Mailbox, int], DirectReader]:
     """Reads a peer's messages where they lie."""
     with closing(Mailbox(comm, 1)) as mailbox:
-        if None in [mailbox.of(peer) for peer in range(comm.size) if peer != comm.rank]:
+        if None in [mailbox.shared_view(peer) for peer in range(comm.size) if peer != comm.rank]:
             pytest.skip("Open MPI, Intel MPI and networks do not show others' memory; MPICH does")
-    return lambda mailbox, peer: DirectReader(mailbox, peer, *mailbox.of(peer))
+    return lambda mailbox, peer: DirectReader(mailbox, peer, *mailbox.shared_view(peer))
 
 
 @pytest.fixture(params=["copy", "view"])
@@ -349,21 +349,21 @@ def test_who_has_no_checksum_reads_where_messages_lie(comm):
     peer = (comm.rank - 1) % comm.size
     for checksum in (False, True):
         with closing(Mailbox(comm, 3, checksum)) as mailbox:
-            shown = mailbox.of(peer) is not None
+            shown = mailbox.shared_view(peer) is not None
             assert isinstance(message_reader(mailbox, peer), DirectReader) is (shown and not checksum)
             if MPI.Get_library_version().startswith("MPICH"):
                 assert shown is not bool(os.environ.get("MPIR_CVAR_NOLOCAL"))
 
 
-def test_a_glance_sees_what_was_posted(comm):
+def test_a_header_shows_what_was_posted(comm):
     with closing(Mailbox(comm, 1)) as mailbox:
         mailbox.post(MIXED, 100 + comm.rank)
         comm.Barrier()
         for peer in range(comm.size):
-            glance = HeaderReader(mailbox, peer)
-            glance.start()
-            wait_for(glance.advance)
-            assert glance.header[MIXED] == 100 + peer
+            header_reader = HeaderReader(mailbox, peer)
+            header_reader.start()
+            wait_for(header_reader.advance)
+            assert header_reader.header[MIXED] == 100 + peer
 
 
 def test_a_read_on_its_way_does_not_keep_the_window_from_closing(comm, reader):

@@ -88,7 +88,7 @@ class Late:
 
 signals.listen()
 builtins.late = Late()
-signals.listen_no_more()
+signals.ignore_late_signals()
 """
 
 
