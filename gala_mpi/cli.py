@@ -1,4 +1,4 @@
-"""Command lines: a dataclass of options is read by tyro; and what several programs refuse, refused in the same words."""
+"""Command lines: parse options into a dataclass by tyro, and checks that several commands share, with the same messages."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: list[str], flat: bool = False, **more) -> T:
-    """The command line → options.
+    """Parse a command line into options.
 
     Args:
-        kind: a dataclass, whose field docstrings are the help; its fields without a default are positional. Or one for
-            each subcommand.
-        program: `python -m gala_mpi.<program>`.
-        text: what it does, and examples.
-        flat: fields of a dataclass inside it need no prefix.
-        more: for tyro, for example `default`.
+        kind: a dataclass, whose field docstrings are the help and whose fields without a default are positional; or a dict
+            of subcommand → dataclass.
+        program: the name in `python -m gala_mpi.<program>`.
+        text: what the command does, and examples.
+        arguments: the command line, without the program.
+        flat: whether the fields of a nested dataclass need no prefix.
+        more: passed on to tyro, for example `default`.
 
     Raises:
         SystemExit: 0 after --help, 2 after a flag that tyro refuses (it has printed why).
@@ -34,15 +35,15 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
     registry.primitive_rule(_one_word)
     read: Any = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
     how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
-    with reader_may_leave():
+    with ignore_broken_pipe():
         return read(
             kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, registry=registry, **more
         )
-    sys.exit()  # who asked for the help has seen enough of it
+    sys.exit()  # the pipe broke while help was printed, whose reader has seen enough of it
 
 
 def _one_word(field):
-    """Tyro's rule for a type with `from_word`: it is one word on the command line, and `str` of it is that word."""
+    """Return tyro's rule for a type with `from_word`, which is one word on the command line; None for other types."""
     import tyro
 
     kind = field.type
@@ -58,30 +59,42 @@ def _one_word(field):
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """What is printed here may go to `| head`, which stops reading: nothing is wrong."""
+def ignore_broken_pipe() -> Iterator[None]:
+    """Let the reader of standard output, such as `| head`, stop reading without an error."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush fails
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails
 
 
 def require(holds: object, flag: str, value: object, allowed: str) -> None:
-    """Raises SettingError unless it holds: "FLAG VALUE: ALLOWED is expected"."""
+    """Check a setting.
+
+    Raises:
+        SettingError: `holds` is false; its text is "FLAG VALUE: ALLOWED is expected".
+    """
     if not holds:
         raise SettingError(f"{flag} {value}: {allowed} is expected")
 
 
 def require_whole(flag: str, value: int | None, lowest: int) -> None:
-    """For a whole number, or None: not set."""
+    """Check a setting that is a whole number, or None where it is not set.
+
+    Raises:
+        SettingError: it is less than `lowest`.
+    """
     require(value is None or value >= lowest, flag, value, f"a whole number, {lowest} or more,")
 
 
 def require_file(flag: str, path: Path | None, *endings: str) -> None:
-    """For a file to be written: its name tells the format, and its folder is there."""
+    """Check the name of a file to be written, or None where it is not set.
+
+    Raises:
+        SettingError: its ending, which chooses the format, is none of `endings`, or its folder does not exist.
+    """
     if path is not None:
         names = f"{', '.join(endings[:-1])} or {endings[-1]}"
         require(path.suffix in endings, flag, path, f"a name that ends in {names}")

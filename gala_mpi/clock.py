@@ -1,4 +1,4 @@
-"""Where an update's time goes: named sections, in seconds."""
+"""Measure where the time of an update goes: named sections, in seconds."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ SECTIONS = {
     "simulate": "environments",
     "learn": "backward pass",
     "optimise": "optimiser's step",
-    "exchange": "messages and averages; in step with others, waiting for them",
+    "exchange": "messages and averages; where ranks move in step, also waiting for the others",
     "record": "metrics, sketches and checkpoints",
 }
 
 
 class Clock:
-    """`with clock("act"): ...` adds to a section; `lap()` returns the sections since the last lap and starts anew."""
+    """Stopwatch of the sections of an update: `with clock("act"): ...` adds to one.
+
+    Attributes:
+        seconds: of each section since the last lap.
+    """
 
     def __init__(self):
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
 
     def __call__(self, section: str) -> _Section:
+        """Return a context manager that adds the time spent in it to `section`."""
         return _Section(self.seconds, section)
 
     def lap(self) -> dict[str, float]:
+        """Return the seconds of each section since the last lap, and start again at zero."""
         lap, self.seconds = dict(self.seconds), self.seconds
         for section in self.seconds:
             self.seconds[section] = 0.0
@@ -31,6 +37,8 @@ class Clock:
 
 
 class _Section:
+    """Adds the time spent in a `with` block to one section."""
+
     def __init__(self, seconds: dict[str, float], name: str):
         self._seconds, self._name = seconds, name
 

@@ -1,7 +1,7 @@
-"""Where the network computes, and what a GPU needs there: pinned memory, a second stream, launches that are repeated.
+"""The device of the network, and what a GPU needs: pinned memory, a second stream, CUDA graphs.
 
-A GPU goes on while the host does something else. On a CPU all of this comes to nothing: an upload is the array itself, and
-what could be replayed is called.
+A GPU computes asynchronously, while the host does something else. On a CPU none of this is needed: an upload is the array
+itself, and a function is called instead of replayed.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-WARM_UP_CALLS = 2  # libraries set themselves up at their first calls on a stream, which a graph must not record
+WARM_UP_CALLS = 2  # at their first calls on a stream libraries initialise themselves, which a graph must not record
 Result = TypeVar("Result")
 
 
 def pick(name: str, node_rank: int) -> torch.device:
-    """`cuda` → one of the host's GPUs, dealt in turn over its ranks."""
+    """Return the device called `name`; for `cuda`, one of the host's GPUs, dealt in turn over its ranks."""
     if name == "cuda":
         return torch.device("cuda", node_rank % torch.cuda.device_count())
     return torch.device(name)
 
 
-def goes_on(device: torch.device) -> bool:
-    """Whether it computes while the host does something else."""
+def is_asynchronous(device: torch.device) -> bool:
+    """Return whether the device computes while the host does something else."""
     return device.type == "cuda"
 
 
 @contextmanager
 def on_host(vector: torch.Tensor) -> Iterator[np.ndarray]:
-    """`vector` as a numpy array that MPI can read and write: the same memory on the CPU, a copy there and back on a GPU."""
+    """Yield `vector` as a numpy array that MPI can read and write: the same memory on a CPU, a copy to and fro on a GPU."""
     if vector.device.type == "cpu":
         yield vector.numpy()
     else:
@@ -42,35 +42,36 @@ def on_host(vector: torch.Tensor) -> Iterator[np.ndarray]:
 
 
 class Upload:
-    """Arrays of one shape and dtype → a tensor on the device: on a GPU always the same one, filled while the host goes on."""
+    """Copies arrays of one shape and dtype to the device: on a GPU asynchronously, and always into the same tensor."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._there: torch.Tensor | None = None
+        self._on_device: torch.Tensor | None = None
 
     def __call__(self, array: np.ndarray) -> torch.Tensor:
-        here = torch.from_numpy(array)
-        if not goes_on(self._device):
-            return here.to(self._device)
-        if self._there is None:
-            self._there = torch.empty_like(here, device=self._device)
-            self._pinned = torch.empty_like(here).pin_memory()  # from elsewhere a GPU copies only while the host waits
-            self._gone = torch.cuda.Event()
-        self._gone.synchronize()
-        self._pinned.copy_(here)
-        self._there.copy_(self._pinned, non_blocking=True)
-        self._gone.record()
-        return self._there
+        """Return `array` as a tensor on the device. On a GPU the next call overwrites it."""
+        source = torch.from_numpy(array)
+        if not is_asynchronous(self._device):
+            return source.to(self._device)
+        if self._on_device is None:
+            self._on_device = torch.empty_like(source, device=self._device)
+            self._pinned = torch.empty_like(source).pin_memory()  # a copy from pageable memory makes the host wait
+            self._sent = torch.cuda.Event()
+        self._sent.synchronize()
+        self._pinned.copy_(source)
+        self._on_device.copy_(self._pinned, non_blocking=True)
+        self._sent.record()
+        return self._on_device
 
 
 class Download:
-    """Vectors on their way from a GPU to the host by a stream of their own, so that nothing waits for them.
+    """Copies vectors from a GPU to the host on a stream of its own, so that neither waits.
 
     Args:
-        like: a vector of their length, on their device.
+        like: a vector of their length and dtype, on their device.
 
     Attributes:
-        vector: what was sent last, on the GPU.
+        vector: the one sent last, on the GPU.
     """
 
     def __init__(self, like: torch.Tensor):
@@ -80,7 +81,7 @@ class Download:
         self._arrived = torch.cuda.Event()
 
     def send(self, vector: torch.Tensor) -> None:
-        """Begin; `vector` may be changed at once. The last one must have been taken."""
+        """Begin to copy `vector`, which may be changed at once. The one sent before must have been taken."""
         self.vector.copy_(vector)
         self._stream.wait_stream(torch.cuda.current_stream(vector.device))
         with torch.cuda.stream(self._stream):
@@ -88,28 +89,32 @@ class Download:
             self._arrived.record()
 
     def arrived(self) -> bool:
+        """Return whether the vector sent last is on the host."""
         return self._arrived.query()
 
     def take(self) -> np.ndarray:
-        """What was sent last, once it has arrived, as long as nothing else is sent."""
+        """Wait for the vector sent last, and return it. The array is overwritten by the next `send`."""
         self._arrived.synchronize()
         return self._pinned.numpy()
 
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """On which everything is recorded: libraries keep some 32 MiB of the GPU's memory for each stream."""
+    """Return the one stream on which all graphs are captured: libraries keep some 32 MiB of the GPU's memory per stream."""
     return torch.cuda.Stream(device)
 
 
 def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
-    """`function`, whose launches a GPU records and from then on repeats in one go (a CUDA graph): a launch takes the host
-    longer than the GPU needs for a small layer.
+    """Return `function` as a CUDA graph: after WARM_UP_CALLS calls its launches are captured, and from then on replayed.
 
-    It must read and write the same memory at every call, and may neither look at numbers on the GPU nor change anything else.
-    What it returns is overwritten by the next call.
+    A replay is one launch; launching a small layer takes the host longer than the GPU needs to compute it. On a CPU, `function`
+    itself is returned.
+
+    Args:
+        function: must read and write the same memory at every call, and may neither read values from the GPU nor have side
+            effects on the host. What it returns is overwritten by the next call.
     """
-    if not goes_on(device):
+    if not is_asynchronous(device):
         return function
     graph, stream = torch.cuda.CUDAGraph(), _stream(device)
     calls, results = 0, cast(Result, None)
@@ -117,12 +122,12 @@ def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable
     def call() -> Result:
         nonlocal calls, results
         calls += 1
-        here = torch.cuda.current_stream(device)
+        current = torch.cuda.current_stream(device)
         if calls <= WARM_UP_CALLS:
-            stream.wait_stream(here)
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 results = function()
-            here.wait_stream(stream)
+            current.wait_stream(stream)
             return results
         if calls == WARM_UP_CALLS + 1:
             with torch.cuda.graph(graph, stream=stream):

@@ -1,19 +1,22 @@
-"""The errors that a user can mend: one line says what is wrong, and no traceback comes with it; and exit statuses."""
+"""Exit statuses, and the errors that a user can correct: they are reported in one line, without a traceback."""
 
-# The same on all ranks; a signal that ends a run has its own (job/signals.py).
+# Exit statuses, the same on all ranks. Signals that end a run have their own (job/signals.py).
 FINISHED = 0  # all steps are done
 FAILED = 1
 REFUSED = 2  # bad input
-RESUME = 75  # EX_TEMPFAIL: stopped early with a complete checkpoint; start me again with --resume
+RESUME = 75  # EX_TEMPFAIL: stopped early with a complete checkpoint, to be started again with --resume
 
 
 class SettingError(ValueError):
-    """Bad input: names the quantity, the value seen and the values allowed. Every rank ends with status 2 (`World.decide`)."""
+    """Bad input. Its text names the setting, its value and the values allowed.
+
+    Every rank ends with status 2 (`World.decide`).
+    """
 
 
 class JobError(Exception):
-    """What no rank can go on after: the job ends with status 1 and this one line."""
+    """An error after which no rank can continue. The job ends with status 1 and this text, in one line."""
 
 
 class DiskError(JobError, OSError):
-    """A file of the run cannot be written: the disk is full, say. Names the file."""
+    """A file of the run cannot be written, for example because the disk is full. Its text names the file."""

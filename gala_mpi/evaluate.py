@@ -185,7 +185,7 @@ def play(network: Network, environments: Environments, seeds: np.ndarray, sample
         step = environments.step((policy.sample() if sample else policy.mode).numpy())
         observations = step.observations
         for episode in step.episodes:
-            games.setdefault(episode.simulator, episode)
+            games.setdefault(episode.environment, episode)
     return [games[i] for i in range(environments.num_envs)]
 
 

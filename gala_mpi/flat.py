@@ -1,7 +1,7 @@
-"""One float32 vector behind a network's parameters and one behind its gradients.
+"""One float32 vector of all parameters of a network, and one of all gradients.
 
-A message, an all-reduce, a checkpoint and an optimiser step are then each one operation on one array, while the network
-still sees ordinary parameters: they are views.
+A message, an all-reduce, a checkpoint and an optimiser step are then one operation on one array each, while the network
+still sees ordinary parameters, which are views.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from torch import nn
 
 
 class Flat:
-    """The vectors `data` and `grad` (float32 [P], on the network's device) that a network's parameters are views of."""
+    """The flat parameters and gradients of a network.
+
+    The network's parameters and their gradients become views of the two vectors.
+
+    Attributes:
+        data: all parameters, float32 [P], on the network's device.
+        grad: all gradients, likewise.
+    """
 
     def __init__(self, network: nn.Module):
         parameters = list(network.parameters())
@@ -33,7 +40,10 @@ class Flat:
 
 
 def _like(segment: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """`segment` in the shape of `parameter`; 4-d weights are laid channels_last, which the CPU's convolutions read fastest."""
+    """Return a view of `segment` in the shape of `parameter`.
+
+    4-d weights are laid out channels_last, which the CPU's convolutions read fastest.
+    """
     if parameter.dim() != 4:
         return segment.view(parameter.shape)
     out, channels, height, width = parameter.shape

@@ -1,7 +1,7 @@
-"""Tables of members (EXCHANGES, LEARNERS, NETWORKS): a name, where it is, what it does. A member is imported when it is used.
+"""Members of tables (EXCHANGES, LEARNERS, NETWORKS) that are imported only when they are used.
 
-So whoever only wants the names (the command line, the analysis) imports neither torch nor MPI, and a new member is one file
-and one line of a table.
+Code that needs only the names (the command line, the analysis) then imports neither torch nor MPI, and a new member is one
+file and one line of a table.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ class Member:
     """One line of a table.
 
     Attributes:
-        place: "package.module:name".
-        sentence: what it does, for the help.
+        place: where it is defined, "package.module:name".
+        sentence: what it does, for the help text.
     """
 
     place: str
     sentence: str
 
     def load(self) -> Any:
-        """Import the member.
+        """Import the member and return it.
 
         Raises:
-            ImportError, AttributeError: there is nothing at its place.
+            ImportError: there is no such module.
+            AttributeError: the module has no such name.
         """
         module, _, name = self.place.partition(":")
         return getattr(import_module(module), name)

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     with World() as world:
         plan = world.decide(lambda: prepare.make(arguments, world))
         status = train(world, plan)
-        signals.listen_no_more()
+        signals.ignore_late_signals()
         sys.exit(status)
 
 
@@ -95,7 +95,7 @@ class Trainer:
         self.recorder.record(self.learner, update, counters, self.agent.clock.lap())
         self.report.update(self.learner, update.episodes, counters)
         if self.membership:
-            self.membership.miss(counters.lost)
+            self.membership.report_lost(counters.lost)
 
     def agree(self) -> Order:
         """Return what all do next, as far as this rank has heard; its own wish is one of many."""
@@ -138,15 +138,15 @@ class Trainer:
     def _end_without_the_lost(self, membership: Membership) -> None:
         """Wait for the others' ends; where somebody is lost, save, say so and leave without MPI."""
         membership.leave()
-        self.exchange.serve(until=membership.all_out, meanwhile=self._attend)
-        membership.answer(self.learner.updates, self.checkpoints.number)
+        self.exchange.serve(until=membership.all_left, meanwhile=self._attend)
+        membership.record_end(self.learner.updates, self.checkpoints.number)
         self.exchange.serve(until=membership.complete)
         if not membership.lost:
             return
         self.save(max(end.number for end in membership.ends) + 1)
         self.recorder.close()
         self.report.hide()
-        if membership.spokesman:
+        if membership.first_survivor:
             display.bereaved(self.config, self.world.size, membership.lost)
         membership.wait_for_checkpoints(self.checkpoints.number)
         self.world.leave(max(errors.RESUME, self.stop.verdict[0]))

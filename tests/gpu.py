@@ -107,7 +107,7 @@ class Gpu:
         self._streams: list[Stream] = []
         self._warm: set[Stream] = set()
         Stream.current = self._default = Stream()
-        monkeypatch.setattr(device, "goes_on", lambda device: True)
+        monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
         for name, stands_in in {
             "Stream": self._stream,
             "Event": Event,

@@ -238,7 +238,7 @@ def test_the_page_in_a_browser(states, tmp_path, width):
     flags += ["--enable-logging=stderr", "--log-level=0", "--window-size=1400,1000", f"--user-data-dir={tmp_path / 'profile'}"]
     script = "<script>onload = () => document.body.dataset.seen = frames[0].document.body.dataset.seen</script>"
     outer.write_text(outer.read_text() + script)
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", outer.as_uri()], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", outer.as_uri()], capture_output=True, text=True, timeout=300)
     assert "CONSOLE" not in done.stderr, done.stderr
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     seen = json.loads(found[1].replace("&quot;", '"'))

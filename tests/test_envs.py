@@ -114,7 +114,7 @@ class Reference:
 
 
 def frames_shown(environments: AtariEnvironments) -> int:
-    """How many frames the first simulator's emulator has shown since its game began."""
+    """How many frames the first environment's emulator has shown since its episode began."""
     return int(environments._frames[0])
 
 
@@ -142,7 +142,7 @@ def test_atari_equals_the_wrappers_of_gymnasium(game, steps, games, lives_lost):
         step = environments.step(np.array([action]))
         expected, reward, lost, over, _ = reference.step(action)
         assert step.rewards[0] == reward and step.terminated[0] == lost and not step.truncated[0]
-        assert [(e.simulator, e.score, e.length) for e in step.episodes] == [(0, reference.score, reference.length)] * over
+        assert [(e.environment, e.score, e.length) for e in step.episodes] == [(0, reference.score, reference.length)] * over
         if over:  # the observation is the next game's
             assert 1 <= frames_shown(environments) <= NO_OPS
             expected = reference.reset(frames_shown(environments))
@@ -275,7 +275,7 @@ class Single:
 
 
 def compare(name: str, seeds: list[int], choose, steps: int) -> list[Step]:
-    """Play `name` with `choose(observation, t, simulator)` and check every step against single environments."""
+    """Play `name` with `choose(observation, t, environment)` and check every step against single environments."""
     environments, singles = GymEnvironments(name, len(seeds)), [Single(name, seed) for seed in seeds]
     observations = environments.reset(np.array(seeds))
     played = []
@@ -289,7 +289,7 @@ def compare(name: str, seeds: list[int], choose, steps: int) -> list[Step]:
             assert np.array_equal(step.observations[i], single.observation)
             if truncated:
                 assert np.array_equal(step.final_observations[i], last)
-            found = [(e.score, e.length) for e in step.episodes if e.simulator == i]
+            found = [(e.score, e.length) for e in step.episodes if e.environment == i]
             assert found == [(pytest.approx(score, rel=1e-5), length) for score, length in episodes]
         observations = step.observations
         played.append(step)
@@ -310,7 +310,7 @@ def test_cartpole_that_is_balanced_is_cut_off_after_500_steps():
 
     steps = compare("CartPole-v1", [1, 2], choose, 1010)
     assert [t for t, step in enumerate(steps) if step.truncated[0]] == [499, 999]
-    assert [(e.score, e.length) for step in steps for e in step.episodes if e.simulator == 0] == [(500.0, 500)] * 2
+    assert [(e.score, e.length) for step in steps for e in step.episodes if e.environment == 0] == [(500.0, 500)] * 2
     assert sum(step.terminated[1] for step in steps) > 5
 
 

@@ -199,7 +199,7 @@ print(*sys.modules)
 
 def test_training_does_not_import_what_takes_seconds_and_is_not_used():
     """On 32 ranks and few cores every second of a start is many."""
-    started = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True, timeout=60)
+    started = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True, timeout=300)
     modules = set(started.stdout.split())
     assert {"torch", "gymnasium", "gala_mpi.learners.a2c"} < modules
     assert not modules & {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "imageio", "tyro", "scipy", "pandas"}

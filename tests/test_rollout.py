@@ -194,7 +194,7 @@ def test_scores_stay_real_when_rewards_are_clipped(kind):
         for i in np.flatnonzero(step.terminated | step.truncated):
             expected.append((i, pytest.approx(scores[i])))
             scores[i] = 0
-    assert [(e.simulator, e.score) for e in played.all_episodes] == expected
+    assert [(e.environment, e.score) for e in played.all_episodes] == expected
     assert any(abs(e.score) != round(abs(e.score)) for e in played.episodes)
 
 

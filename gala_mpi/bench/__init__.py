@@ -1,1 +1,1 @@
-"""Benchmarks of the real thing: `mpirun -n 4 python -m gala_mpi.bench --help`."""
+"""Benchmarks of real training: `mpirun -n 4 python -m gala_mpi.bench --help`."""

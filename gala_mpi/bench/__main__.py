@@ -1,4 +1,4 @@
-"""Benchmarks of the real thing.
+"""Benchmarks of real training.
 
     mpirun -n 2 python -m gala_mpi.bench train
     mpirun -n 4 python -m gala_mpi.bench exchange
@@ -6,7 +6,7 @@
     mpirun -n 4 python -m gala_mpi.bench straggler
     mpirun -n 8 python -m gala_mpi.bench agents --device cuda
 
-Each kind is a module with two functions: `measure`, collective, returns figures on rank 0; `show` prints them as tables.
+Each benchmark is a module with two functions: `measure`, collective, returns figures on rank 0; `show` prints them as tables.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ KINDS = {TrainBench: train, ExchangeBench: exchange, FrozenBench: frozen, Stragg
 
 
 def main(arguments: list[str]) -> None:
+    """Run a benchmark and print its figures. Collective."""
     with World() as world:
         bench, settings = world.decide(lambda: read_arguments(arguments, world))
         kind = KINDS[type(bench)]
@@ -51,7 +52,11 @@ def main(arguments: list[str]) -> None:
 
 
 def read_arguments(arguments: list[str], world: World) -> tuple[Bench, Config]:
-    """Parse, check, resolve. Raises SettingError."""
+    """Parse and check the command line, and resolve settings that depend on the machine.
+
+    Raises:
+        SettingError: bad input.
+    """
     bench = parse(arguments)
     check(bench, world.size, len(set(world.hosts)))
     settings, _ = prepare.settle(bench.settings, world)
@@ -59,6 +64,7 @@ def read_arguments(arguments: list[str], world: World) -> tuple[Bench, Config]:
 
 
 def parse(arguments: list[str]) -> Bench:
+    """Return the options of the benchmark that the command line names."""
     return cli.parse(
         {
             "train": TrainBench,
@@ -81,20 +87,24 @@ def parse(arguments: list[str]) -> Bench:
 
 
 def check(bench: Bench, ranks: int, hosts: int) -> None:
-    """Refuse what cannot work on so many ranks and hosts. Raises SettingError."""
+    """Check that the benchmark can run on this number of ranks and hosts.
+
+    Raises:
+        SettingError: it cannot.
+    """
     config.check(bench.settings)
     config.check_no_run(bench.settings, "a benchmark")
     for name in ("rounds", "updates"):
         require_whole(f"--{name}", getattr(bench, name, 1), 1)
     seconds = getattr(bench, "seconds", 1.0)
     require(0 < seconds < math.inf, "--seconds", seconds, "a positive number")
-    alone = isinstance(bench, TrainBench | AgentsBench)
-    require(alone or ranks > 1, "mpirun -n", ranks, "2 ranks or more")
+    works_alone = isinstance(bench, TrainBench | AgentsBench)
+    require(works_alone or ranks > 1, "mpirun -n", ranks, "2 ranks or more")
     if isinstance(bench, AgentsBench):
         require(hosts == 1, "bench agents: hosts", hosts, "1, all of whose cores each turn has,")
     if isinstance(bench, FrozenBench):
         require(0 <= (bench.frozen or 0) < ranks, "--frozen", bench.frozen, f"a rank from 0 to {ranks - 1}")
-        # Each rank ends by its own clock, which ranks that wait for each other cannot.
+        # Each rank ends by its own clock, which is impossible for ranks that wait for each other.
         exchange = bench.settings.exchange
         free = [name for name, member in EXCHANGES.items() if not member.load().collective]
         require(exchange in free, "bench frozen --exchange", exchange, f"{', '.join(free[:-1])} or {free[-1]}")

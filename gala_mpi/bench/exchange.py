@@ -1,9 +1,9 @@
-"""What an exchange costs: in real training, beside a copy of the same bytes, beside an Allreduce of them.
+"""Measure what an exchange costs in real training, compared with a copy of the same bytes and with an Allreduce of them.
 
 At every second update the exchange is timed; at the others a plain copy of the parameters just before it, so that both
-find the caches in the same state. (Publishing is no part of an exchange: the optimiser's step goes into the window.) The
-Allreduce has a loop of its own, with all ranks there when it begins, so that it shows the operation and not the waiting for
-the slowest.
+find the caches in the same state. (Publishing is not part of an exchange: the optimiser writes its step into the window.) The
+Allreduce is timed in a loop of its own, which all ranks enter together, so that the time is that of the operation and not of
+waiting for the slowest rank.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ALLREDUCES = 50
 
 @dataclass(frozen=True)
 class ExchangeBench:
-    """What an exchange costs: against copying the same bytes, against Allreduce, and as a share of an update."""
+    """Compare an exchange with a copy of the same bytes and with Allreduce, and give its share of an update."""
 
     settings: Config = field(default_factory=Config)
     """What is trained."""
     updates: int = 200
-    """Updates that each rank does."""
+    """Updates of each rank whose exchange is timed; at as many others a copy is timed."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
 
 class Timed:
-    """An exchange that times itself at every second update, and a copy of what it is given at the others. Seconds."""
+    """An exchange that is timed at every second update, and at the others a copy of the same parameters. Times in seconds."""
 
     def __init__(self, inner: Exchange, size: int):
         self._inner = inner
@@ -65,29 +65,33 @@ class Timed:
 
 
 def _seconds(call, *arguments) -> float:
+    """Return how long a call takes, in seconds."""
     began = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - began
 
 
 def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, Any]:
-    """Figures on rank 0: medians over the updates of each rank, then over the ranks. Times in s, age in updates."""
-    me = build.build(settings, world.comm, world.node.rank, world.threads)
-    size = len(me.learner.flat)
-    me.start()
+    """Return figures on rank 0: medians over the updates of each rank, then over the ranks. Collective.
+
+    Times are in seconds; `age`, the lag of the messages mixed, is in updates.
+    """
+    agent = build.build(settings, world.comm, world.node.rank, world.threads)
+    size = len(agent.learner.flat)
+    agent.start()
     for _ in range(WARM_UP_UPDATES):
-        me.update()
-    timed = Timed(me.exchange, size)
-    me.exchange = cast(Exchange, timed)
-    updates, messages, ages = [], [], []
+        agent.update()
+    timed = Timed(agent.exchange, size)
+    agent.exchange = cast(Exchange, timed)
+    updates, messages, lags = [], [], []
     for _ in range(2 * bench.updates):
-        updates.append(_seconds(me.update))
-        mixes = me.exchange.counters().mixes
+        updates.append(_seconds(agent.update))
+        mixes = agent.exchange.counters().mixes
         messages.append(len(mixes))
-        ages += [me.learner.updates - mix.version for mix in mixes]
-    me.close()
+        lags += [agent.learner.updates - mix.version for mix in mixes]
+    agent.close()
     steps = settings.num_envs * settings.rollout_length
-    mine = {
+    own = {
         "steps_per_second": steps * len(updates) / sum(updates),
         "update": statistics.median(updates),
         "exchange": statistics.median(timed.exchanges),
@@ -95,12 +99,12 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
         "copy": statistics.median(timed.copies),
         "allreduce": allreduce(world, size),
         "messages": statistics.mean(messages),
-        "age": statistics.median(ages or [float("nan")]),
+        "age": statistics.median(lags or [float("nan")]),
     }
-    ranks = world.gather(mine)
+    ranks = world.gather(own)
     if not world.root:
         return {}
-    figures = {name: statistics.median(rank[name] for rank in ranks) for name in mine}
+    figures = {name: statistics.median(rank[name] for rank in ranks) for name in own}
     return figures | {
         "bytes": 4 * size,
         "steps_per_second": sum(rank["steps_per_second"] for rank in ranks),
@@ -110,15 +114,16 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
 
 
 def allreduce(world: World, size: int) -> float:
-    """Seconds of an Allreduce of as many float32, median. Collective."""
-    mine, total, spent = np.ones(size, np.float32), np.empty(size, np.float32), []
+    """Return the median time of an Allreduce of `size` float32, in seconds. Collective."""
+    vector, total, times = np.ones(size, np.float32), np.empty(size, np.float32), []
     for _ in range(ALLREDUCES):
         world.comm.Barrier()
-        spent.append(_seconds(world.comm.Allreduce, mine, total))
-    return statistics.median(spent)
+        times.append(_seconds(world.comm.Allreduce, vector, total))
+    return statistics.median(times)
 
 
 def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> None:
+    """Print the figures as a table."""
     display.say(
         f"{settings.env}, {settings.exchange} over {settings.topology}, network {settings.network}: "
         f"{figures['bytes']:,} bytes a message; {figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "
@@ -137,5 +142,5 @@ def show(figures: dict[str, Any], bench: ExchangeBench, settings: Config) -> Non
     display.console().print(table)
     display.say(
         f"{figures['steps_per_second']:,.0f} steps/s; {figures['messages']:.2f} messages mixed an update, "
-        f"median age {figures['age']:g} updates"
+        f"median lag {figures['age']:g} updates"
     )

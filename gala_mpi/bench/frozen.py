@@ -1,10 +1,8 @@
-"""Whether anybody waits: all ranks train, one is frozen by SIGSTOP for seconds, and the others' calls are timed.
+"""Measure whether ranks wait for one that is frozen: all train, one is stopped by SIGSTOP, and the others' calls are timed.
 
-All calls of `exchange.parameters` and `exchange.progress` by ranks other than the frozen one are timed. Where a call's
-time went
-is asked of the kernel: it was computing, or it was ready but had to wait for a core (more ranks than cores), or it was
-stalled: neither, waiting for something. A transport that waits for its peer shows as seconds of stall, or of computing if it
-spins.
+All calls of `exchange.parameters` and `exchange.progress` by ranks other than the frozen one are timed. The kernel says where
+a call's time went: it was computing, or ready but waiting for a core (with more ranks than cores), or else stalled, which is
+waiting for something. A transport that waits for its peer shows as seconds of stall, or of computing if it spins.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ from gala_mpi.exchange.base import Exchange
 from gala_mpi.job import build
 from gala_mpi.mpi.world import World
 
-SECONDS_AROUND = 3.0  # of undisturbed training before the neighbour is frozen, and after
+SECONDS_AROUND = 3.0  # of undisturbed training before the rank is frozen, and after
 WARM_UP_UPDATES = 10
 PHASES = ("before", "frozen", "after")
 
 
 @dataclass(frozen=True)
 class FrozenBench:
-    """Whether anybody waits: one rank is frozen (SIGSTOP) while all train; the longest stall of the others is printed."""
+    """Freeze one rank (SIGSTOP) while all train, and print the longest stall of the others: whether any rank waits."""
 
     settings: Config = field(default_factory=Config)
     """What is trained."""
@@ -46,7 +44,7 @@ class FrozenBench:
 
 @dataclass
 class Call:
-    """One call into the exchange. Seconds."""
+    """One call into the exchange. Times in seconds."""
 
     name: str = ""
     wall: float = 0.0
@@ -59,7 +57,12 @@ class Call:
 
 
 class Timed:
-    """An exchange whose calls on the learner's path are timed: the one that took longest, the longest stall of any."""
+    """An exchange whose calls by the training loop are timed.
+
+    Attributes:
+        longest: the call that took longest.
+        stall: the longest stall of any call, in seconds.
+    """
 
     def __init__(self, inner: Exchange):
         self._inner = inner
@@ -67,6 +70,7 @@ class Timed:
         self.forget()
 
     def forget(self) -> None:
+        """Forget the calls so far."""
         self.longest, self.stall = Call(), 0.0
 
     def __getattr__(self, name: str):
@@ -90,29 +94,32 @@ class Timed:
             self.longest = call
 
     def _scheduled(self) -> tuple[float, float]:
-        """Seconds that this thread has computed so far, and has waited for a core."""
+        """Return the seconds for which this thread has computed so far, and for which it has waited for a core."""
         self._scheduler.seek(0)
-        _, for_a_core, _ = self._scheduler.read().split()  # the first is brought up to date at ticks alone
+        _, for_a_core, _ = self._scheduler.read().split()  # the first is updated only at ticks
         return time.thread_time(), 1e-9 * int(for_a_core)
 
 
 def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any]:
-    """Figures on rank 0: for every phase, each other rank's steps/s and the longest call of any."""
+    """Return figures on rank 0: for every phase, the steps/s and the longest call of each rank but the frozen one.
+
+    Collective.
+    """
     frozen = world.size - 1 if bench.frozen is None else bench.frozen
-    me = build.build(settings, world.comm, world.node.rank, world.threads)
-    timed = Timed(me.exchange)
-    me.exchange = cast(Exchange, timed)
-    me.collector.progress = timed.progress
-    me.start()
+    agent = build.build(settings, world.comm, world.node.rank, world.threads)
+    timed = Timed(agent.exchange)
+    agent.exchange = cast(Exchange, timed)
+    agent.collector.progress = timed.progress
+    agent.start()
     for _ in range(WARM_UP_UPDATES):
-        me.update()
+        agent.update()
     world.comm.Barrier()
     if world.rank == frozen:
         freeze(after=SECONDS_AROUND, seconds=bench.seconds)
     began, phases = time.perf_counter(), {}
     for phase, end in zip(PHASES, np.cumsum([SECONDS_AROUND, bench.seconds, SECONDS_AROUND])):
-        phases[phase] = train(me, timed, began + end)
-    me.close()
+        phases[phase] = train(agent, timed, began + end)
+    agent.close()
     ranks = world.gather(phases)
     if not world.root:
         return {}
@@ -121,24 +128,25 @@ def measure(world: World, bench: FrozenBench, settings: Config) -> dict[str, Any
     return {"frozen": frozen, "seconds": bench.seconds, "others": calls}
 
 
-def train(me: Agent, timed: Timed, until: float) -> dict[str, Any]:
-    """Train until then: steps/s and the longest calls."""
+def train(agent: Agent, timed: Timed, until: float) -> dict[str, Any]:
+    """Train until `until` (of `time.perf_counter`), and return the steps/s, the longest stall and the longest call."""
     timed.forget()
-    began, steps = time.perf_counter(), me.learner.steps
+    began, steps = time.perf_counter(), agent.learner.steps
     while (now := time.perf_counter()) < until:
-        me.update()
-    rate = (me.learner.steps - steps) / (now - began)
+        agent.update()
+    rate = (agent.learner.steps - steps) / (now - began)
     return {"steps_per_second": rate, "stall": timed.stall, "longest": asdict(timed.longest)}
 
 
 def freeze(after: float, seconds: float) -> None:
-    """Stop this whole process after so many seconds, for so many seconds. It cannot wake itself: a shell does."""
-    # close_fds=False and a path: started by posix_spawn, not fork, which MPI libraries do not survive.
+    """Stop this process after `after` seconds, for `seconds`. A shell does it, since a stopped process cannot wake itself."""
+    # With close_fds=False and a path, Popen uses posix_spawn and not fork, which MPI libraries do not survive.
     script = f"sleep {after}; kill -STOP {os.getpid()}; sleep {seconds}; kill -CONT {os.getpid()}"
     subprocess.Popen(["/bin/sh", "-c", script], close_fds=False)
 
 
 def show(figures: dict[str, Any], bench: FrozenBench, settings: Config) -> None:
+    """Print the figures as a table."""
     display.say(
         f"{settings.env}, {settings.exchange} over {settings.topology}, "
         f"{figures['ranks']} ranks on {figures['hosts']} hosts, {figures['mpi']}; "

@@ -1,4 +1,4 @@
-"""What one slow rank costs the others: gossip and all-reduce, each without and with the straggler, in turn."""
+"""Measure what one slow rank costs the others: gossip and all-reduce, each without and with a straggler, in turn."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gala_mpi.job import build
 from gala_mpi.mpi.world import World
 
 EXCHANGES = ("gossip", "allreduce")
-SLOWED = 10  # by what factor, unless --slow-rank says otherwise
+SLOWED = 10  # factor by which the straggler is slowed, unless --slow-rank sets its delay
 WARM_UP_UPDATES = 10
 
 
 @dataclass(frozen=True)
 class StragglerBench:
-    """What one slow rank costs the others: gossip against all-reduce, each with and without a straggler."""
+    """Compare gossip with all-reduce, each with and without a straggler: what one slow rank costs the others."""
 
     settings: Config = field(default_factory=Config)
     """What is trained. Without --slow-rank the last rank is slowed tenfold."""
@@ -34,7 +34,7 @@ class StragglerBench:
 
 
 def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, Any]:
-    """Figures on rank 0: the steps/s of every rank, by exchange, alone and beside the straggler."""
+    """Return the steps/s of every rank, by exchange, without ("even") and with the straggler ("uneven"). Collective."""
     slow_rank, figures = settings.slow_rank, {}
     for exchange in EXCHANGES:
         even = turn(world, dataclasses.replace(settings, exchange=exchange, slow_rank=None), bench.seconds)
@@ -43,7 +43,7 @@ def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, 
             slow_rank = f"{world.size - 1}:{1e3 * (SLOWED - 1) * update:.0f}ms"
         uneven = turn(world, dataclasses.replace(settings, exchange=exchange, slow_rank=slow_rank), bench.seconds)
         figures[exchange] = {"even": even, "uneven": uneven}
-    assert slow_rank is not None  # at the first exchange at the latest
+    assert slow_rank is not None  # set at the first exchange at the latest
     straggler = int(slow_rank.partition(":")[0])
     for figure in figures.values():
         kept = [uneven / even for even, uneven in zip(figure["even"], figure["uneven"])]
@@ -53,23 +53,24 @@ def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, 
 
 
 def turn(world: World, settings: Config, seconds: float) -> list[float]:
-    """Train for so long: the steps/s of every rank, on every rank."""
-    me = build.build(settings, world.comm, world.node.rank, world.threads)
-    me.start()
+    """Train for `seconds`, and return the steps/s of all ranks. Collective."""
+    agent = build.build(settings, world.comm, world.node.rank, world.threads)
+    agent.start()
     for _ in range(WARM_UP_UPDATES):
-        me.update()
-        me.exchange.agree(Order())
+        agent.update()
+        agent.exchange.agree(Order())
     began, updates, elapsed, order = time.perf_counter(), 0, 0.0, Order()
     while not order.stop:
-        me.update()
+        agent.update()
         updates += 1
         elapsed = time.perf_counter() - began
-        order = me.exchange.agree(Order(stop=elapsed >= seconds))
-    me.close()
+        order = agent.exchange.agree(Order(stop=elapsed >= seconds))
+    agent.close()
     return world.comm.allgather(updates * settings.num_envs * settings.rollout_length / elapsed)
 
 
 def show(figures: dict[str, Any], bench: StragglerBench, settings: Config) -> None:
+    """Print the figures as a table."""
     display.say(
         f"{settings.env}, network {settings.network} in {settings.precision}, {figures['ranks']} ranks, {figures['mpi']}; "
         f"rank:delay {figures['slow_rank']}; each turn {bench.seconds:g} s"

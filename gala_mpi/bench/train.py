@@ -1,11 +1,11 @@
-"""How fast training is, beside what the machine allows.
+"""Measure how fast training is, compared with a limit of the machine.
 
-Rank 0 trains alone (the others sleep), then all ranks train, in turn, with the same settings. The limit is composite: a
-step's share of the environments' own time plus its arithmetic at the rate of a large matrix product,
+Rank 0 trains alone (the others sleep), then all ranks train, in turn, with the same settings. The limit takes for each step
+the environments' own time plus the time of its arithmetic at the rate of a large matrix product,
 
-    1 / (1 / environments + FLOPs per step / rate),
+    1 / (1 / environments + FLOPs per step / rate)  steps/s.
 
-both measured here, on one rank or on all at once, as the training is. FLOPs are counted by torch as an update runs.
+Both rates are measured here, on one rank or on all at the same time, as the training is. Torch counts the FLOPs of an update.
 """
 
 from __future__ import annotations
@@ -34,20 +34,23 @@ PRODUCTS = 30
 
 @dataclass(frozen=True)
 class TrainBench:
-    """How fast the real training loop runs: one rank alone against all ranks, and where an update's time goes."""
+    """Measure the training loop: one rank alone, all ranks, and where the time of an update goes."""
 
     settings: Config = field(default_factory=Config)
     """What is trained."""
     rounds: int = 3
-    """How often one rank and all ranks take turns; medians over the rounds are printed."""
+    """How many rounds of turns are measured; medians over the rounds are printed."""
     updates: int = 150
-    """Updates that each rank does in a turn."""
+    """Updates of each rank in a turn."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
 
 def measure(world: World, bench: TrainBench, settings: Config) -> dict[str, Any]:
-    """Figures on rank 0, for rank 0 alone and for all ranks together; their ratio; the share of the limit reached."""
+    """Return figures for rank 0 alone and for all ranks together, each with its share of the limit, and their ratio.
+
+    Collective.
+    """
     rounds = [{alone: turn(world, settings, alone, bench.updates) for alone in (True, False)} for _ in range(bench.rounds)]
     one, every = (median([round[alone] for round in rounds]) for alone in (True, False))
     ratio = every["steps_per_second"] / one["steps_per_second"]
@@ -55,34 +58,34 @@ def measure(world: World, bench: TrainBench, settings: Config) -> dict[str, Any]
 
 
 def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str, float]:
-    """One round on rank 0 alone or on all ranks: rates are sums over the ranks, seconds per update their means."""
+    """Train on rank 0 alone or on all ranks. Return rates as sums over the ranks, seconds per update as means. Collective."""
     comm = world.part(1 if alone else world.size)
-    mine = None
+    own = None
     if comm is not None:
-        me = build.build(settings, comm, world.node.rank, world.threads)
-        device, dtype = me.collector.device, me.collector.network.dtype
+        agent = build.build(settings, comm, world.node.rank, world.threads)
+        device, dtype = agent.collector.device, agent.collector.network.dtype
         comm.Barrier()
         environments = environments_alone(settings, world.threads, updates)
         comm.Barrier()
         products = matrix_products(device, dtype)
-        me.start()
+        agent.start()
         with FlopCounterMode(display=False) as counter:
-            me.update()
+            agent.update()
         for _ in range(WARM_UP_UPDATES):
-            me.update()
-        me.clock.lap()
+            agent.update()
+        agent.clock.lap()
         began = time.perf_counter()
         for _ in range(updates):
-            me.update()
+            agent.update()
         elapsed = time.perf_counter() - began
-        sections = {section: spent / updates for section, spent in me.clock.lap().items()}
+        sections = {section: spent / updates for section, spent in agent.clock.lap().items()}
         steps = settings.num_envs * settings.rollout_length
         rates = {"steps_per_second": updates * steps / elapsed, "environments": environments, "flops_per_second": products}
-        mine = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
-        me.close()
+        own = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
+        agent.close()
         comm.Free()
     world.wait()
-    every = [one for one in world.comm.allgather(mine) if one]
+    every = [one for one in world.comm.allgather(own) if one]
     together = {name: statistics.mean(one[name] for one in every) for name in every[0]}
     together |= {name: sum(one[name] for one in every) for name in ("steps_per_second", "environments", "flops_per_second")}
     limit = 1 / (1 / together["environments"] + together["flops_per_step"] / together["flops_per_second"])
@@ -90,7 +93,7 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
 
 
 def environments_alone(settings: Config, threads: int, updates: int) -> float:
-    """Steps/s of one rank's environments under random actions."""
+    """Return the steps/s of one rank's environments with random actions."""
     environments = registry.make(settings.env, settings.num_envs, threads=threads, sticky=settings.sticky)
     environments.reset(np.arange(settings.num_envs))
     rng, spaces = np.random.default_rng(0), environments.spaces
@@ -103,24 +106,26 @@ def environments_alone(settings: Config, threads: int, updates: int) -> float:
 
 
 def matrix_products(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the median of some."""
-    # Into a matrix that is there: one that is allocated anew has no pages yet, which took a sixth of the time in bfloat16.
+    """Return the FLOP/s of a large matrix product, the median of PRODUCTS."""
+    # The result is written into an existing matrix: a new one has no pages yet, which took a sixth of the time in bfloat16.
     a, b, product = (torch.ones(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(3))
-    spent = []
+    times = []
     for _ in range(PRODUCTS):
         began = time.perf_counter()
         torch.mm(a, b, out=product)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - began)
-    return 2 * MATRIX**3 / statistics.median(spent)
+        times.append(time.perf_counter() - began)
+    return 2 * MATRIX**3 / statistics.median(times)
 
 
 def median(turns: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure over the turns."""
     return {name: statistics.median(one[name] for one in turns) for name in turns[0]}
 
 
 def show(figures: dict[str, Any], bench: TrainBench, settings: Config) -> None:
+    """Print the figures as tables."""
     console, ranks = display.console(), figures["ranks"]
     turns = {"one rank": figures["one_rank"], f"{ranks} ranks": figures["all_ranks"]}
     display.say(

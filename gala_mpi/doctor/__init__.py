@@ -1,1 +1,1 @@
-"""What is wrong with a machine, an MPI or a place for a run: `quick`, which `train` does at its start, and the command."""
+"""Check a machine, its MPI and a run directory. `train` makes the quick checks (`job/preflight.py`) itself."""

@@ -1,4 +1,4 @@
-"""Whether all ranks come to MPI at all. To be asked before MPI is imported: its start does not return before all are there."""
+"""Detect ranks that never start. To be used before MPI is imported, which does not return before all ranks have started."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import subprocess
 
 from gala_mpi import host
 
-SECONDS = 120.0  # from a rank's start until all have started; many that read Python's files at a time are slow
+SECONDS = 120.0  # from a rank's start until all have started; many ranks that read Python's files at the same time are slow
 TEXT = "not all ranks have started within {:g} s: look for one that is stopped (state T) or waits for a file system (D)"
 
 
-class Watch:
-    """A process beside this one that ends it, with a word, unless `over` comes first.
+class Watchdog:
+    """A process that prints a message and kills this one after SECONDS, unless `stop` is called first.
 
-    No thread can do that: while MPI starts, Python's other threads stand still. The ranks of a host speak one after the other,
-    so that it is one line where the launcher ends all with the first.
+    A thread cannot do that, because Python's other threads stand still while MPI starts. The watchdogs of a host's ranks expire
+    one after the other, so that only one prints where the launcher ends all ranks with the first.
     """
 
     def __init__(self):
         seconds = SECONDS + host.rank_on_this_host()
-        speak = f"echo 'gala_mpi: {TEXT.format(SECONDS)}' >&2; kill -KILL {os.getpid()}"
-        script = f"timeout {seconds:g} cat; [ $? != 124 ] || {{ {speak}; }}"
+        end = f"echo 'gala_mpi: {TEXT.format(SECONDS)}' >&2; kill -KILL {os.getpid()}"
+        script = f"timeout {seconds:g} cat; [ $? != 124 ] || {{ {end}; }}"
         self._process = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE)
 
-    def over(self) -> None:
-        """All have started. So it is where this process ends: then its pipe is closed as well."""
+    def stop(self) -> None:
+        """End the watchdog, once all ranks have started. It also ends with this process, which closes its pipe."""
         self._process.communicate()

@@ -2,7 +2,7 @@
 
 They are preprocessed as in the GALA authors' code (Mnih et al. 2015): up to 30 no-ops, FIRE after a reset of the game, frame
 skip 4 with the maximum of the last two frames, 84×84 grey, 4 frames stacked. A lost life ends the return, not the episode: the
-next life goes on where the last one ended, without another FIRE.
+next life continues where the last one ended, without another FIRE.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ class AtariEnvironments(Environments):
     """Atari games in ale-py's vector environment (C++ threads)."""
 
     def __init__(self, game: str, num_envs: int, threads: int = 1, sticky: float = 0.0, **view: Any):
-        """`view` overrides how the screen is shown (`img_height`, `grayscale`, ...), not how the game is played."""
+        """Make `num_envs` environments of one game.
+
+        Args:
+            game: ale-py's name of the game, in snake_case.
+            num_envs: N.
+            threads: how many emulators run at the same time.
+            sticky: probability that an emulator repeats the last action, per frame (Machado et al. 2018).
+            view: options of AtariVectorEnv for how the screen is shown (`img_height`, `grayscale`, ...).
+        """
         from ale_py.vector_env import AtariVectorEnv
         from gymnasium.vector import AutoresetMode
 
@@ -35,7 +43,7 @@ class AtariEnvironments(Environments):
             frameskip=FRAMES_PER_STEP,
             use_fire_reset=True,
             reward_clipping=False,
-            # Not episodic_life: that one restarts the whole game at every lost life.
+            # Not episodic_life: it resets the whole game at every lost life.
             life_loss_info=True,
             **view,
         )
@@ -53,8 +61,8 @@ class AtariEnvironments(Environments):
 
     def receive(self) -> Step:
         observations, rewards, terminated, truncated, info = self._envs.recv()
-        # `terminated` is also set at a lost life, and `lives` is already the next game's. The end of a game shows only by
-        # its frame counter, which does not go on from where it was.
+        # `terminated` is also set at a lost life, and `lives` is already the next episode's. The end of an episode shows only
+        # in its frame counter, which then does not continue from its last value.
         frames = info["episode_frame_number"]
         over = (frames <= self._frames) | (frames > self._frames + FRAMES_PER_STEP)
         self._frames = frames.copy()

@@ -1,8 +1,8 @@
-"""The contract of environments: N of them, stepped together.
+"""The interface of environments: N of them, stepped together.
 
-A step returns the next observations (of the next episode where one ended), real unclipped rewards, and for every environment
-whether its return ends here (`terminated`) or was cut (`truncated`, with the observation that was cut off). Scores and lengths
-are of whole episodes.
+A step returns the next observations (of the next episode where one ended), rewards that are not clipped, and for every
+environment whether its return ends here (`terminated`) or was cut off (`truncated`, with the last observation before that).
+Scores and lengths are those of whole episodes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spaces:
-    """What one simulator gives and takes."""
+    """The observation and action spaces of one environment."""
 
-    observation_shape: tuple[int, ...]  # images are [channels, height, width]
+    observation_shape: tuple[int, ...]  # images: [channels, height, width]
     image: bool  # uint8 pixels; otherwise float32 numbers
     actions: int | None  # how many discrete actions; None: a box of `action_shape`
     action_shape: tuple[int, ...] = ()
@@ -33,27 +33,32 @@ class Spaces:
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished game: which simulator played it, its real score and its length in steps."""
+    """A finished episode."""
 
-    simulator: int
-    score: float
-    length: int
+    environment: int  # which one it was played in, 0 to N - 1
+    score: float  # sum of its rewards, unclipped
+    length: int  # steps
 
 
 @dataclass
 class Step:
-    """What one action in each of N environments brought."""
+    """The result of one action in each of N environments."""
 
-    observations: np.ndarray  # [N, ...], of the next game where one ended
+    observations: np.ndarray  # [N, ...], of the next episode where one ended
     rewards: np.ndarray  # [N] float32, unclipped
-    terminated: np.ndarray  # [N] bool: the return ends (a life or the game was lost)
-    truncated: np.ndarray  # [N] bool: the game was cut off
-    final_observations: np.ndarray | None  # [N, ...]; rows where `truncated` hold what was cut off, others mean nothing
+    terminated: np.ndarray  # [N] bool: the return ends (the episode has ended, or a life was lost)
+    truncated: np.ndarray  # [N] bool: the episode was cut off
+    final_observations: np.ndarray | None  # [N, ...]; where `truncated`, the last of the episode, elsewhere undefined
     episodes: list[Episode] = field(default_factory=list)
 
 
 class Environments(ABC):
-    """N environments stepped together. Those that run in threads of their own (Atari) do so between `send` and `receive`."""
+    """N environments stepped together. Those that run in threads of their own (Atari) compute between `send` and `receive`.
+
+    Attributes:
+        num_envs: N.
+        spaces: those of each environment.
+    """
 
     num_envs: int
     spaces: Spaces
@@ -64,30 +69,36 @@ class Environments(ABC):
 
     @abstractmethod
     def send(self, actions: np.ndarray) -> None:
-        """Take one action in each (int64 [N], or float32 [N, *action_shape])."""
+        """Begin a step with one action for each environment (int64 [N], or float32 [N, *action_shape])."""
 
     @abstractmethod
     def receive(self) -> Step:
-        """Wait for the step that was begun, and return it."""
+        """Wait for the step begun by `send`, and return its result."""
 
     def step(self, actions: np.ndarray) -> Step:
-        """Take one action in each, and return the step."""
+        """Take one action in each environment, and return the result."""
         self.send(actions)
         return self.receive()
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the environments."""
 
 
 class Scores:
-    """Running score and length of each simulator's game."""
+    """Score and length so far of each environment's episode."""
 
     def __init__(self, num_envs: int):
         self._scores = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
 
     def add(self, rewards: np.ndarray, over: np.ndarray) -> list[Episode]:
-        """Count one step; the games that it ended (`over`, bool [N])."""
+        """Count one step, and return the episodes that it ended.
+
+        Args:
+            rewards: float32 [N].
+            over: which episodes it ended, bool [N].
+        """
         self._scores += rewards
         self._lengths += 1
         if not over.any():

@@ -1,4 +1,4 @@
-"""One environment that can also show its screen."""
+"""Environments that can also return their screen, for videos."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from gala_mpi.errors import SettingError
 
 
 def make_filmed(env: str, sticky: float = 0.0) -> FilmedAtari | FilmedGym:
-    """One simulator of `env` that can also show its screen."""
+    """Make one environment of `env` that can also return its screen.
+
+    Raises:
+        SettingError: there is no such environment, or it cannot be rendered.
+    """
     kind, name = resolve(env)
     return FilmedAtari(name, sticky) if kind == "atari" else FilmedGym(name)
 
 
 class FilmedAtari(AtariEnvironments):
-    """One game with its colour screen, which a twin shows that plays the same seed and the same actions."""
+    """One Atari game with its colour screen, taken from a second emulator with the same seed and the same actions."""
 
     frames_per_second = 60 / FRAMES_PER_STEP
 
@@ -35,7 +39,7 @@ class FilmedAtari(AtariEnvironments):
         return super().step(actions)
 
     def screen(self) -> np.ndarray:
-        """uint8 [420, 640, 3]: the console's pixels are twice as wide as high."""
+        """Return the screen, uint8 [420, 640, 3]: the console's pixels are twice as wide as high."""
         return self._screen[0, 0].repeat(2, axis=0).repeat(4, axis=1)
 
     def close(self) -> None:
@@ -51,10 +55,10 @@ class FilmedGym(GymEnvironments):
             super().__init__(name, 1, render_mode="rgb_array")
             self._envs.envs[0].reset(seed=0)
             self.screen()
-        except Exception as error:  # a renderer that is not installed, say
+        except Exception as error:  # for example, the renderer is not installed
             raise SettingError(f"--video: {name} cannot be filmed ({error})") from None
         self.frames_per_second = self._envs.envs[0].metadata.get("render_fps", 30)
 
     def screen(self) -> np.ndarray:
-        """uint8 [height, width, 3]."""
+        """Return the screen, uint8 [height, width, 3]."""
         return self._envs.envs[0].render()

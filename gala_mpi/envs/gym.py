@@ -1,4 +1,4 @@
-"""Any gymnasium id, in this process."""
+"""Environments of gymnasium, in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from gala_mpi.errors import SettingError
 
 
 class GymEnvironments(Environments):
-    """Any gymnasium id, in this process. Images are uint8 boxes of rank 3, channels first or last; the rest is flattened."""
+    """Environments of any gymnasium id. Images are uint8 boxes of rank 3, channels first or last; other boxes are flattened.
+
+    Args:
+        name: the gymnasium id.
+        num_envs: N.
+        options: for `gymnasium.make_vec`, for example `render_mode`.
+
+    Raises:
+        SettingError: the observations are not a Box, or the actions neither Discrete nor a Box.
+    """
 
     def __init__(self, name: str, num_envs: int, **options: Any):
         import gymnasium
@@ -62,6 +71,7 @@ class GymEnvironments(Environments):
         return Step(observations, rewards, terminated, truncated, final, episodes)
 
     def _arrange(self, observations: np.ndarray) -> np.ndarray:
+        """Return a copy of the observations in the shape and dtype of `spaces`: [N, *observation_shape]."""
         if self._channels_last:
             observations = np.moveaxis(observations, -1, 1)
         rows = observations.reshape(-1, *self.spaces.observation_shape)

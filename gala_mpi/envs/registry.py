@@ -1,4 +1,4 @@
-"""A name → environments: an Atari game, or any gymnasium id."""
+"""Make environments by name: an Atari game, or any gymnasium id."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from gala_mpi.errors import SettingError
 
 
 def resolve(env: str) -> tuple[str, str]:
-    """`pong`, `ALE/Pong-v5` and `PongNoFrameskip-v4` → ("atari", "pong"); other gymnasium ids → ("gymnasium", id).
+    """Return the kind and name of an environment.
+
+    These are ("atari", "pong") for `pong`, `ALE/Pong-v5` and `PongNoFrameskip-v4`, and ("gymnasium", id) for other ids of
+    gymnasium.
 
     Raises:
-        SettingError: there is no such game.
+        SettingError: there is no such environment.
     """
     games = atari_games()
     if env in games:
         return "atari", env
-    # ale-py's ids are of versions 0, 4 and 5; gymnasium's own Blackjack-v1 is not the Atari game.
+    # ale-py's ids have versions 0, 4 and 5; gymnasium's own Blackjack-v1 is not the Atari game.
     match = re.fullmatch(r"(?:ALE/)?([A-Za-z0-9]+?)(?:NoFrameskip|Deterministic)?-v[045]", env)
     by_plain_name = {game.replace("_", ""): game for game in games}
     if match and match[1].lower() in by_plain_name:
@@ -31,22 +34,25 @@ def resolve(env: str) -> tuple[str, str]:
         return "gymnasium", env
     near = difflib.get_close_matches(env, [*games, *gymnasium.registry], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "for example pong, ms_pacman, ALE/Pong-v5 or CartPole-v1"
-    raise SettingError(f"--env {env}: no such game; an Atari game or a gymnasium id is expected ({hint})")
+    raise SettingError(f"--env {env}: no such environment; an Atari game or a gymnasium id is expected ({hint})")
 
 
 def atari_games() -> list[str]:
-    """The games whose ROMs ale-py ships, in its snake_case."""
+    """Return ale-py's names of the games whose ROMs it ships, in snake_case."""
     from ale_py import roms
 
     return roms.get_all_rom_ids()
 
 
 def make(env: str, num_envs: int, *, threads: int = 1, sticky: float = 0.0) -> Environments:
-    """`num_envs` environments of `env` (see `resolve`).
+    """Make `num_envs` environments of `env` (see `resolve`).
 
     Args:
-        threads: how many emulators run at a time (Atari).
+        threads: how many emulators run at the same time (Atari).
         sticky: probability that an emulator repeats the last action, per frame (Machado et al. 2018; Atari).
+
+    Raises:
+        SettingError: there is no such environment, or its spaces are not supported.
     """
     kind, name = resolve(env)
     return AtariEnvironments(name, num_envs, threads, sticky) if kind == "atari" else GymEnvironments(name, num_envs)

@@ -117,7 +117,7 @@ class Gossip(Exchange):
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
         self._version = self._started = version
-        self._download = Download(parameters) if device.goes_on(parameters.device) else None
+        self._download = Download(parameters) if device.is_asynchronous(parameters.device) else None
         self._mailbox.post(MIXED, version)
         versions = self._comm.allgather(version)  # agents that were resumed need not stand at the same update
         if self._lockstep and len(set(versions)) > 1:

@@ -1,4 +1,4 @@
-"""What becomes of the agents when a run goes on with another number of them. Pure arithmetic."""
+"""How agents are redistributed when a run resumes with another number of them. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ ROUNDING = 1e-9
 
 
 def shares(graph: Topology | None, agents: int, ranks: int) -> np.ndarray:
-    """float64 [ranks, agents]: row r holds how much of each saved agent goes into agent r of the new run; its sum is 1.
+    """Return the weights of the saved agents in the agents of the new run, float64 [ranks, agents]; each row sums to 1.
 
-    As many: everybody goes on. More: the new ones are copies of the old, dealt in turn. Fewer: agents `ranks`, `ranks + 1`,
-    ... leave. What a leaving agent has learnt goes to those who read it in the graph, as they weight it; a reader who leaves as
-    well hands it on. Whoever stays becomes the mean of itself and what it was given.
+    With as many agents as before, each continues as itself. With more, the new ones are copies of the old, dealt in turn. With
+    fewer, agents `ranks`, `ranks + 1`, ... leave: the parameters of a leaving agent go to those that read it in the graph, with
+    the weights of the graph, and a reader that leaves as well passes them on. An agent that stays becomes the mean of itself
+    and of what it received.
 
     Args:
-        graph: who read whom; None: nobody anybody, or all agents are the same. Whoever leaves then leaves nothing behind.
+        graph: who read whom; None: no agent read another, or all agents are the same. Agents that leave are then dropped.
+        agents: how many agents were saved.
+        ranks: how many agents the new run has.
     """
     if ranks >= agents or graph is None:
         return np.eye(agents)[np.arange(ranks) % agents]
     reads = np.sum([graph.mixing_matrix(round) for round in range(len(graph.rounds))], axis=0)
     np.fill_diagonal(reads, 0)
     flow = reads / np.maximum(reads.sum(axis=0), ROUNDING)  # column a: where the parameters of agent a go
-    # Handed on once, twice, ...: the series Σ Q^k = (I - Q)^-1. A pseudo-inverse, for some might hand on in circles.
-    handed_on = np.linalg.pinv(np.eye(agents - ranks) - flow[ranks:, ranks:])
-    given = flow[:ranks, ranks:] @ handed_on
-    parts = np.hstack([np.eye(ranks), np.where(given > ROUNDING, given, 0)])
+    # Passed on once, twice, ...: the series Σ Q^k = (I - Q)^-1. A pseudo-inverse, because agents may pass on in a circle.
+    passed_on = np.linalg.pinv(np.eye(agents - ranks) - flow[ranks:, ranks:])
+    received = flow[:ranks, ranks:] @ passed_on
+    parts = np.hstack([np.eye(ranks), np.where(received > ROUNDING, received, 0)])
     return parts / parts.sum(axis=1, keepdims=True)

@@ -1,6 +1,6 @@
-"""What a command does before it imports torch and MPI.
+"""Prepare the process before a command imports torch and MPI.
 
-Importing the package does none of it: a library leaves its user's process alone.
+Importing the package does none of this: a library must not change its user's process.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import os
 from gala_mpi import host
 from gala_mpi.job import signals
 
-# One rank, few threads: `job.build` raises torch's own count to the rank's share of the cores. Everything else that would
-# start a thread per core of the machine (OpenBLAS, OpenMP) is told not to before it is first imported.
+# Keep libraries from starting a thread per core of the machine on every rank (OpenBLAS, OpenMP); they read these variables
+# when they are imported. `job.build` then raises torch's own count to the rank's share of the cores.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# UCX over TCP moves a message in pieces of 8 KB unless it is told, which takes four times the tests and the time.
+# UCX over TCP moves a message in pieces of 8 KB by default, which takes four times the tests and the time.
 SEGMENTS = ("UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE")
 
 
 def set_environment() -> None:
-    """Set what numerical libraries and MPI read when they are loaded. What the user has set stays."""
+    """Set the variables that numerical libraries and MPI read when they are loaded. What the user has set stays."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
     for variable in SEGMENTS:
@@ -26,8 +26,14 @@ def set_environment() -> None:
 
 
 def prepare_to_train(status: int) -> None:
-    """Set the environment, listen to signals (which until then would kill this rank), and refuse a host on which MPI would
-    crash at its start, with this exit status."""
+    """Set the environment and handle signals, whose default action would kill this rank.
+
+    Args:
+        status: the exit status where shared memory is so small that MPI would crash at its start.
+
+    Raises:
+        SystemExit: shared memory is too small.
+    """
     set_environment()
     signals.listen()
     host.refuse_tiny_shared_memory(status)

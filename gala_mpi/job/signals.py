@@ -1,7 +1,7 @@
-"""Signals and the wall clock become one flag, and the flag becomes the exit status. The table of both is here.
+"""Stop early on signals and by the wall clock, and the exit status that follows from each.
 
-A handler only sets the flag; the training loop asks for it once an update. `listen()` runs before torch and MPI are
-imported: until then a signal's default action would kill the rank.
+A handler only records its signal; the training loop asks once per update. `listen()` is called before torch and MPI are
+imported, because until then a signal's default action would kill the rank.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Mapping
 
 from gala_mpi.errors import FINISHED, RESUME
 
-# What each signal makes of a run, after its checkpoint. TERM and INT mean that nobody wants it to go on by itself.
+# The exit status that each signal gives a run, after its checkpoint. TERM and INT mean that it is not to be restarted.
 STATUS = {signal.SIGUSR1: RESUME, signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
 
-SECONDS_BEFORE_JOB_END = 30.0  # for what comes after the last checkpoint: closing, the batch script's own end
+SECONDS_BEFORE_JOB_END = 30.0  # for what follows the last checkpoint: closing, and the end of the batch script
 
 _received: list[signal.Signals] = []
 
 
 def listen() -> None:
-    """From now on SIGUSR1, SIGINT and SIGTERM ask the run to save and stop."""
+    """Handle SIGUSR1, SIGINT and SIGTERM from now on: they ask the run to save and stop."""
     for number in STATUS:
         signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
 
 
-def listen_no_more() -> None:
-    """The run is over. At its end Python gives signals back their default, and a late SIGUSR1 would kill a finished rank."""
+def ignore_late_signals() -> None:
+    """Ignore SIGUSR1 once the run is over: Python restores default actions as it exits, and a late one would kill the rank."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
@@ -36,8 +36,8 @@ class Stop:
     """Whether this rank wants the run to end early, and why.
 
     Args:
-        wall_minutes: from now on; None: no limit.
-        propagation_delay: how many updates may pass between the wish and the stop.
+        wall_minutes: counted from now on; None: no limit.
+        propagation_delay: how many updates may pass between a rank's wish and the stop of all.
     """
 
     def __init__(self, wall_minutes: float | None, propagation_delay: int):
@@ -49,14 +49,14 @@ class Stop:
 
     @property
     def verdict(self) -> tuple[int, str]:
-        """The exit status asked for so far, by a signal after the last update too, and by what; a higher one counts."""
+        """The highest exit status asked for so far, and the reason. Includes signals since the last update."""
         return _highest([self._verdict, *((STATUS[number], number.name) for number in _received)])
 
     def requested(self, save_seconds: float) -> bool:
-        """Whether to stop; asked once an update.
+        """Return whether this rank wants to stop. To be called once per update.
 
         Args:
-            save_seconds: the longest that a checkpoint has taken so far.
+            save_seconds: the longest time that a checkpoint has taken so far.
         """
         self._updates += 1
         passed = time.monotonic() - self._began
@@ -71,7 +71,7 @@ class Stop:
 
 
 def seconds_of_job(environment: Mapping[str, str]) -> float:
-    """How long the batch job may still run, by Slurm's own variable; infinite without one, or if it is a past job's."""
+    """Return how long the batch job may still run, by Slurm's SLURM_JOB_END_TIME; infinite if it is not set or in the past."""
     end = environment.get("SLURM_JOB_END_TIME", "")
     left = float(end) - time.time() if end.isdigit() else 0.0
     return left if left > 0 else float("inf")

@@ -1,6 +1,6 @@
-"""The live board: every rank posts one row of numbers about itself; rank 0 reads them all for the live display.
+"""The live board: every rank posts one row of numbers about itself, and rank 0 reads them all for the live display.
 
-Rows are read by tested gets, so that nobody waits. They are for people: a row may be a moment old, and that of a rank that
+Rows are read by tested gets, so that no rank waits. They are for people: a row may be a moment old, and that of a rank that
 cannot be reached stays as it was.
 """
 
@@ -42,7 +42,7 @@ class LiveBoard:
         self._round_began = -SECONDS_BETWEEN_ROUNDS
 
     def post(self, **row: float) -> None:
-        """Write my row."""
+        """Write this rank's row."""
         values = [row[column] for column in COLUMNS]
         if self._window:
             self._window.memory.view(np.float64)[:] = values
@@ -69,7 +69,7 @@ class LiveBoard:
                 self._asked.pop(rank, None)
 
     def close(self) -> None:
-        """Collective, after everybody has left the loop."""
+        """Free the window, after all ranks have left the training loop. Collective."""
         if self._window:
             for request in self._asked.values():
                 self._progress.wait(request)

@@ -1,4 +1,4 @@
-"""Progress is everybody's duty: MPI moves data for others only while a rank is inside MPI."""
+"""Make MPI progress: over TCP, MPI moves data for other ranks only while this rank is inside MPI."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from mpi4py import MPI
 
 SECONDS_OF_A_BURST = 1e-3
-TESTS_OF_A_BURST = 100  # a network moves messages in pieces, a few a test
+TESTS_OF_A_BURST = 100  # a network moves messages in pieces, a few per test
 
 
 class Progress:
-    """Give MPI time to serve others.
+    """Make MPI progress by testing a request that never completes.
 
-    It does so by a receive from myself that is never answered: testing that makes progress on every MPI, where Iprobe does
-    not (Open MPI with osc/ucx), nor does testing a complete request (MPICH).
+    The request is a receive by this rank from itself that is not answered until `close`. Testing it makes progress with
+    every MPI library. Iprobe does not (Open MPI with osc/ucx), nor does testing a completed request (MPICH).
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class Progress:
         self._never = self._self.Irecv([bytearray(1), MPI.BYTE], source=0)
 
     def test(self, times: int) -> None:
-        """Test so many times, but no longer than a burst may last: moving a message takes some milliseconds of computing."""
+        """Test up to `times` times, but no longer than a burst may last: moving a message takes milliseconds of computing."""
         end = time.perf_counter() + SECONDS_OF_A_BURST
         for _ in range(times):
             self._never.Test()
@@ -31,7 +31,11 @@ class Progress:
                 return
 
     def wait(self, request: MPI.Request, *meanwhile: Callable[[], None]) -> None:
-        """Wait until `request` is complete, with progress for others and without keeping a core from them."""
+        """Wait until `request` is complete, making progress for other ranks and leaving them the core between tests.
+
+        Args:
+            meanwhile: called again and again while waiting.
+        """
         while not request.Test():
             for do in meanwhile:
                 do()
@@ -39,6 +43,7 @@ class Progress:
             time.sleep(0.001)
 
     def close(self) -> None:
+        """Complete the request and free the communicator."""
         self._self.Send([bytearray(1), MPI.BYTE], dest=0)
         self._never.Wait()
         self._self.Free()

@@ -1,6 +1,6 @@
-"""Read others' mailboxes: HeaderReader a header, CopyReader a message into memory of one's own, DirectReader one where it lies.
+"""Read other ranks' mailboxes: HeaderReader reads a header, CopyReader copies a message, DirectReader reads one in place.
 
-None of them waits: each step is taken when it can be (mailbox.py has the protocol).
+None of them waits: each step is taken as soon as it can be (mailbox.py has the protocol).
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from gala_mpi.mpi.mailbox import BEGUN, HEADER_BYTES, LATEST, Mailbox
 
 
 def message_reader(mailbox: Mailbox, peer: int) -> CopyReader | DirectReader:
-    """Return a reader of `peer`'s messages: where they lie, if MPI shows its memory and no checksum asks for a copy."""
-    there = None if mailbox.checksum else mailbox.of(peer)
-    return CopyReader(mailbox, peer) if there is None else DirectReader(mailbox, peer, *there)
+    """Return a reader of `peer`'s messages: in place if MPI exposes the peer's memory and no checksum needs a copy."""
+    view = None if mailbox.checksum else mailbox.shared_view(peer)
+    return CopyReader(mailbox, peer) if view is None else DirectReader(mailbox, peer, *view)
 
 
 def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | None]:
-    """Make a step of a reader touch the peer no more once MPI has failed to reach it: a second try might hang."""
+    """Decorate a reader's step so that, once MPI has failed to reach the peer, it is skipped: a second try might hang.
+
+    Raises:
+        MPI.Exception: the peer cannot be reached, and the mailbox is not to survive that.
+    """
 
     @functools.wraps(step)
     def guarded(reader: HeaderReader | CopyReader, *arguments, **options) -> bool | None:
@@ -40,10 +44,11 @@ def while_reachable(step: Callable[..., bool | None]) -> Callable[..., bool | No
 
 
 class HeaderReader:
-    """Read a peer's header again and again without waiting.
+    """Reads a peer's header again and again without waiting.
 
     Attributes:
-        header: as it last arrived, int64 [16], each word by itself.
+        header: as it last arrived, int64 [16]. Each word is consistent by itself, not the header as a whole.
+        unreachable: whether MPI has failed to reach the peer.
     """
 
     def __init__(self, mailbox: Mailbox, peer: int):
@@ -56,18 +61,18 @@ class HeaderReader:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is on its way."""
+        """Whether no get is pending."""
         return self._request is None
 
     @while_reachable
     def start(self) -> None:
-        """Begin to read the header, unless something is on its way."""
+        """Begin to read the header, unless a get is pending."""
         if self.idle:
             self._request = self.mailbox.get_header(self.peer, self._incoming)
 
     @while_reachable
     def advance(self) -> bool:
-        """Return whether a header has arrived since `start`."""
+        """Take the header if it has arrived since `start`, and return whether it has."""
         if self._request is None or not self._request.Test():
             return False
         self._request = None
@@ -77,26 +82,26 @@ class HeaderReader:
 
     @while_reachable
     def drain(self) -> None:
-        """Wait for what is on its way, so that the window can be freed."""
+        """Wait for the pending get, so that the window can be freed."""
         while self._request is not None and not self._request.Test():
             self.mailbox.progress()
         self._request = None
 
 
 class MessageReader:
-    """Read one in-peer's messages without waiting: start, advance until it is true, take, use, still_whole.
+    """Reads the messages of one in-peer without waiting: start, advance until it returns true, take, use, still_whole.
 
     Args:
         mailbox: the transport.
         peer: whose messages.
 
     Attributes:
-        header: the peer's as far as it is known, int64 [16], each word by itself.
-        idle: whether nothing is on its way.
-        ready: whether one is there.
-        version: of the one that is there or was taken last.
-        torn: how many were thrown away because their slot was rewritten meanwhile.
-        corrupt: how many were thrown away because their checksum was wrong.
+        header: the peer's as it is known so far, int64 [16]. Each word is consistent by itself.
+        idle: whether no get is pending.
+        ready: whether a message can be taken.
+        version: that of the message that is ready or was taken last.
+        torn: how many messages were discarded because their slot was rewritten meanwhile.
+        corrupt: how many messages were discarded because their checksum was wrong.
     """
 
     header: np.ndarray
@@ -112,65 +117,65 @@ class MessageReader:
         mailbox.readers.append(self)
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
-        """Ask for the newest message above `newer_than`, or for version `exactly`, unless something is on its way.
+        """Ask for the newest message above `newer_than`, or for version `exactly`, unless a get is pending.
 
-        While a message is ready, only the header is read anew.
+        While a message is ready, only the header is read again.
         """
         raise NotImplementedError
 
     def advance(self) -> bool:
-        """Take every step that needs no waiting; return whether a message is there."""
+        """Take every step that needs no waiting, and return whether a message is ready."""
         raise NotImplementedError
 
     def take(self) -> tuple[np.ndarray, int]:
-        """Return the message that is ready (float32 [length]), and its version; then the next may be asked for."""
+        """Return the message that is ready (float32 [length]) and its version. Then the next one may be asked for."""
         raise NotImplementedError
 
     def still_whole(self) -> bool:
-        """Return whether what was taken was whole until now, when it has been used. If not, take again."""
+        """Return, after a message has been used, whether it was whole until then. If not, it must be taken again."""
         raise NotImplementedError
 
     def drain(self) -> None:
         """See mailbox.Reader."""
         raise NotImplementedError
 
-    def _has_wanted(self) -> bool:
-        """By the header: whether the peer has what is wanted, and `version`, which that is."""
+    def _has_requested(self) -> bool:
+        """Return whether the peer, by its header, has the message asked for, and set `version` to that message's."""
         latest = int(self.header[LATEST])
-        wanted = latest if self._exactly is None else self._exactly
-        if not self._newer_than < wanted <= latest:
+        requested = latest if self._exactly is None else self._exactly
+        if not self._newer_than < requested <= latest:
             return False
-        self.version = wanted
+        self.version = requested
         return True
 
     def _whole(self) -> bool:
-        """The second look: whether the slot still was the version's when all of it had been read."""
+        """Return whether, by the second header, the slot still held this version when all of it had been read."""
         return bool(self.header[BEGUN + self.version % self.mailbox.reach.slots] == self.version)
 
 
 class CopyReader(MessageReader):
-    """Copy messages into memory of one's own: header → payload → header. The second look comes with the message."""
+    """Copies messages into memory of this rank: header → payload → header. They are verified before they are ready."""
 
     def __init__(self, mailbox: Mailbox, peer: int):
         super().__init__(mailbox, peer)
         self.unreachable = False
-        self._headers = HeaderReader(mailbox, peer)
+        self._header_reader = HeaderReader(mailbox, peer)
         self._slot = np.zeros(mailbox.words, np.float32)
         self._payload_request: MPI.Request | None = None
-        self._judging = False  # the header on its way is the one after the payload
+        self._verifying = False  # whether the pending header is the second one, after the payload
 
     @property
     def header(self) -> np.ndarray:
-        return self._headers.header
+        return self._header_reader.header
 
     @property
     def idle(self) -> bool:
-        return self._headers.idle and self._payload_request is None
+        return self._header_reader.idle and self._payload_request is None
 
     def start(self, newer_than: int, exactly: int | None = None) -> None:
         if self.idle:
             self._newer_than, self._exactly = newer_than, exactly
-            self._headers.start()
+            self._header_reader.start()
 
     @while_reachable
     def advance(self) -> bool:
@@ -180,28 +185,28 @@ class CopyReader(MessageReader):
                     return False
                 self._payload_request = None
                 self.mailbox.arrived(self.peer)
-                self._judging = True
-                self._headers.start()
-            if not self._headers.advance():
+                self._verifying = True
+                self._header_reader.start()
+            if not self._header_reader.advance():
                 return self.ready
-            if self._judging:
-                self._judging = False
+            if self._verifying:
+                self._verifying = False
                 self.ready = self._whole()
                 self.torn += not self.ready
                 if self.ready and not self._matches():
                     self.ready = False
                     self.corrupt += 1
-                    return False  # asked for anew by the next start(), not here and now again and again
-            if not self.ready and self._has_wanted():
+                    return False  # read again after the next start(), not over and over in this call
+            if not self.ready and self._has_requested():
                 self._payload_request = self.mailbox.get_payload(self.peer, self.version, self._slot)
 
     def _matches(self) -> bool:
-        """Whether the payload has the checksum that came with it."""
+        """Return whether the payload matches the checksum that came with it."""
         return not self.mailbox.checksum or zlib.crc32(self._slot[:-1].data) == self._slot.view(np.uint32)[-1]
 
     def take(self) -> tuple[np.ndarray, int]:
         self.ready = False
-        self._newer_than = self.version  # the header that may be on its way does not bring it again
+        self._newer_than = self.version  # a header that is still pending must not bring it again
         return self._slot[: self.mailbox.length], self.version
 
     def still_whole(self) -> bool:
@@ -215,10 +220,10 @@ class CopyReader(MessageReader):
 
 
 class DirectReader(MessageReader):
-    """Read messages where they lie, in the peer's own memory. The second look comes when they have been used.
+    """Reads messages in place, in the peer's own memory. They are verified after they have been used (`still_whole`).
 
     Args:
-        header, slots: the peer's (see Mailbox.of).
+        header, slots: the peer's (see Mailbox.shared_view).
     """
 
     idle = True
@@ -232,12 +237,12 @@ class DirectReader(MessageReader):
         self._newer_than, self._exactly, self._asked = newer_than, exactly, True
 
     def advance(self) -> bool:
-        self.ready = self._asked and self._has_wanted()
+        self.ready = self._asked and self._has_requested()
         return self.ready
 
     def take(self) -> tuple[np.ndarray, int]:
         if self._exactly is None:
-            self.version = int(self.header[LATEST])  # newer than the one that was ready, perhaps
+            self.version = int(self.header[LATEST])  # it may be newer than the one that was ready
         self.mailbox.sync()
         self.ready = self._asked = False
         return self._slots[self.version % len(self._slots)][: self.mailbox.length], self.version
@@ -249,4 +254,4 @@ class DirectReader(MessageReader):
         return whole
 
     def drain(self) -> None:
-        self.header, self._slots = np.zeros(0, np.int64), []  # the others view memory that is about to go
+        self.header, self._slots = np.zeros(0, np.int64), []  # the views of memory that is freed next are given up

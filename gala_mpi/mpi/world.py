@@ -1,4 +1,4 @@
-"""Starting and ending MPI: who I am, how many threads are mine, one clear error, no rank left hanging."""
+"""Start and end MPI: ranks and hosts, each rank's share of the cores, one line for an error, no rank left hanging."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from gala_mpi.errors import (
 from gala_mpi.host import HostView
 
 T = TypeVar("T")
-SECONDS_TO_BE_READ = 1.0  # MPICH's launcher drops what a rank has said just before its abort: 2 of 60 tracebacks, measured
-SECONDS_BETWEEN_LOOKS = 0.01  # at whether all are here
-# What chooses how messages travel.
+SECONDS_BEFORE_ABORT = 1.0  # MPICH's launcher drops what a rank prints just before its abort: 2 of 60 tracebacks, measured
+SECONDS_BETWEEN_TESTS = 0.01  # of whether all ranks have arrived
+# Environment variables that choose how messages travel.
 TRANSPORT = ("MPIR_CVAR_CH4_NETMOD", "MPIR_CVAR_NOLOCAL", "FI_PROVIDER", "UCX_TLS", "UCX_NET_DEVICES")
 TRANSPORT += ("OMPI_MCA_pml", "OMPI_MCA_osc", "OMPI_MCA_btl", "I_MPI_FABRICS")
 
 
 def rendezvous(comm: MPI.Intracomm) -> None:
-    """A barrier that leaves the cores to those who are still on their way. Collective.
+    """Wait for all ranks without occupying a core. Collective.
 
-    Before every first step together: while 31 ranks waited inside MPI on two cores, what rank 0 does in 0.7 s took it 10.
+    Ranks that wait inside MPI's own barrier take the cores from those that are still on their way: while 31 ranks waited on
+    two cores, rank 0 took 10 s for 0.7 s of work.
     """
     everybody = comm.Ibarrier()
     while not everybody.Test():
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_TESTS)
 
 
 class World:
@@ -49,18 +50,19 @@ class World:
     Attributes:
         comm: the communicator of all agents.
         node: the communicator of the agents on this host.
-        host_views: what every rank sees of its host; `view`: what I see.
+        view: what this rank sees of its host.
+        host_views: the views of all ranks, in their order.
     """
 
     def __init__(self):
-        host.tune()
+        host.tune_malloc()
         self.comm = MPI.COMM_WORLD  # the only place that names it
         rendezvous(self.comm)
         self.rank, self.size = self.comm.rank, self.comm.size
         self.host = MPI.Get_processor_name()
         self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        mine = os.sched_getaffinity(0)
-        self.view = host.view(self.host, self.node.allgather(mine), mine)
+        mask = os.sched_getaffinity(0)
+        self.view = host.view(self.host, self.node.allgather(mask), mask)
         self.host_views: list[HostView] = self.comm.allgather(self.view)
 
     @property
@@ -70,7 +72,7 @@ class World:
 
     @property
     def hosts(self) -> list[str]:
-        """Of every rank."""
+        """The name of every rank's host, in the order of the ranks."""
         return [view.host for view in self.host_views]
 
     @property
@@ -85,18 +87,21 @@ class World:
 
     @property
     def description(self) -> str:
-        """The library, how it was built and what the environment tells it."""
+        """The MPI library, how it was built and the environment variables that choose its transport."""
         built = next((line.split(":", 1)[1] for line in MPI.Get_library_version().splitlines() if "Device:" in line), "")
-        told = [f"{name}={os.environ[name]}" for name in TRANSPORT if name in os.environ]
-        return ", ".join(filter(None, [self.library, built.strip(), *told]))
+        variables = [f"{name}={os.environ[name]}" for name in TRANSPORT if name in os.environ]
+        return ", ".join(filter(None, [self.library, built.strip(), *variables]))
 
     @property
     def threads_allowed(self) -> bool:
-        """Whether threads may run beside the one that calls MPI."""
+        """Whether other threads may run beside the one that calls MPI."""
         return MPI.Query_thread() >= MPI.THREAD_FUNNELED
 
     def decide(self, choose: Callable[[], T]) -> T:
-        """What rank 0's `choose()` returns, on every rank. Bad input there ends every rank with status 2 and one line."""
+        """Call `choose()` on rank 0 and return its result on every rank. Collective.
+
+        Bad input (a SettingError) ends every rank with status 2, after one line from rank 0.
+        """
         chosen, status = None, None
         if self.root:
             try:
@@ -113,33 +118,33 @@ class World:
         return chosen
 
     def largest(self, value: T) -> T:
-        """The largest `value` of any rank. Collective."""
+        """Return the largest `value` of any rank. Collective."""
         return self.comm.allreduce(value, MPI.MAX)
 
     def gather(self, value: T) -> list[T]:
-        """Return every rank's value, in their order, on rank 0; elsewhere nothing. Collective."""
+        """Return the values of all ranks, in their order, on rank 0; an empty list elsewhere. Collective."""
         return self.comm.gather(value) or []
 
     def sum(self, value: int) -> int:
-        """The sum over all ranks. Collective."""
+        """Return the sum of `value` over all ranks. Collective."""
         return self.comm.allreduce(value)
 
     def all(self, holds: bool) -> bool:
-        """Whether it holds on every rank. Collective."""
+        """Return whether `holds` is true on every rank. Collective."""
         return self.comm.allreduce(holds, MPI.LAND)
 
     def wait(self) -> None:
-        """Until all ranks are here. Collective."""
+        """Wait until all ranks are here. Collective."""
         rendezvous(self.comm)
 
     def leave(self, status: int) -> NoReturn:
-        """End this rank alone, in order but without MPI: with a dead rank all that MPI does together never returns."""
+        """End this rank alone, without finalising MPI: once a rank has died, MPI's collective calls never return."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
     def part(self, ranks: int) -> MPI.Intracomm | None:
-        """A communicator of the first `ranks` ranks; None for those outside it. Collective."""
+        """Return a communicator of the first `ranks` ranks; None on the others. Collective."""
         inside = self.rank < ranks
         comm = self.comm.Split(0 if inside else MPI.UNDEFINED, self.rank)
         return cast(MPI.Intracomm, comm) if inside else None
@@ -151,13 +156,13 @@ class World:
         if kind is None or issubclass(kind, SystemExit):
             self.node.Free()
             return
-        me = f"gala_mpi: rank {self.rank} on {self.host}"
+        prefix = f"gala_mpi: rank {self.rank} on {self.host}"
         if issubclass(kind, JobError):
-            report = f"{me}: {error}; the job ends."
+            report = f"{prefix}: {error}; the job ends."
         else:
-            report = f"{me} failed; the job ends.\n{''.join(traceback.format_exception(kind, error, trace))}"
+            report = f"{prefix} failed; the job ends.\n{''.join(traceback.format_exception(kind, error, trace))}"
         sys.stdout.flush()
         print(report, file=sys.stderr, flush=True)
-        time.sleep(SECONDS_TO_BE_READ)
+        time.sleep(SECONDS_BEFORE_ABORT)
         self.comm.Abort(errors.FAILED)
         os._exit(errors.FAILED)  # MPICH returns from its abort, and Python would print the error once more

@@ -1,7 +1,7 @@
-"""Energy and load of a node, as its counters tell: RAPL for CPUs, NVML for GPUs, the node's own where there is one.
+"""Energy and load of a node, from its counters: RAPL for CPUs, NVML for GPUs, and the node's own counter if it has one.
 
-What a node does not show is NaN, never an estimate. Counters belong to the node: all that runs there is in them, so of the
-ranks of a node one reads them.
+What a node does not measure is NaN, never an estimate. The counters cover everything that runs on the node, so only one of
+its ranks reads them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-POWERCAP = Path("/sys/class/powercap")  # RAPL, of Intel's and AMD's CPUs; often for root alone
+POWERCAP = Path("/sys/class/powercap")  # RAPL, of Intel's and AMD's CPUs; often readable by root only
 NODE = Path("/sys/cray/pm_counters/energy")  # joules of the whole node; Slurm's acct_gather_energy/pm_counters reads it too
 STAT = Path("/proc/stat")
 NAN = float("nan")
@@ -20,13 +20,13 @@ NAN = float("nan")
 
 @dataclass
 class Reading:
-    """Since the reading before; NaN: not available."""
+    """Energy and load since the previous reading; NaN where not available."""
 
     seconds: float
-    cpu_joules: float  # packages, and memory where it is counted apart
+    cpu_joules: float  # packages, and memory where it has a counter of its own
     gpu_joules: float  # all GPUs of the node
     node_joules: float
-    cores_busy: float  # share of the node's cores, whoever used them
+    cores_busy: float  # share of the node's cores, by all processes
     gpus_busy: float  # share of the time, mean over the node's GPUs
 
 
@@ -39,6 +39,7 @@ class Meter:
         self._last = self._counters()
 
     def read(self) -> Reading:
+        """Return energy and load since the last call, or since the meter was made."""
         last, self._last = self._last, self._counters()
         new = self._last
         busy, idle = (after - before for before, after in zip(last["cores"], new["cores"]))
@@ -66,7 +67,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Zone:
-    """One RAPL counter; it begins anew at `wraps` joules."""
+    """One RAPL counter, which starts again at 0 when it reaches `wraps` joules."""
 
     file: Path
     wraps: float
@@ -76,7 +77,7 @@ class Zone:
 
 
 def rapl_zones() -> list[Zone]:
-    """Packages, and their memory where it has a counter of its own; none where the kernel shows none to this user."""
+    """Return the counters of packages and, where they are separate, of memory; none where this user may not read them."""
     zones = []
     for folder in sorted(POWERCAP.glob("intel-rapl:*")):
         try:
@@ -90,12 +91,12 @@ def rapl_zones() -> list[Zone]:
 
 
 def growth(before: float, after: float, wraps: float) -> float:
-    """How far a counter went on that begins anew at `wraps`."""
+    """Return by how much a counter grew that starts again at 0 when it reaches `wraps`."""
     return after - before if after >= before else after - before + wraps
 
 
 def cores() -> tuple[float, float]:
-    """Ticks that all cores together have been busy, and idle or waiting for a disk."""
+    """Return the ticks for which all cores together were busy, and those for which they were idle or waited for a disk."""
     ticks = [int(word) for word in STAT.read_text().split("\n", 1)[0].split()[1:9]]
     idle = ticks[3] + ticks[4]
     return sum(ticks) - idle, idle
@@ -106,40 +107,42 @@ def cores() -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Gpu:
+    """The counters of one GPU."""
+
     joules: Callable[[], float]
-    busy: Callable[[], float]  # share of the last moment (a sixth of a second to a second)
+    busy: Callable[[], float]  # share of the time, over the last sixth of a second to a second
 
 
 def gpus() -> list[Gpu]:
-    """The node's GPUs; none without NVIDIA's driver and nvidia-ml-py, or where one of them does not answer."""
+    """Return the node's GPUs; none without NVIDIA's driver and nvidia-ml-py, or where one of the GPUs does not answer."""
     try:
-        import pynvml  # only where there may be a GPU
+        import pynvml  # optional: only needed where there may be a GPU
 
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # no package, no driver, no GPU, or a lost one: all the same
+    except Exception:  # no package, no driver, no GPU, or a lost one
         return []
 
-    def told(question: Callable[[], Any]) -> Callable[[], float]:
-        def answer() -> float:
+    def or_nan(read: Callable[[], Any]) -> Callable[[], float]:
+        def read_or_nan() -> float:
             try:
-                return question()
-            except pynvml.NVMLError:  # does not count, or was lost on the way
+                return read()
+            except pynvml.NVMLError:  # this GPU has no such counter, or has been lost since
                 return NAN
 
-        return answer
+        return read_or_nan
 
     def gpu(handle: object) -> Gpu:
         return Gpu(
-            joules=told(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
-            busy=told(lambda: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100),
+            joules=or_nan(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
+            busy=or_nan(lambda: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100),
         )
 
     return [gpu(handle) for handle in handles]
 
 
 def number(file: Path) -> float:
-    """The first number in a file of the kernel's; NaN where it cannot be read."""
+    """Return the first number in one of the kernel's files; NaN where it cannot be read."""
     try:
         return float(file.read_text().split()[0])
     except (OSError, ValueError, IndexError):

@@ -1,5 +1,8 @@
-"""Facts about one start of a run, so that it can be told later what ran where. Files and the environment only: no child
-process is made, because forking after MPI has started is not safe on every network."""
+"""Metadata of one start of a run: what ran, and where.
+
+It comes from files and the environment only. No child process is started, because forking after MPI has started is not safe
+on every network.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ PACKAGES = ("mpi4py", "torch", "gymnasium", "ale-py", "numpy", "h5py")
 
 
 def metadata(graph: Topology | None, library: str, hosts: list[str], threads: list[int], number: int) -> dict[str, object]:
-    """What is known before the first step.
+    """Return the metadata that is known before the first step.
 
     Args:
-        graph: who reads whom; None: nobody.
+        graph: who reads whom; None: no agent reads another.
         library: the MPI library and its version.
         hosts: of every rank.
         threads: of every rank.
-        number: the checkpoint that this start goes on from; 0: from scratch.
+        number: the checkpoint that this start resumes from; 0: it starts from scratch.
     """
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -45,7 +48,7 @@ def metadata(graph: Topology | None, library: str, hosts: list[str], threads: li
 
 
 def commit(repository: Path) -> str:
-    """The commit that is checked out in `repository`; empty outside a checkout."""
+    """Return the hash of the commit that is checked out in `repository`; empty outside a checkout."""
     git = repository / ".git"
     try:
         head = (git / "HEAD").read_text().strip()

@@ -1,6 +1,6 @@
-"""What a rank writes down while it trains: updates, episodes, mixes, sketches and energy, in the rank's own file.
+"""Record a rank's training: updates, episodes, mixes, sketches and energy, in files of the rank's own.
 
-Rows are kept for a few seconds and written together; `flush()` writes at once.
+Rows are kept for a few seconds and written together; `flush()` writes them at once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
 from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, TABLES
 
-ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: whoever sees an update sees what came with it
+ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: who sees an update sees all its rows
 
 SECONDS_BETWEEN_WRITES = 2.0
-ROOM = 65_536  # updates a file has room for; when one is full the next begins
-SKETCH_ROOM = 1024  # likewise; a sketch takes 32 KiB, and a new file is made in memory
+ROOM = 65_536  # updates that a file has room for; when it is full, the next one begins
+SKETCH_ROOM = 1024  # likewise; smaller because a sketch takes 32 KiB, and a new file is made in memory
 
 
 class Losses(Protocol):
@@ -38,7 +38,7 @@ class Losses(Protocol):
 
 
 class Learner(Protocol):
-    """What is written down of a learner after each update."""
+    """The attributes of a learner that are recorded after each update."""
 
     updates: int
     steps: int
@@ -49,9 +49,10 @@ class Update(NamedTuple):
     """The result of an update.
 
     Attributes:
-        grad_norm: length of the gradient, before clipping.
+        losses: of the batch.
+        grad_norm: norm of the gradient, before clipping.
         episodes: those that ended.
-        sketches: now and then two: of this agent's own gradient, and of the parameters with which it goes on.
+        sketches: empty at most updates; else two: of this agent's own gradient, and of the parameters after the exchange.
     """
 
     losses: Losses
@@ -66,13 +67,13 @@ class Recorder:
     Args:
         run: the run directory.
         rank: whose tables.
-        update: the agent's update counter now: rows of earlier files beyond it are superseded by a resume.
+        update: the agent's update counter now; after a resume, rows of earlier files beyond it no longer count.
         updates: how many updates are still to come.
-        peers: the most mixes an update can bring.
-        sketch_updates: updates from one sketch to the next; 0: there are none.
+        peers: the largest number of mixes in an update.
+        sketch_updates: updates from one sketch to the next; 0: no sketches.
         hours: training time before this start.
-        meter: the node's counters, for one rank of a node.
-        metadata: about this start, kept as attributes.
+        meter: the node's energy counters, on one rank of each node; None on the others.
+        metadata: of this start, written as attributes of the file.
     """
 
     def __init__(
@@ -87,12 +88,12 @@ class Recorder:
         meter: Meter | None = None,
         **metadata: int | bool,
     ):
-        self._run, self._rank, self._peers, self._facts = run, rank, peers, metadata
+        self._run, self._rank, self._peers, self._metadata = run, rank, peers, metadata
         self._sketch_updates = sketch_updates
         self._last_update = update + updates
         self._began = time.monotonic() - 3600 * hours
         self._meter = meter
-        self._waiting: dict[str, list[tuple]] = {table: [] for table in TABLES}
+        self._pending: dict[str, list[tuple]] = {table: [] for table in TABLES}
         self._open(update)
         self._written = self._metered = time.monotonic()
         self._cpu = time.process_time()
@@ -103,48 +104,57 @@ class Recorder:
         return (time.monotonic() - self._began) / 3600
 
     def record(self, learner: Learner, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
-        """One update's rows; `seconds` of each section of it."""
+        """Record one update.
+
+        Args:
+            learner: after the update.
+            done: the result of the update.
+            counters: those of the exchange.
+            seconds: the time spent in each section (see `clock.SECTIONS`).
+        """
         losses = done.losses
         update, steps, hours = learner.updates, learner.steps, self.hours
-        ages = [update - mix.version for mix in counters.mixes]
-        age = sum(ages) / len(ages) if ages else np.nan
+        lags = [update - mix.version for mix in counters.mixes]
+        lag = sum(lags) / len(lags) if lags else np.nan
         row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, learner.step_norm]
-        row += [counters.staleness, age, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
+        row += [counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]
-        self._waiting["updates"].append(tuple(row))
-        self._waiting["episodes"] += [(update, steps, hours, e.simulator, e.length, e.score) for e in done.episodes]
-        self._waiting["mixes"] += [(update, *mix) for mix in counters.mixes]
+        self._pending["updates"].append(tuple(row))
+        self._pending["episodes"] += [(update, steps, hours, e.environment, e.length, e.score) for e in done.episodes]
+        self._pending["mixes"] += [(update, *mix) for mix in counters.mixes]
         if done.sketches:
             gradient, parameters = done.sketches
-            self._waiting["sketches"].append((update, parameters, gradient))
+            self._pending["sketches"].append((update, parameters, gradient))
         if self._meter and time.monotonic() - self._metered > SECONDS_BETWEEN_READINGS:
-            self._waiting["energy"].append((update, hours, *dataclasses.astuple(self._meter.read())))
+            self._pending["energy"].append((update, hours, *dataclasses.astuple(self._meter.read())))
             self._metered = time.monotonic()
-        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES or len(self._waiting["episodes"]) > ROOM // 2:
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES or len(self._pending["episodes"]) > ROOM // 2:
             self.flush()
 
     def flush(self) -> None:
-        """Write all rows that wait. A kill after this loses none of them."""
-        if any(self._tables.room(name) < len(rows) for name, rows in self._waiting.items()):
-            first = self._waiting["updates"][0][0] - 1
+        """Write all pending rows. They are not lost if the process is killed afterwards."""
+        if any(self._tables.room(name) < len(rows) for name, rows in self._pending.items()):
+            first = self._pending["updates"][0][0] - 1
             self._tables.close()
             self._open(first)
         for name in ORDER:
-            self._tables.append(name, np.array(self._waiting[name], TABLES[name]))
-            self._waiting[name] = []
+            self._tables.append(name, np.array(self._pending[name], TABLES[name]))
+            self._pending[name] = []
         self._written = time.monotonic()
 
     def sync(self) -> None:
-        """Flush, and see the rows onto the disk."""
+        """Write all pending rows, and wait until they are on the disk."""
         self.flush()
         self._tables.sync()
 
     def close(self) -> None:
+        """Write all pending rows to the disk, and close the file."""
         self.sync()
         self._tables.close()
 
     def _open(self, update: int) -> None:
+        """Begin a new file, whose rows come after `update`."""
         room = min(ROOM, max(self._last_update - update, 1))
         rooms = {
             "updates": room,
@@ -153,14 +163,14 @@ class Recorder:
             "sketches": min(SKETCH_ROOM, room // self._sketch_updates + 1) if self._sketch_updates else 1,
             "energy": ROOM if self._meter else 1,
         }
-        # At least what waits: in place of a lost peer (--survive) several are mixed.
-        rooms = {name: max(1, count, len(self._waiting[name])) for name, count in rooms.items()}
+        # At least the pending rows: in place of a lost peer (--survive) several are mixed.
+        rooms = {name: max(1, count, len(self._pending[name])) for name, count in rooms.items()}
         layouts = {name: (TABLES[name], rooms[name]) for name in TABLES}
         path = layout.next_metrics_file(self._run, self._rank)
-        self._tables = tables.Tables(path, layouts, {"rank": self._rank, "after_update": update, **self._facts})
+        self._tables = tables.Tables(path, layouts, {"rank": self._rank, "after_update": update, **self._metadata})
 
 
 def resident_mib() -> float:
-    """This process's resident memory, MiB."""
+    """Return the resident memory of this process, in MiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20

@@ -121,7 +121,7 @@ class Collector:
             record.rewards.append(reward)
             record.discounts.append(self.discount * ~(step.terminated | step.truncated))
             first = sum(each.num_envs for each in self.environments[:turn])
-            record.episodes += [replace(episode, simulator=first + episode.simulator) for episode in step.episodes]
+            record.episodes += [replace(episode, environment=first + episode.environment) for episode in step.episodes]
 
     def batch(self) -> Batch:
         """The rollout that was collected last. Operations on the device alone, so that they can be replayed."""

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     except SettingError as error:
         print(f"gala_mpi: {error}", file=sys.stderr)
         sys.exit(2)
-    with cli.reader_may_leave():
+    with cli.ignore_broken_pipe():
         show(wanted, graph, properties(graph, wanted.parameters))
 
 

@@ -6,14 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from commandline import SMALL, TRAIN, complaints, train
-from launch import mpirun
+from launch import HANGS, mpirun
 
 BROKEN_GAME = Path(__file__).with_name("broken_game.py")
 
@@ -26,9 +25,7 @@ def run(tmp_path):
 @pytest.mark.parametrize("exchange", ["gossip", "allreduce"])
 def test_an_error_on_one_rank_ends_the_job(run, exchange):
     flags = ("--env", "BrokenPole-v0", "--num-envs", 1, "--exchange", exchange, "--run-dir", run)
-    began = time.monotonic()
-    result = mpirun(3, BROKEN_GAME, *flags, timeout=60)
-    assert time.monotonic() - began < 40
+    result = mpirun(3, BROKEN_GAME, *flags)
     assert result.returncode not in (0, 2)
     assert complaints(result) == [f"gala_mpi: rank 1 on {socket.gethostname()} failed; the job ends."]
     assert result.stderr.count("Traceback (most recent call last)") == 1
@@ -58,7 +55,7 @@ def assert_refused(folder: Path, *flags: object, ranks: int = 2) -> str:
 
 
 BAD_VALUES = {
-    "game": (("--env", "pongg"), "--env pongg: no such game", "did you mean pong"),
+    "game": (("--env", "pongg"), "--env pongg: no such environment", "did you mean pong"),
     "environments": (("--num-envs", 0), "--num-envs 0", "1 or more"),
     "halves": (("--overlap", "--num-envs", 3), "--overlap --num-envs 3", "an even number"),
     "steps": (("--total-steps", 0), "--total-steps 0", "1 or more"),
@@ -143,6 +140,6 @@ def test_a_reader_that_leaves_is_no_error(command):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", f"gala_mpi.{program}", *arguments]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=HANGS)
     os.close(writing)
     assert done.stderr == "" and done.returncode == 0

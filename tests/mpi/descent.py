@@ -47,7 +47,6 @@ class Trace:
     mixes: list[list[Mix]] = field(default_factory=list)
     staleness: list[int] = field(default_factory=list)
     orders: list[Order] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # that the exchange took
     ended: bool = False  # whether it stopped because it was ordered to
 
 
@@ -71,7 +70,6 @@ def run(
             time.sleep(pause(k))
             exchange.progress()
             g = gradient(x, k).astype(np.float32)
-            began = time.monotonic()
             exchange.gradient(torch.from_numpy(g))
             step, room = np.float32(lr(k)) * g, exchange.room()
             if room is None:
@@ -80,7 +78,6 @@ def run(
                 torch.sub(vector, torch.from_numpy(step), out=room)
                 x[:] = np.nan
             exchange.parameters(vector)
-            trace.seconds.append(time.monotonic() - began)
             counters = exchange.counters()
             trace.mixes.append(counters.mixes)
             trace.staleness.append(counters.staleness)

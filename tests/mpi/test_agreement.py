@@ -118,7 +118,7 @@ def test_free_ranks_stop_soon_after_one_asks(comm, config):
         def wish(k: int) -> Order:
             return Order(stop=comm.rank == asking and k >= 5)
 
-        ended.append(run(comm, config, 5_000, wish=wish, pause=lambda k: 1e-3).ended)
+        ended.append(run(comm, config, 100_000, wish=wish, pause=lambda k: 1e-3).ended)
     assert all(ended)
 
 
@@ -131,7 +131,7 @@ def test_a_wish_to_stop_is_heard_when_a_peer_has_finished(comm, config):
     def wish(k: int) -> Order:
         return Order(stop=comm.rank == comm.size - 1 and k >= 200)
 
-    trace = run(comm, config, 3 if comm.rank == 1 else 5_000, wish=wish, pause=lambda k: 1e-3)
+    trace = run(comm, config, 3 if comm.rank == 1 else 100_000, wish=wish, pause=lambda k: 1e-3)
     assert trace.ended or comm.rank == 1
 
 
@@ -154,12 +154,18 @@ def test_no_update_at_all(comm, config):
 
 
 @pytest.mark.parametrize("config", named([FREE[0], SERVER, NONE]))
-def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config):
+def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config, signs):
     exchange, x, calls = build_exchange(config, comm, LENGTH), torch.zeros(LENGTH), []
+
+    def attend() -> None:
+        calls.append(len(calls))
+        if len(calls) > 3:
+            signs.give("has attended")
+
     exchange.start(0, x)
     if comm.rank == comm.size - 1:
-        time.sleep(0.2)
-    exchange.close(meanwhile=lambda: calls.append(time.monotonic()))
+        signs.wait("has attended", signs.others())
+    exchange.close(meanwhile=attend)
     assert len(calls) > 3 or comm.rank == comm.size - 1
 
 

@@ -47,14 +47,14 @@ def measured(begin: str, what: str) -> float:
     return float(done.stdout)
 
 
-@pytest.mark.parametrize("begin, holes", [("host.tune()", False), ("libc.mallopt(-3, 1 << 30)", True)])
+@pytest.mark.parametrize("begin, holes", [("host.tune_malloc()", False), ("libc.mallopt(-3, 1 << 30)", True)])
 def test_large_blocks_leave_no_holes(begin, holes):
     """Ninety megabytes in blocks with something smaller behind each that stays; in the heap they would stay resident."""
     grown = measured(begin, HOLES)
     assert grown > 60 if holes else grown < 10
 
 
-@pytest.mark.parametrize("begin, faults", [("host.tune()", False), ("libc.mallopt(-3, 1 << 21)", True)])
+@pytest.mark.parametrize("begin, faults", [("host.tune_malloc()", False), ("libc.mallopt(-3, 1 << 21)", True)])
 def test_a_block_that_comes_again_finds_its_pages(begin, faults):
     """Two megabytes, 488 pages of 4 kB, at the end of the heap."""
     of_each = measured(begin, FAULTS)

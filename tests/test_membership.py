@@ -21,7 +21,7 @@ from gala_mpi.run.checkpoints import State
 
 
 def world(rank: int, size: int = 3) -> SimpleNamespace:
-    """All of a World that a roll looks at."""
+    """All of a World that a Membership uses."""
     return SimpleNamespace(rank=rank, size=size, host=f"host{rank}", hosts=[f"host{other}" for other in range(size)])
 
 
@@ -54,62 +54,62 @@ def test_one_of_many_is_first(tmp_path):
 
 
 def test_all_see_the_same_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_LOOKS", 0.0)
-    rolls = [Membership(tmp_path, world(rank)) for rank in range(3)]
-    rolls[0].miss({2: 41})
-    rolls[1].miss({2: 40})  # later, and less is known
-    rolls[0].answer(100, 4)
-    assert not rolls[0].complete({2: 41})
-    rolls[2].answer(50, 3)  # it was not dead, but too late
-    rolls[1].answer(100, 5)
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_CHECKS", 0.0)
+    memberships = [Membership(tmp_path, world(rank)) for rank in range(3)]
+    memberships[0].report_lost({2: 41})
+    memberships[1].report_lost({2: 40})  # later, and less is known
+    memberships[0].record_end(100, 4)
+    assert not memberships[0].complete({2: 41})
+    memberships[2].record_end(50, 3)  # it was not dead, but too late
+    memberships[1].record_end(100, 5)
     expected = [End(0, "host0", False, 100, 4), End(1, "host1", False, 100, 5), End(2, "host2", True, 41)]
-    for rank, roll in enumerate(rolls):
-        assert roll.complete({} if rank == 2 else {2: 41})
-        assert roll.ends == expected and roll.lost == expected[2:]
-    assert [roll.spokesman for roll in rolls] == [True, False, False]
+    for rank, membership in enumerate(memberships):
+        assert membership.complete({} if rank == 2 else {2: 41})
+        assert membership.ends == expected and membership.lost == expected[2:]
+    assert [membership.first_survivor for membership in memberships] == [True, False, False]
     assert layout.lost(tmp_path) == {2}
     assert capsys.readouterr().err.count("rank 2 on host2 is lost, last seen at update 41") == 1
 
 
 def test_who_has_left_can_still_be_missed_while_others_train(tmp_path, monkeypatch):
-    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_LOOKS", 0.0)
-    rolls = [Membership(tmp_path, world(rank)) for rank in range(3)]
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_CHECKS", 0.0)
+    memberships = [Membership(tmp_path, world(rank)) for rank in range(3)]
     for rank in (2, 0):
-        rolls[rank].leave()
-        assert not rolls[rank].all_out({})
-    rolls[0].miss({2: 100})  # it dies after its last update
-    assert not rolls[0].all_out({2: 100})
-    rolls[1].leave()
+        memberships[rank].leave()
+        assert not memberships[rank].all_left({})
+    memberships[0].report_lost({2: 100})  # it dies after its last update
+    assert not memberships[0].all_left({2: 100})
+    memberships[1].leave()
     for rank in (0, 1):
-        assert rolls[rank].all_out({2: 100})
-        rolls[rank].answer(100, 5)
-    assert rolls[0].complete({2: 100}) and [end.rank for end in rolls[0].lost] == [2]
+        assert memberships[rank].all_left({2: 100})
+        memberships[rank].record_end(100, 5)
+    assert memberships[0].complete({2: 100}) and [end.rank for end in memberships[0].lost] == [2]
 
 
 def test_who_is_left_waits_for_the_others_last_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 0.5)
-    roll = Membership(tmp_path, world(0))
-    roll.ends = [End(0, "host0", False, 100), End(1, "host1", False, 100), End(2, "host2", True, 41)]
+    membership = Membership(tmp_path, world(0))
+    membership.ends = [End(0, "host0", False, 100), End(1, "host1", False, 100), End(2, "host2", True, 41)]
     save(tmp_path, 5, [0])
     began = time.monotonic()
-    roll.wait_for_checkpoints(5)
+    membership.wait_for_checkpoints(5)
     assert time.monotonic() - began >= 0.5
-    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 60.0)
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 240.0)
     threading.Timer(0.3, save, [tmp_path, 5, [1]]).start()
-    roll.wait_for_checkpoints(5)
-    assert checkpoints.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 50
+    membership.wait_for_checkpoints(5)
+    assert checkpoints.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 200
 
 
 def test_nobody_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_LOOKS", 0.0)
-    rolls = [Membership(tmp_path, world(rank, 2)) for rank in range(2)]
-    for roll in rolls:
-        assert not roll.complete({})
-        roll.answer(7, 1)
-    assert all(roll.complete({}) and roll.lost == [] for roll in rolls)
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_BETWEEN_CHECKS", 0.0)
+    memberships = [Membership(tmp_path, world(rank, 2)) for rank in range(2)]
+    for membership in memberships:
+        assert not membership.complete({})
+        membership.record_end(7, 1)
+    assert all(membership.complete({}) and membership.lost == [] for membership in memberships)
     assert layout.lost(tmp_path) == set()
     layout.forget_ends(tmp_path)
-    assert not rolls[0]._run.joinpath("ends").exists()
+    assert not memberships[0]._run.joinpath("ends").exists()
 
 
 def test_a_checkpoint_without_the_dead_is_complete(tmp_path):
