@@ -13,7 +13,7 @@ from gala_mpi.lazy import Member
 
 @dataclass(frozen=True)
 class ExchangeMember(Member):
-    """One line of EXCHANGES.
+    """A line of EXCHANGES.
 
     Attributes:
         method: what papers and figures call it.

@@ -18,36 +18,37 @@ from gala_mpi.mpi.readers import HeaderReader, MessageReader
 
 @dataclass(frozen=True)
 class Order:
-    """Something that agents do together: stop, or save a checkpoint."""
+    """What agents do together: stop, or save a checkpoint."""
 
     stop: bool = False
     save: bool = False
 
 
 class Agreement:
-    """Every rank for itself: it saves by its own clock, and stops once it wishes to. A stop once agreed on stays agreed on."""
+    """Agree with nobody: save by this rank's own clock, and stop once it wishes to. A stop once agreed on stays agreed on."""
 
     def __init__(self):
         self._stopping = False
 
     def start(self) -> None:
-        """Collective. Begin."""
+        """Begin. Collective."""
 
     def progress(self) -> None:
         """Move wishes along without waiting; called often."""
 
     def agree(self, wish: Order) -> Order:
-        """This rank's wish after an update → what to do now."""
+        """Return what to do after an update, in answer to this rank's wish."""
         self._stopping |= wish.stop
         return Order(self._stopping, wish.save)
 
     def close(self, meanwhile: Callable[[], None]) -> None:
-        """Collective. Serve the others until all are here, calling `meanwhile` as often as may be."""
+        """Serve the others until all are here, calling `meanwhile` as often as may be. Collective."""
 
 
 class Headers(Agreement):
-    """The word that somebody stops travels in headers, one hop an update. Ranks move at their own pace: each saves by its own
-    clock, and stops as soon as it hears that somebody does.
+    """Pass on in headers that somebody stops, one hop an update.
+
+    Ranks move at their own pace: each saves by its own clock, and stops as soon as it hears that somebody does.
 
     Args:
         mailbox: whose header others read.
@@ -62,13 +63,13 @@ class Headers(Agreement):
         return Order(stop=self._stop_at(wish, version + 1) > 0, save=wish.save)
 
     def _stop_at(self, wish: Order, earliest: int) -> int:
-        """The update at which all stop, or 0. If nobody has asked for it yet, a wish to stop makes it `earliest`."""
+        """Return the update at which all stop, or 0. If nobody has asked for it yet, a wish to stop makes it `earliest`."""
         if wish.stop and not self._mailbox.header[STOP_AT]:
             self._mailbox.post(STOP_AT, earliest)
         return self.pass_on_stop()
 
     def pass_on_stop(self) -> int:
-        """The earliest update at which anybody whom I have heard of stops, or 0; posted for those who read me."""
+        """Return the earliest update at which anybody stops, as far as is known, or 0; post it for those who read this rank."""
         headers = [self._mailbox.header, *(reader.header for reader in self._readers)]
         stop_at = min((int(header[STOP_AT]) for header in headers if header[STOP_AT]), default=0)
         self._mailbox.post(STOP_AT, stop_at)
@@ -76,11 +77,13 @@ class Headers(Agreement):
 
 
 class Appointments(Headers):
-    """Ranks in step keep an appointment at its update: it is made so far ahead that everybody has heard of it by then. The
-    earliest one to stop counts; rank 0 alone makes those to save.
+    """Stop and save at appointments, for ranks in step.
+
+    An appointment is an update so far ahead that everybody has heard of it by then. The earliest one to stop counts; rank 0
+    alone makes those to save.
 
     Args:
-        rank: mine.
+        rank: this one.
         delay: after how many updates everybody has heard what one says now.
     """
 
@@ -99,8 +102,9 @@ class Appointments(Headers):
 
 
 class Tree(Headers):
-    """Headers that are read for this alone: along a binary tree of ranks, which reaches everybody in 2 log2 n hops. Collective
-    to make and to close.
+    """Read headers for this alone, along a binary tree of ranks, which reaches everybody in 2 log2 n hops.
+
+    Collective to make and to close.
 
     Args:
         comm: all agents.
@@ -137,7 +141,7 @@ class Tree(Headers):
 
 
 class Collective(Agreement):
-    """Wishes ride on a mean over all ranks that is taken anyway, so that all heed them at the same update.
+    """Let wishes ride on a mean over all ranks that is taken anyway, so that all heed them at the same update.
 
     Args:
         comm: all agents.
@@ -151,7 +155,7 @@ class Collective(Agreement):
         self._wish = self._order = Order()
 
     def average(self, vector: np.ndarray) -> None:
-        """vector ← its mean over all ranks (float32 [length]). Collective."""
+        """Replace `vector` (float32 [length]) by its mean over all ranks. Collective."""
         self._buffer[:-2] = vector
         self._buffer[-2:] = self._wish.stop, self._wish.save
         self._wish = Order()
@@ -160,18 +164,18 @@ class Collective(Agreement):
         self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._buffer[-1] > 0)
 
     def agree(self, wish: Order) -> Order:
-        """The wishes that rode on this update's mean, if it had one; `wish` rides on the next one."""
+        """Return the wishes that rode on this update's mean, if it had one; `wish` rides on the next one."""
         order, self._order = self._order, Order(stop=self._order.stop)
         self._wish = Order(self._wish.stop or wish.stop, (self._wish.save or wish.save) and not order.save)
         return order
 
 
 class SharedWord(Agreement):
-    """The wish to stop goes to a word that all write and read with their data; each rank saves by its own clock.
+    """Send the wish to stop to a word that all write and read with their data; each rank saves by its own clock.
 
     Attributes:
-        stop: what I add to the word by MAX, int64 [1].
-        heard: the word as I last read it, int64 [1].
+        stop: what this rank adds to the word by MAX, int64 [1].
+        heard: the word as it was last read, int64 [1].
     """
 
     def __init__(self):

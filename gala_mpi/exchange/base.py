@@ -39,7 +39,7 @@ class Counters:
 
 
 class Settings(Protocol):
-    """Those of a run's settings that exchanges read. config.py documents them."""
+    """The settings of a run that exchanges read; config.py documents them."""
 
     @property
     def topology(self) -> Graph: ...
@@ -90,7 +90,7 @@ class Exchange:
 
     @classmethod
     def graph(cls, settings: Settings, agents: int) -> Topology | None:
-        """Return who reads whom; None: nobody reads another's mailbox for its parameters.
+        """Return who reads whom; None: there is no graph.
 
         Raises:
             SettingError: the graph is not for so many agents.

@@ -37,7 +37,7 @@ NOTHING = torch.empty(0)
 
 
 def average(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
-    """out ← (1 − Σ w_i) mine + Σ w_i m_i, on the device of mine and out. The messages have been read when it returns."""
+    """Compute out ← (1 − Σ w_i) mine + Σ w_i m_i on the device of mine and out. The messages have been read when it returns."""
     mixed, total = mine, 1 - math.fsum(weights)
     for message, weight in zip(messages, weights, strict=True):
         total += weight
@@ -176,24 +176,24 @@ class Gossip(Exchange):
         self._on_its_way = 0
 
     def _in_peers(self, version: int) -> list[int]:
-        """Whom I read at update `version`: in place of the lost, those whom they would have read."""
+        """Return whom this rank reads at update `version`: in place of the lost, those whom they would have read."""
         if not self._lost:
             return self._peers[version % len(self._peers)]
         return in_peers_without(self._graph, self._comm.rank, version, self._lost)
 
     def _weights(self) -> list[float]:
-        """Of those whom I read now, in the same order."""
+        """Return the weights of those whom this rank reads now, in the same order."""
         if not self._lost:
             return self._graph.weights(self._comm.rank, self._version)[1:]
         return weights_without(self._graph, self._comm.rank, self._version, self._lost)[1:]
 
     @property
     def _lost(self) -> dict[int, int]:
-        """Who shows no sign of life, and their last versions."""
+        """The ranks that show no sign of life, and their last versions."""
         return self._liveness.lost if self._liveness else {}
 
     def _update_liveness(self) -> None:
-        """See whether somebody has been lost, or has come back; then I may have to read others."""
+        """See whether somebody has been lost, or has come back; then this rank may have to read others."""
         if self._liveness is None or not self._liveness.update():
             return
         for round in range(self._graph.period):
@@ -204,7 +204,7 @@ class Gossip(Exchange):
         self._liveness.follow(self._inbox)
 
     def _ask(self, peers: list[int]) -> bool:
-        """Ask `peers` for messages newer than those mixed; whether all have arrived whole."""
+        """Ask `peers` for messages newer than those mixed; return whether all have arrived whole."""
         for peer in peers:
             reader = self._inbox[peer]
             asked_now = reader.idle and not reader.ready
@@ -228,7 +228,7 @@ class Gossip(Exchange):
             reader.advance()
 
     def _mix(self, mine: torch.Tensor, peers: list[int], out: torch.Tensor) -> list[Mix]:
-        """Average the messages that are ready and mine into `out`, always in the same order."""
+        """Average the messages that are ready and `mine` into `out`, always in the same order."""
         readers, weights, whole = [self._inbox[peer] for peer in peers], self._weights(), False
         while not whole:  # again only if a peer has published twice meanwhile, which nobody does in lock-step
             taken = [reader.take() for reader in readers]
@@ -239,7 +239,7 @@ class Gossip(Exchange):
         return mixes
 
     def _exhausted(self, peers: list[int]) -> bool:
-        """Whether some peer will never have what is wanted of it, or others are to be read now."""
+        """Return whether some peer will never have what is wanted of it, or others are to be read now."""
         self._update_liveness()
         if peers != self._in_peers(self._version):
             return True
@@ -247,7 +247,7 @@ class Gossip(Exchange):
         return any(0 < self._inbox[peer].header[FINISHED] <= wanted[peer] for peer in peers)
 
     def _wait_for_readers(self) -> None:
-        """Lock-step: the slot about to be rewritten must have been read by all that read it."""
+        """Wait, in lock-step, until all that read the slot about to be rewritten have read it."""
         old = self._version - self._mailbox.reach.slots
         if old <= self._started:
             return
@@ -279,7 +279,7 @@ class Gossip(Exchange):
         return True
 
     def _seen(self, peers: list[int]) -> str:
-        """Whom, where and at which update, as far as I know."""
+        """Say who `peers` are, where, and at which update they were last seen."""
         headers = [(self._receipts.get(peer) or self._inbox[peer]).header for peer in peers]
         return ", ".join(
             f"rank {peer} on {self._hosts[peer]}, seen at update {header[LATEST]}" for peer, header in zip(peers, headers)

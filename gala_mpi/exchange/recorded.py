@@ -59,8 +59,7 @@ class Recorded(Exchange):
         return self._script.get(self._version, [])
 
     def _receive(self, peer: int) -> np.ndarray:
-        """Return its next message for me: they come in the order in which I need them, since no version is mixed after a newer
-        one."""
+        """Return its next message to this rank: they come as they are needed, since no version is mixed after a newer one."""
         message = np.empty(self._length, np.float32)
         self._progress.wait(self._comm.Irecv([message, MPI.FLOAT], peer), self.progress)
         return message
@@ -85,7 +84,7 @@ class Recorded(Exchange):
 
 
 def recorded_by_all(comm: MPI.Intracomm, mixes: np.ndarray, last: int) -> tuple[np.ndarray, int]:
-    """Return my rows and my last update without those that need a version of which its writer has no record. Collective.
+    """Return this rank's rows and last update without those that need a version of which its writer has no record. Collective.
 
     After a kill, one agent's table may end long before another's.
     """

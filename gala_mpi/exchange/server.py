@@ -26,7 +26,7 @@ VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
 
 
 class Server(Exchange):
-    """Push my step to rank 0's window and pull the sum, both in one operation. A wish to stop goes there with the next step."""
+    """Push a step to rank 0's window and pull the sum, both in one operation. A wish to stop goes there with the next step."""
 
     def __init__(self, comm: MPI.Intracomm, length: int):
         self._word = SharedWord()
@@ -56,7 +56,7 @@ class Server(Exchange):
             self._add_and_read(vector)
 
     def _add_and_read(self, parameters: np.ndarray) -> None:
-        """shared += step; parameters = base = shared. Wait for my own message only, with progress for others."""
+        """Compute shared += step; parameters = base = shared. Wait for one's own message only, with progress for others."""
         vector = [VECTOR, self._length, MPI.FLOAT]
         requests = [
             self._window.Rget_accumulate(

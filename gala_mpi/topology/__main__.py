@@ -99,7 +99,7 @@ def show(wanted: GraphView, graph: Topology, found: Properties) -> None:
 
 
 def table(found: Properties) -> Table:
-    """The figures with their names; rates of a period and of an update where these differ."""
+    """Return the figures with their names; rates of a period and of an update where these differ."""
     rows = Table(show_header=False)
     rows.add_row("degree: whom an agent reads in an update, at most", f"{found.degree}")
     rows.add_row("readers of an agent in an update, at most", f"{found.out_degree}")

@@ -27,14 +27,14 @@ Edge = tuple[int, int, int]  # reader, peer, round
 
 
 def edges(graph: Topology) -> Iterator[Edge]:
-    """Every reading once, in the first round in which it occurs."""
+    """Yield every reading once, in the first round in which it occurs."""
     for reader in range(graph.size):
         first = {peer: round for round in reversed(range(graph.period)) for peer in graph.in_peers(reader, round)}
         yield from ((reader, peer, round) for peer, round in first.items())
 
 
 def text(graph: Topology) -> str:
-    """The matrix as characters, or agent 0's peers where that would be too wide."""
+    """Return the matrix as characters, or agent 0's peers where that would be too wide."""
     if graph.size > MOST_IN_TERMINAL:
         return "\n".join(_peers_of_agent_0(graph))
     cells = [["·"] * graph.size for _ in range(graph.size)]
@@ -86,7 +86,7 @@ def _colour(round: int) -> str:
 
 
 def _places(graph: Topology) -> tuple[np.ndarray, bool]:
-    """Where each agent stands, [size, 2], and whether that is a grid: of shifts on two sides, each of 2 or more."""
+    """Return where each agent stands, [size, 2], and whether that is a grid: of shifts on two sides, each of 2 or more."""
     first = graph.rounds[0]
     if isinstance(first, Shifts) and len(first.shape) == 2 and min(first.shape) > 1:
         rows, columns = np.unravel_index(np.arange(graph.size), first.shape)
@@ -96,7 +96,7 @@ def _places(graph: Topology) -> tuple[np.ndarray, bool]:
 
 
 def _draw_arrows(axes: Axes, graph: Topology, found: list[Edge]) -> None:
-    """An arrow from whom is read to who reads: the way of a message."""
+    """Draw an arrow from whom is read to who reads: the way of a message."""
     places, grid = _places(graph)
     faint = max(0.15, min(1.0, 120 / max(1, len(found))))
     size = 320 if grid or graph.size <= 16 else 5000 / graph.size

@@ -24,7 +24,7 @@ WHOLE = re.compile(r"\d{1,18}")
 
 @dataclass(frozen=True)
 class Line:
-    """Where it stands, from 1, and what it says."""
+    """A line: where it stands, from 1, and what it says."""
 
     number: int
     fields: list[str]
@@ -32,7 +32,7 @@ class Line:
 
 @dataclass
 class Row:
-    """What one agent reads. `number` is the last line that says so."""
+    """A row of weights: what one agent reads. `number` is the last line that says so."""
 
     number: int
     weights: dict[int, float]
@@ -40,7 +40,7 @@ class Row:
 
 
 def parse(name: str, text: str) -> Topology:
-    """The graph that `text` describes. Raises SettingError, which names file, line and what is wrong."""
+    """Return the graph that `text` describes. Raises SettingError, which names file, line and what is wrong."""
     lines = _lines(text)
     if not lines:
         raise SettingError(f"--topology {name}: edges (reader peer [weight]) or a matrix of weights are expected; it is empty")
@@ -55,7 +55,7 @@ def parse(name: str, text: str) -> Topology:
 
 
 def _lines(text: str) -> list[Line]:
-    """Those that say something."""
+    """Return the lines that say something."""
     bare = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.split("\n"), start=1)]
     return [Line(number, re.split(r"\s*,\s*|\s+", line)) for number, line in bare if line]
 
@@ -65,7 +65,7 @@ def _begins_an_edge(line: Line) -> bool:
 
 
 def _is_row_of_three(line: Line) -> bool:
-    """1 0 0, 0 1 0 or 0 0 1, however the ones are written: a row of a matrix, and no edge of a sound graph."""
+    """Return whether it is 1 0 0, 0 1 0 or 0 0 1, however written: a row of a matrix, and no edge of a sound graph."""
     try:
         return len(line.fields) == 3 and sum(map(float, line.fields)) == 1
     except ValueError:
@@ -120,7 +120,7 @@ def _edge(name: str, line: Line, weighted: bool, first: int) -> tuple[int, int, 
 
 
 def _of_everybody(name: str, rows: dict[int, Row], seen: dict[tuple[int, int], int]) -> list[Row]:
-    """The rows in order: everybody from 0 to the largest number must read somebody."""
+    """Return the rows in order: everybody from 0 to the largest number must read somebody."""
     largest = max(seen, key=max)
     # The first gap comes after at most as many agents as there are rows, however large a number somebody has mistyped.
     silent = next((agent for agent in range(max(largest) + 1) if agent not in rows), None)
@@ -154,7 +154,7 @@ def _check_sum(name: str, reader: int, row: Row) -> None:
 
 
 def _check_connected(name: str, rows: list[Row], table: Table) -> None:
-    """Everybody hears of everybody, directly or through others: 0 of all and all of 0."""
+    """Check that everybody hears of everybody, directly or through others: 0 of all and all of 0."""
     out = [[] for _ in rows]
     for reader, peers in enumerate(table.peers):
         for peer in peers:
@@ -171,7 +171,7 @@ def _check_connected(name: str, rows: list[Row], table: Table) -> None:
 
 
 def _reached(links: list[list[int]] | tuple[tuple[int, ...], ...]) -> set[int]:
-    """Everybody to whom links lead from agent 0."""
+    """Return everybody to whom links lead from agent 0."""
     reached, ahead = {0}, [0]
     while ahead:
         new = set(links[ahead.pop()]) - reached

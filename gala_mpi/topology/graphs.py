@@ -64,23 +64,23 @@ Round = Shifts | Table
 
 
 def _powers(n: int) -> list[int]:
-    """1, 2, 4, ... below n."""
+    """Return 1, 2, 4, ... below n."""
     return [1 << i for i in range((n - 1).bit_length())]
 
 
 def _ring(n: int, *rounds: list[int]) -> tuple[Shifts, ...]:
-    """Rounds of offsets on a ring of n: circulant graphs."""
+    """Return rounds of offsets on a ring of n: circulant graphs."""
     return tuple(Shifts((n,), tuple((offset,) for offset in offsets)) for offsets in rounds)
 
 
 def sides(n: int) -> tuple[int, int]:
-    """The two factors of n that lie nearest to each other, the smaller first: 4 × 8 for 32, 1 × n for a prime."""
+    """Return the two factors of n that lie nearest to each other, the smaller first: 4 × 8 for 32, 1 × n for a prime."""
     short = max(side for side in range(1, math.isqrt(n) + 1) if n % side == 0)
     return short, n // short
 
 
 def _torus(n: int) -> tuple[Shifts, ...]:
-    """Up to four neighbours on the grid: on a side of 2 both directions lead to the same agent, on a side of 1 to oneself."""
+    """Return up to four neighbours on the grid: on a side of 2 both ways lead to the same agent, on a side of 1 to oneself."""
     rows, columns = sides(n)
     steps = dict.fromkeys([(0, 1 % columns), (0, columns - 1), (1 % rows, 0), (rows - 1, 0)])
     return (Shifts((rows, columns), tuple(step for step in steps if any(step))),)
@@ -98,7 +98,7 @@ BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
 
 
 def hierarchical(nodes: Sequence[int], every: int) -> tuple[Table, ...]:
-    """A ring inside each node at every update; at every `every`-th one beside it a ring over the nodes' first agents.
+    """Return a ring inside each node at every update; at every `every`-th one beside it a ring over the nodes' first agents.
 
     Both matrices are doubly stochastic, and so is their mean, with which agents mix when both are there.
 
@@ -115,7 +115,7 @@ def hierarchical(nodes: Sequence[int], every: int) -> tuple[Table, ...]:
 
 
 def _mean_of_rings(size: int, *rings: dict[int, int]) -> Table:
-    """Rings: reader → peer. An agent that is not in one, or alone in it, has only itself there."""
+    """Average rings (reader → peer). An agent that is not in one, or alone in it, has only itself there."""
     rows = []
     for agent in range(size):
         shares = {agent: 0}
@@ -146,25 +146,25 @@ class Topology:
         )
 
     def in_peers(self, rank: int, round: int) -> list[int]:
-        """Whom `rank` reads at `round`."""
+        """Return whom `rank` reads at `round`."""
         return self.rounds[round % self.period].in_peers(rank)
 
     def out_peers(self, rank: int, round: int) -> list[int]:
-        """Who reads `rank` at `round`."""
+        """Return who reads `rank` at `round`."""
         return self.rounds[round % self.period].out_peers(rank)
 
     def weights(self, rank: int, round: int) -> list[float]:
-        """Of `rank` itself and of its in-peers in their order; their sum is 1."""
+        """Return the weights of `rank` itself and of its in-peers in their order; their sum is 1."""
         weights = self.rounds[round % self.period].weights(rank)
         return [weight / math.fsum(weights) for weight in weights]
 
     def neighbours(self, rank: int) -> list[int]:
-        """Everybody whom `rank` reads in any round, nearest before it on the ring of ranks first."""
+        """Return everybody whom `rank` reads in any round, nearest before it on the ring of ranks first."""
         peers = set(chain.from_iterable(round.in_peers(rank) for round in self.rounds))
         return sorted(peers, key=lambda peer: (rank - peer) % self.size)
 
     def mixing_matrix(self, round: int) -> np.ndarray:
-        """P of x_{k+1} = P x_k, float64 [size, size]: row r holds the weights with which r mixes."""
+        """Return P of x_{k+1} = P x_k, float64 [size, size]: row r holds the weights with which r mixes."""
         matrix = np.zeros((self.size, self.size))
         for rank in range(self.size):
             matrix[rank, [rank, *self.in_peers(rank, round)]] = self.rounds[round % self.period].weights(rank)

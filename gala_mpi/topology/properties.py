@@ -23,7 +23,7 @@ Edges = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Properties:
-    """What is said of a graph.
+    """The figures of a graph.
 
     Attributes:
         period: T, the number of rounds that follow each other.
@@ -52,7 +52,7 @@ class Properties:
 
 
 def properties(graph: Topology, parameters: int) -> Properties:
-    """All figures of `graph`, for messages of so many parameters."""
+    """Return all figures of `graph`, for messages of so many parameters."""
     beta, rate = mixing_rate(graph), long_run_rate(graph)
     per_update = beta ** (1 / graph.period)
     return Properties(
@@ -88,7 +88,7 @@ def _out_degree(round: Round, size: int) -> int:
 
 
 def second_singular_value(matrix: np.ndarray) -> float:
-    """β: how much of a disagreement survives one round of mixing with a matrix whose rows sum to 1 (0 for one agent).
+    """Return β, how much of a disagreement survives one round of mixing with a matrix whose rows sum to 1 (0 for one agent).
 
     The means over agents are taken away first. This leaves the second singular value of a doubly stochastic matrix as the
     largest one, and is right for others too.
@@ -97,13 +97,13 @@ def second_singular_value(matrix: np.ndarray) -> float:
 
 
 def mixing_rate(graph: Topology) -> float:
-    """β of one whole period of `graph`."""
+    """Return β of one whole period of `graph`."""
     spectrum = _spectrum(graph)
     return _clean(second_singular_value(_product(graph)) if spectrum is None else _second(np.abs(spectrum)))
 
 
 def long_run_rate(graph: Topology) -> float:
-    """|λ₂| of one whole period of `graph`."""
+    """Return |λ₂| of one whole period of `graph`."""
     spectrum = _spectrum(graph)
     if spectrum is None:
         product = _product(graph)
@@ -116,12 +116,12 @@ def _clean(factor: float) -> float:
 
 
 def _second(values: np.ndarray) -> float:
-    """The largest but that of the mean, which comes first."""
+    """Return the largest but that of the mean, which comes first."""
     return float(values.ravel()[1:].max(initial=0.0))
 
 
 def _spectrum(graph: Topology) -> np.ndarray | None:
-    """The eigenvalues of a period of shifts on one grid: the Fourier transform of one row; None for other graphs.
+    """Return the eigenvalues of a period of shifts on one grid: the Fourier transform of one row; None for other graphs.
 
     Shifts commute, so that the eigenvalues of the product are the products of the eigenvalues.
     """
@@ -147,13 +147,13 @@ def _product(graph: Topology) -> np.ndarray:
 
 
 def diameter(graph: Topology) -> int:
-    """The fewest updates after which everybody has heard of everybody, from the worst round to begin with."""
+    """Return the fewest updates after which everybody has heard of everybody, from the worst round to begin with."""
     news = _news(graph)
     return max(_updates_until_all_heard(graph, news, start) for start in range(graph.period))
 
 
 def propagation_delay(graph: Topology) -> int:
-    """After how many updates everybody has heard what one agent says now, whatever round it is; n on a ring."""
+    """Return after how many updates everybody has heard what one agent says now, whatever round it is; n on a ring."""
     return _updates_until_all_heard(graph, _news(graph), 0) + graph.period
 
 
@@ -172,7 +172,7 @@ def _updates_until_all_heard(graph: Topology, news: list[tuple[Edges, int]], sta
 
 
 def _news(graph: Topology) -> list[tuple[Edges, int]]:
-    """Each round's edges, and how many rounds from it on are the same, itself included, to the end of the period."""
+    """Return each round's edges, and how many rounds from it on are the same, itself included, to the end of the period."""
     repeats = [1] * graph.period
     for at in reversed(range(graph.period - 1)):
         if graph.rounds[at] == graph.rounds[at + 1]:
@@ -181,7 +181,7 @@ def _news(graph: Topology) -> list[tuple[Edges, int]]:
 
 
 def _gather(round: Round, size: int) -> Edges:
-    """The edges of a round as pairs of index arrays (readers, whom they read), in each of which a reader occurs once."""
+    """Return the edges of a round as pairs of index arrays (readers, whom they read), each with a reader once at most."""
     if isinstance(round, Shifts):
         ranks = np.arange(size).reshape(round.shape)
         axes = tuple(range(ranks.ndim))
