@@ -27,11 +27,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from references import GAMES, normalised
+from published import GAMES, normalised
 from robustness import WINDOW, final, thresholds
-from runs import Run, RunError
 from script import Answer, Options, Table, legend, look, main, panels
 
 FEW = 3  # runs

@@ -29,8 +29,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import checkout  # noqa: F401
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from runs import Run, RunError
 from script import Answer, Options, Table, legend, look, main, panels
 
 MOST_UPDATES = 200
@@ -85,7 +86,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     notes += [
         f"{run.path}: resumed; no bound" for run in sketched if len(run.starts) > 1 and run.config["exchange"] == "gossip"
     ]
-    notes += mixtures(groups, apart={"agents", "simulators"})
+    notes += mixtures(groups, apart={"agents", "environments"})
     notes += [f"{row[0]}: the distance is above its bound" for row in table.rows if row[6] > 100]
     return Answer(table, figure, f"Distance of agents to their mean over updates, with its bound. {said}.", points, notes)
 

@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 import tyro
 
+import checkout  # noqa: F401
+from gala_mpi.run import Run, RunError
 from groups import incomplete, load
-from runs import Run, RunError
 from script import Table, reader_may_leave, write_csv
 
 AXIS = ("update", "steps", "hours", "simulator")

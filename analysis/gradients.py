@@ -22,9 +22,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, mixtures
-from runs import Run, RunError
 from script import Answer, Options, Table, main, panels
 
 MOST_WRITTEN = 8  # agents whose correlations are written into the cells
@@ -77,7 +78,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     table, points = tables(shown)
     said = "; ".join(f"{row[0]} on {row[1]} agents {row[3]:.3f}" for row in table.rows)
     notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
-    notes += mixtures(groups, apart={"agents", "simulators"})
+    notes += mixtures(groups, apart={"agents", "environments"})
     return Answer(table, figure, f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}.", points, notes)
 
 

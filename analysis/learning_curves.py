@@ -34,10 +34,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from references import GAMES, normalised
-from runs import Run, RunError
+from published import GAMES, normalised
 from script import Answer, Options, Table, legend, look, main, panels
 
 MOST_BINS, FEWEST_BINS = 100, 10

@@ -20,6 +20,7 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 import tyro
 
+import checkout  # noqa: F401
 import compare
 import consensus
 import gradients
@@ -28,8 +29,8 @@ import robustness
 import scores
 import staleness
 import throughput
+from gala_mpi.run import Run, RunError
 from groups import grouped, incomplete, load
-from runs import Run, RunError
 from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave, whole
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
@@ -153,13 +154,13 @@ def tabled(table: Table) -> str:
 
 def overview(found: list[Run]) -> str:
     """What was run, a row a run."""
-    table = Table(("run", "env", "method", "agents", "simulators", "steps", "hours", "state", "started", "hosts", "commit"))
+    table = Table(("run", "env", "method", "agents", "environments", "steps", "hours", "state", "started", "hosts", "commit"))
     for run in found:
         s, first = run.settings(), run.starts[0]
         hosts = ", ".join(dict.fromkeys(first.get("hosts", [])))
-        facts = (first.get("time", ""), hosts, first.get("commit", "")[:10])
+        metadata = (first.get("time", ""), hosts, first.get("commit", "")[:10])
         table.rows.append(
-            (str(run.path), s["env"], s["method"], run.agents, s["simulators"], run.steps, run.hours, run.state, *facts)
+            (str(run.path), s["env"], s["method"], run.agents, s["environments"], run.steps, run.hours, run.state, *metadata)
         )
     commands = "".join(f"<li>{html.escape(run.starts[0].get('command', ''))}</li>" for run in found)
     versions = sorted({line for run in found for line in [run.starts[0].get("mpi", ""), *run.starts[0].get("packages", [])]})

@@ -23,8 +23,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
+import checkout  # noqa: F401
+from gala_mpi.errors import SettingError
+from gala_mpi.run import Run, RunError
 from groups import incomplete, load
-from runs import Run, RunError
 
 FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
@@ -51,7 +53,7 @@ class Options:
     """Run directories, or folders that hold runs at any depth."""
     by: str = "method"
     """Runs of one env that agree in these settings are a group: any setting, like exchange, seed or a2c.gae_lambda;
-    agents; simulators (of all agents); method (the exchange with its topology and staleness bound).
+    agents; environments (of all agents); method (the exchange with its topology and staleness bound).
     Several with commas between."""
     out: Optional[Path] = None
     """The figure: .png, .pdf or .svg. The CSV with the numbers drawn has the same name.
@@ -155,7 +157,7 @@ def main(
         with plt.rc_context(STYLE):
             said = answer(found, chosen)
             bring_out(said, path)
-    except (RunError, OSError) as error:
+    except (SettingError, OSError) as error:
         print(f"{name}.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     with reader_may_leave():

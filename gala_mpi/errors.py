@@ -11,6 +11,10 @@ class SettingError(ValueError):
     """Bad input: names the quantity, the value seen and the values allowed. Every rank ends with status 2 (`World.decide`)."""
 
 
+class RunError(SettingError):
+    """There is no run that can be read where one is expected; the message is one line."""
+
+
 class JobError(Exception):
     """What no rank can go on after: the job ends with status 1 and this one line."""
 

@@ -18,12 +18,11 @@ from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.base import Losses
 from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
-from gala_mpi.run.tables import SECTIONS, TABLES
+from gala_mpi.run.tables import ENERGY_SECONDS, SECTIONS, TABLES
 
 ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: whoever sees an update sees what came with it
 
 SECONDS_BETWEEN_WRITES = 2.0
-SECONDS_BETWEEN_READINGS = 10.0  # of the node's counters
 ROOM = 65_536  # updates a file has room for; when one is full the next begins
 SKETCH_ROOM = 1024  # likewise; a sketch takes 32 KiB, and a new file is made in memory
 
@@ -101,7 +100,7 @@ class Recorder:
         if done.sketches:
             gradient, parameters = done.sketches
             self._waiting["sketches"].append((update, parameters, gradient))
-        if self._meter and time.monotonic() - self._metered > SECONDS_BETWEEN_READINGS:
+        if self._meter and time.monotonic() - self._metered > ENERGY_SECONDS:
             self._waiting["energy"].append((update, hours, *dataclasses.astuple(self._meter.read())))
             self._metered = time.monotonic()
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES or len(self._waiting["episodes"]) > ROOM // 2:

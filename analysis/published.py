@@ -1,4 +1,4 @@
-"""Published scores, with the protocol they were measured by and where they were read: references.csv.
+"""Published scores, with the protocol they were measured by and where they were read: published.csv.
 
 A normalised score is 0 where a random policy scores and 1 where the human tester of Mnih et al. 2015 does:
 (score - random) / (human - random).
@@ -10,7 +10,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE = Path(__file__).with_name("references.csv")
+FILE = Path(__file__).with_name("published.csv")
 GAMES = ("beam_rider", "breakout", "pong", "qbert", "seaquest", "space_invaders")
 
 
