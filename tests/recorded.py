@@ -30,9 +30,10 @@ def begin(path: Path, agents: int = 2, **settings) -> Path:
 
 
 def write(path: Path, rank: int, after_update: int, agents: int = 0, **tables: np.ndarray) -> Path:
-    """One more metrics file of a rank, with room for ROOM rows."""
+    """One more metrics file of a rank, with room for ROOM rows; of the large sketches for those that there are."""
     file = layout.next_metrics_file(path, rank)
-    layouts = {name: (dtype, ROOM) for name, dtype in TABLES.items()}
+    rooms = dict.fromkeys(TABLES, ROOM) | {"sketches": max(1, len(tables.get("sketches", ())))}
+    layouts = {name: (dtype, rooms[name]) for name, dtype in TABLES.items()}
     writer = Tables(file, layouts, {"rank": rank, "after_update": after_update, "agents": agents})
     for name, rows in tables.items():
         writer.append(name, rows)

@@ -17,7 +17,7 @@ from recorded import METADATA, ROOM, ROOT, STEPS, begin, cut, episode_rows, make
 
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.record.recorder import Update
-from gala_mpi.run import RunError, find_runs, layout, open_run, tables, writer
+from gala_mpi.run import RunError, find_runs, layout, open_run, parts, reader, tables, writer
 from gala_mpi.run.tables import TABLES
 
 
@@ -116,6 +116,100 @@ def test_steps_are_of_the_agents_that_there_were(tmp_path):
     assert run.agents_at(0, np.array([50, 51, 90, 91])).tolist() == [4, 2, 2, 6]
 
 
+def test_who_left_before_the_first_checkpoint_counts_no_more(tmp_path):
+    """Four agents were killed before they had saved, and two began anew from the same update; then again four."""
+    run_dir = begin(tmp_path / "r", agents=2)
+    for agents, last in ((4, 30), (2, 20)):
+        for rank in range(agents):
+            write(run_dir, rank, 0, agents, updates=update_rows(1, last))
+    run = open_run(run_dir)
+    assert [len(run.updates(rank)) for rank in range(4)] == [20, 20, 0, 0]
+    assert [len(reader.read_rows(run_dir, rank, "updates")) for rank in range(4)] == [20, 20, 0, 0]
+    for rank in range(4):
+        write(run_dir, rank, 20, 4, updates=update_rows(21, 25))
+    run = open_run(run_dir)
+    assert [len(run.updates(rank)) for rank in range(4)] == [25, 25, 5, 5]
+
+
+def random_run(path: Path, seed: int) -> Path:
+    """A run with starts of 2 to 5 agents that go on from some earlier update, in parts of their own lengths."""
+    random = np.random.default_rng(seed)
+    at, agents = 0, 4
+    for start in range(6):
+        if start and random.random() < 0.5:
+            agents = int(random.integers(2, 6))
+        for rank in range(agents):
+            last = at + int(random.integers(0, 40))
+            episodes = episode_rows(random, 25, last, at + 1) if last > at else None
+            tables = {} if episodes is None else {"episodes": episodes, "mixes": mix_rows(at + 1, last)}
+            write(path, rank, at, agents, updates=update_rows(at + 1, last), **tables)
+        begin(path, agents)
+        at += int(random.integers(0, 25))
+    return path
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_all_readers_agree_which_rows_count(tmp_path, seed):
+    run_dir = random_run(begin(tmp_path / "r"), seed)
+    run, ends = open_run(run_dir), parts.NewestRows(run_dir)
+    for rank in range(run.agents):
+        tables = {name: run._table(rank, name) for name in ("updates", "episodes", "mixes")}
+        for name, rows in tables.items():
+            np.testing.assert_array_equal(reader.read_rows(run_dir, rank, name), rows)
+        for count in (1, 7, 1000):
+            newest = ends.of(rank, dict.fromkeys(tables, count))
+            for name, rows in tables.items():
+                np.testing.assert_array_equal(newest[name], rows[-count:])
+        np.testing.assert_array_equal(run._newest(rank), tables["updates"][-1:])
+
+
+def test_the_ends_of_large_tables_are_read_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("recorded.ROOM", 5000)
+    run_dir = begin(tmp_path / "r", agents=1)
+    write(run_dir, 0, 0, updates=update_rows(1, 5000), mixes=mix_rows(1, 5000))
+    write(run_dir, 0, 4900, updates=update_rows(4901, 4950))
+    read, with_columns = [], parts.with_columns
+    monkeypatch.setattr(parts, "with_columns", lambda rows, table: read.append(len(rows)) or with_columns(rows, table))
+    newest = parts.NewestRows(run_dir).of(0, {"updates": 100}, {"mixes": 100})
+    assert newest["updates"]["update"].tolist() == list(range(4851, 4951))
+    assert newest["mixes"]["update"].tolist() == list(range(4801, 4901))
+    assert sum(read) < 1000
+    read.clear()
+    assert open_run(run_dir).steps == 4950 * STEPS and sum(read) < 100
+
+
+def test_the_end_of_a_table_without_its_last_rows(tmp_path):
+    """As after a power cut."""
+    run_dir = begin(tmp_path / "r", agents=1)
+    file = write(run_dir, 0, 0, updates=update_rows(1, 20))
+    with h5py.File(file, "r+", locking=False) as opened:
+        opened["rows/updates"][()] = 60
+    assert parts.NewestRows(run_dir).of(0, {"updates": 3})["updates"]["update"].tolist() == [18, 19, 20]
+    assert open_run(run_dir).newest["update"].tolist() == [20]
+
+
+@pytest.mark.parametrize(
+    "stored", ["ring", {"name": "ring", "text": "", "nodes": []}, {"name": "ring", "text": None, "nodes": None}]
+)
+def test_a_graph_in_the_settings_of_old_and_new_runs(tmp_path, stored):
+    run = open_run(begin(tmp_path / "r"))
+    run.config["topology"] = stored
+    assert run.settings()["topology"] == "ring" and run.settings()["method"] == "GALA ring"
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("g.txt\n0 1\n1 0\n", {"name": "g.txt", "text": "0 1\n1 0\n", "nodes": None}),
+        ("hierarchical:2\n0 0 1", {"name": "hierarchical:2", "text": "", "nodes": [0, 0, 1]}),
+    ],
+)
+def test_the_same_graph_of_old_and_new_runs_is_one_setting(tmp_path, old, new):
+    runs = [open_run(begin(tmp_path / name)) for name in "ab"]
+    runs[0].config["topology"], runs[1].config["topology"] = old, new
+    assert runs[0].settings() == runs[1].settings()
+
+
 def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
     """`Recorder` itself: a file that gets full, a kill, and a resume at an earlier update."""
     from gala_mpi.exchange.base import Mix
@@ -123,7 +217,7 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
     from gala_mpi.record.energy import Meter
 
     monkeypatch.setattr(recorder, "ROOM", 8)
-    monkeypatch.setattr(recorder, "ENERGY_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_READINGS", 0.0)
     losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0)
 
     def record(tables, update, score):

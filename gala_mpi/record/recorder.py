@@ -18,11 +18,10 @@ from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.base import Losses
 from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
-from gala_mpi.run.tables import ENERGY_SECONDS, SECTIONS, TABLES
+from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, SECONDS_BETWEEN_WRITES, SECTIONS, TABLES
 
 ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: whoever sees an update sees what came with it
 
-SECONDS_BETWEEN_WRITES = 2.0
 ROOM = 65_536  # updates a file has room for; when one is full the next begins
 SKETCH_ROOM = 1024  # likewise; a sketch takes 32 KiB, and a new file is made in memory
 
@@ -100,7 +99,7 @@ class Recorder:
         if done.sketches:
             gradient, parameters = done.sketches
             self._waiting["sketches"].append((update, parameters, gradient))
-        if self._meter and time.monotonic() - self._metered > ENERGY_SECONDS:
+        if self._meter and time.monotonic() - self._metered > SECONDS_BETWEEN_READINGS:
             self._waiting["energy"].append((update, hours, *dataclasses.astuple(self._meter.read())))
             self._metered = time.monotonic()
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES or len(self._waiting["episodes"]) > ROOM // 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gala_mpi.run.tables import COLUMNS, ENERGY_SECONDS
+from gala_mpi.run.tables import COLUMNS, SECONDS_BETWEEN_READINGS
 
 METADATA = {
     "time": "of the start",
@@ -28,7 +28,7 @@ TABLES = {
     "mixes": "One row a message averaged into the parameters (gossip).",
     "sketches": "Random projections (count sketches) of two vectors, the same projection for all ranks, updates and runs: "
     "distances, means and angles of vectors are those of their sketches, with a relative standard error of 1.1% for distances.",
-    "energy": f"One row every {ENERGY_SECONDS:.0f} s, from the first rank of every node, about the whole node. "
+    "energy": f"One row every {SECONDS_BETWEEN_READINGS:.0f} s, from the first rank of every node, about the whole node. "
     "What a node does not count is NaN; nothing is estimated.",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gala_mpi.exchange import EXCHANGES
-from gala_mpi.run.parts import UNREADABLE, Part, last_updates, tail, written_rows
+from gala_mpi.run.parts import UNREADABLE, Part, last_updates, newest_row, written_rows
 from gala_mpi.run.tables import TABLES
 
 ENERGY = {"node_joules": "node", "cpu_joules": "CPU", "gpu_joules": "GPU"}
@@ -168,7 +168,7 @@ class Run:
         ends = last_updates(self.parts[rank], self.parts[0], rank)
         for part, end in reversed(list(zip(self.parts[rank], ends))):
             try:
-                if len(rows := tail(part, "updates", 1, end)):
+                if len(rows := newest_row(part, "updates", end)):
                     return rows
             except UNREADABLE as error:
                 self._report(f"{part.path}: updates cannot be read ({one_line(error)})")

@@ -14,7 +14,7 @@ of those that are written, which is raised after them. A row of a part counts
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from gala_mpi.run.files import reading
-from gala_mpi.run.layout import FORMAT, metrics_files
+from gala_mpi.run.layout import FORMAT, metrics_files, metrics_files_by_rank
 from gala_mpi.run.tables import OPTIONAL, TABLES
 
 # All that h5py raises on files that are damaged, cut short, or something else altogether.
@@ -55,17 +55,21 @@ def open_part(path: Path, report: Callable[[str], None] = lambda problem: None) 
         UNREADABLE: the file is missing, damaged or of another kind.
     """
     with reading(path) as file:
-        check_format(file)
-        rows = {}
-        for name in TABLES:
-            if name in OPTIONAL and name not in file:
-                rows[name] = 0
-                continue
-            counter, room = int(file[f"rows/{name}"][()]), len(file[name])
-            rows[name] = min(max(counter, 0), room)
-            if rows[name] != counter:
-                report(f"{path}: {name} has room for {room:,} rows, the counter says {counter:,}")
-        return Part(path, int(file.attrs["after_update"]), int(file.attrs.get("agents", 0)), rows)
+        return _part(file, path, report)
+
+
+def _part(file: h5py.File, path: Path, report: Callable[[str], None] = lambda problem: None) -> Part:
+    check_format(file)
+    rows = {}
+    for name in TABLES:
+        if name in OPTIONAL and name not in file:
+            rows[name] = 0
+            continue
+        counter, room = int(file[f"rows/{name}"][()]), len(file[name])
+        rows[name] = min(max(counter, 0), room)
+        if rows[name] != counter:
+            report(f"{path}: {name} has room for {room:,} rows, the counter says {counter:,}")
+    return Part(path, int(file.attrs["after_update"]), int(file.attrs.get("agents", 0)), rows)
 
 
 def check_format(file: h5py.File) -> None:
@@ -112,21 +116,26 @@ def written_rows(part: Part, table: str, report: Callable[[str], None] = lambda 
     return rows
 
 
-def tail(part: Part, table: str, count: int, last_update: float = math.inf) -> np.ndarray:
-    """Read the last `count` rows of a part that are there, up to an update, and not much more of the file than these.
+def newest_row(part: Part, table: str, last_update: float = math.inf) -> np.ndarray:
+    """Read the last row of a part that is there, up to an update, or none: a structured array of dtype TABLES[table].
 
     Raises:
         UNREADABLE: the file is damaged.
     """
+    with reading(part.path) as file:
+        return _tail(file, part, table, 1, last_update)
+
+
+def _tail(file: h5py.File, part: Part, table: str, count: int, last_update: float) -> np.ndarray:
+    """The last `count` rows of a part that are there, up to an update. Not much more of the file than these is read."""
     found: list[np.ndarray] = [np.empty(0, TABLES[table])]
     end, size = part.rows[table], max(count, 16)
-    with reading(part.path) as file:
-        while end > 0 and count > 0:
-            begin = max(0, end - size)
-            rows = with_columns(file[table][begin:end], table)
-            rows = rows[(rows["update"] > part.after_update) & (rows["update"] <= last_update)][-count:]
-            found.insert(0, rows)
-            count, end, size = count - len(rows), begin, 2 * size
+    while end > 0 and count > 0:
+        begin = max(0, end - size)
+        rows = with_columns(file[table][begin:end], table)
+        rows = rows[(rows["update"] > part.after_update) & (rows["update"] <= last_update)][-count:]
+        found.insert(0, rows)
+        count, end, size = count - len(rows), begin, 2 * size
     return np.concatenate(found)
 
 
@@ -145,18 +154,7 @@ def with_columns(rows: np.ndarray, table: str) -> np.ndarray:
     return filled
 
 
-# One rank of a run that others write, or that must be whole.
-
-
-def first_parts(run: Path) -> list[Part]:
-    """Return the readable parts of rank 0, which say when agents left."""
-    parts = []
-    for path in metrics_files(run, 0):
-        try:
-            parts.append(open_part(path))
-        except UNREADABLE:
-            continue
-    return parts
+# Runs that others write, or that must be whole.
 
 
 def read_rows(run: Path, rank: int, table: str) -> np.ndarray:
@@ -166,34 +164,58 @@ def read_rows(run: Path, rank: int, table: str) -> np.ndarray:
         UNREADABLE: a file is damaged, or there is none.
     """
     parts = [open_part(path) for path in metrics_files(run, rank)]
-    ends = last_updates(parts, first_parts(run) if rank else parts, rank)
+    ends = last_updates(parts, _readable_parts(metrics_files(run, 0)) if rank else parts, rank)
     tables = [written_rows(part, table) for part in parts]
     return np.concatenate([rows[rows["update"] <= end] for rows, end in zip(tables, ends)])
 
 
-def newest_rows(run: Path, rank: int, table: str, count: int, first: Sequence[Part] | None = None) -> np.ndarray:
-    """Read the last `count` rows of a rank's table that count; fewer if there are no more.
+def _readable_parts(files: Iterable[Path]) -> list[Part]:
+    parts = []
+    for path in files:
+        try:
+            parts.append(open_part(path))
+        except UNREADABLE:
+            continue
+    return parts
 
-    Only the ends of as many files as it takes are read, so that a large run can be watched.
 
-    Args:
-        first: `first_parts(run)`, for those who ask of many ranks.
+class NewestRows:
+    """The ends of a run's tables as they are now. Large live runs can be watched by them: no more is read than it takes.
 
-    Raises:
-        UNREADABLE: a file is damaged, or there is none.
+    Attributes:
+        first: the readable parts of rank 0.
     """
-    first = first_parts(run) if first is None else first
-    files = metrics_files(run, rank)
-    if not files:
-        raise FileNotFoundError(f"rank {rank} has no metrics in {run}")
-    parts: list[Part] = []
-    found = [np.empty(0, TABLES[table])]
-    for path in reversed(files):
-        parts.insert(0, open_part(path))
-        found.insert(0, tail(parts[0], table, count - sum(map(len, found)), last_updates(parts, first, rank)[0]))
-        if sum(map(len, found)) >= count:
-            break
-    return np.concatenate(found)
+
+    def __init__(self, run: Path):
+        self._files = metrics_files_by_rank(run)
+        self.first = _readable_parts(self._files.get(0, {}).values())
+
+    def of(self, rank: int, wanted: Mapping[str, int], beside: Mapping[str, int] = {}) -> dict[str, np.ndarray]:
+        """Read the last rows of a rank's tables that count, each a structured array of dtype TABLES[table].
+
+        Args:
+            wanted: table → how many rows; there are fewer if no file has more.
+            beside: the same of tables for which no further file is opened.
+
+        Raises:
+            UNREADABLE: a file is damaged, or there is none.
+        """
+        files = list(self._files.get(rank, {}).values())
+        if not files:
+            raise FileNotFoundError(f"rank {rank} has no metrics")
+        counts = {**wanted, **beside}
+        found = {table: np.empty(0, TABLES[table]) for table in counts}
+        parts: list[Part] = []
+        for path in reversed(files):
+            with reading(path) as file:
+                parts.insert(0, _part(file, path))
+                last_update = last_updates(parts, self.first, rank)[0]
+                for table, count in counts.items():
+                    rows = _tail(file, parts[0], table, count - len(found[table]), last_update)
+                    found[table] = np.concatenate([rows, found[table]])
+            if all(len(found[table]) >= count for table, count in wanted.items()):
+                break
+        return found
 
 
 def starting_hours(parts: Sequence[Part]) -> list[float]:

@@ -30,7 +30,8 @@ SECTIONS = {
 
 SIZE = 4096  # numbers of a sketch
 OPTIONAL = {"sketches", "energy"}  # tables that files of older versions lack
-ENERGY_SECONDS = 10.0  # from one row of `energy` to the next
+SECONDS_BETWEEN_WRITES = 2.0  # a row waits for so long, and for the end of an update, at most
+SECONDS_BETWEEN_READINGS = 10.0  # of a node's counters, for `energy`
 
 # Of every table the columns, in order: name, type, unit and meaning. This is their one declaration: the writer, every reader
 # and docs/metrics.md go by it.
