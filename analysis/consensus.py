@@ -112,7 +112,7 @@ def drift(run: Run) -> Drift:
 
 
 class History:
-    """Who mixed what, and how long everybody's steps were.
+    """What every agent mixed, and how long its steps were.
 
     Attributes:
         sources: of each published vector y_j(v): the vectors it is a mean of, with weights, beside the step s_j(v).
@@ -141,7 +141,7 @@ class History:
         self.place = {node: n for n, node in enumerate(self.order)}
 
     def _sorted(self) -> list[Node]:
-        """Published vectors in an order in which they can have come to be. What rests on unread rows is left out."""
+        """Return published vectors in an order in which they can have come to be. What rests on unread rows is left out."""
         first = {rank: (rank, 1) for rank in range(self.agents)}
         order: list[Node] = []
         done: set[Node] = set()
@@ -157,7 +157,7 @@ class History:
         return order
 
     def bound(self, update: int) -> float:
-        """Σ_s ‖A_s‖₂ |S(s)| at `update`; NaN where some message it rests on was not read.
+        """Return Σ_s ‖A_s‖₂ |S(s)| at `update`; NaN where some message it rests on was not read.
 
         Goes back from x_i(update) - x̄(update) through everything they are made of. `back[j, v]` is the coefficient of
         y_j(v) in each of them, (agents,).

@@ -60,7 +60,7 @@ def export(run: Run, folder: Path, format: str) -> list[Path]:
 
 
 def scalars(tables: dict[str, np.ndarray], folder: Path, agents: np.ndarray) -> None:
-    """One event file; `agents`: how many there were at each update. Raises RunError without tensorboardX."""
+    """Write one event file; `agents`: how many there were at each update. Raises RunError without tensorboardX."""
     try:
         from tensorboardX import SummaryWriter  # only who wants its files needs it
     except ImportError:

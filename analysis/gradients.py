@@ -53,7 +53,7 @@ class Correlation:
         return self.matrices.mean(axis=0)
 
     def over(self, pairs: np.ndarray) -> tuple[float, float]:
-        """Mean over `pairs` (a mask) and updates, and its standard error; NaN where there are no pairs."""
+        """Return the mean over `pairs` (a mask) and updates, and its standard error; NaN where there are no pairs."""
         if not pairs.any():
             return np.nan, np.nan
         values = self.matrices[:, pairs].mean(axis=1)
@@ -83,7 +83,7 @@ def answer(found: list[Run], options: Options) -> Answer:
 
 
 def correlations(group: Group) -> list[Correlation]:
-    """One for each number of agents."""
+    """Return one correlation for each number of agents."""
     shown = []
     for agents in sorted({run.agents for run in group.runs}):
         mine = [run for run in group.runs if run.agents == agents]
@@ -97,7 +97,7 @@ def correlations(group: Group) -> list[Correlation]:
 
 
 def cosines(run: Run) -> np.ndarray:
-    """[updates, agents, agents] of the updates whose sketches all agents have."""
+    """Return the cosines at the updates of which all agents have sketches; float64 [updates, agents, agents]."""
     sketches = [run.sketches(rank) for rank in range(run.agents)]
     common = sorted(set.intersection(*(set(table["update"].tolist()) for table in sketches)))
     gradients = [table["gradient"][np.searchsorted(table["update"], common)] for table in sketches]

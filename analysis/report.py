@@ -98,7 +98,7 @@ class Report:
 
 
 def page(found: list[Run], problems: list[str], wanted: Report) -> str:
-    """The page, and what the runs say, as HTML."""
+    """Return the page, and what the runs say, as HTML."""
     chapters, absent = [], []
     with plt.rc_context(STYLE):
         for module, options in CHAPTERS.items():
@@ -127,7 +127,7 @@ def question(module: ModuleType) -> str:
 
 
 def chapter(module: ModuleType, said: Answer) -> str:
-    """One script's figure, table, notes and definitions."""
+    """Return one script's figure, table, notes and definitions."""
     definitions = module.__doc__.partition("\n\n")[2].partition("\n\n")[2]  # without the question and the commands
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in said.notes)
     return (
@@ -153,7 +153,7 @@ def tabled(table: Table) -> str:
 
 
 def overview(found: list[Run]) -> str:
-    """What was run, a row a run."""
+    """Return a table of what was run, a row a run."""
     table = Table(("run", "env", "method", "agents", "environments", "steps", "hours", "state", "started", "hosts", "commit"))
     for run in found:
         s, first = run.settings(), run.starts[0]

@@ -90,13 +90,13 @@ def answer(found: list[Run], options: Robustness) -> Answer:
 
 
 def thresholds(games: set[str], wanted: dict[str, float]) -> dict[str, float]:
-    """What each game's convergent runs reach; a game that nothing is known of is left out."""
+    """Return what each game's convergent runs reach; a game that nothing is known of is left out."""
     known = {game: (RANDOM.scores[game][0] + A2C.scores[game][0]) / 2 for game in games if game in A2C.scores}
     return known | {game: score for game, score in wanted.items() if game in games}
 
 
 def final(run: Run) -> float:
-    """Mean score of the last WINDOW training episodes."""
+    """Return the mean score of the last WINDOW training episodes."""
     return float(run.scores["score"][-WINDOW:].mean())
 
 

@@ -1,4 +1,4 @@
-"""What all scripts share: a command line, a table on the terminal, a figure and a CSV beside it."""
+"""The parts that all scripts share: a command line, a table on the terminal, a figure and a CSV beside it."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Table:
     rows: list[tuple] = field(default_factory=list)
 
     def cells(self) -> list[list[str]]:
-        """Rows for people: 4 digits, thousands apart, a dash where there is nothing."""
+        """Return rows for people: 4 digits, thousands apart, a dash where there is nothing."""
         return [[show(value) for value in row] for row in self.rows]
 
     def numeric(self, column: int) -> bool:
-        """Whether a column is flush right."""
+        """Return whether a column is flush right."""
         return any(isinstance(row[column], (int, float, np.number)) for row in self.rows)
 
 
@@ -109,7 +109,7 @@ def show(value: Any) -> str:
 
 
 def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, one above the other, so that it can be read on a phone."""
+    """Make a figure of so many panels, one above the other, so that it can be read on a phone."""
     rows = -(-number // columns)
     figure, axes = plt.subplots(
         rows,
@@ -125,12 +125,12 @@ def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and dash of the group with this number."""
+    """Return colour and dash of the group with this number."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend under all panels."""
+    """Draw one legend under all panels."""
     entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels())}
     if entries:
         widest = max(map(len, entries))
@@ -143,7 +143,7 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def main(
     answer: Callable[[list[Run], Any], Answer], options: type[Options], about: str, arguments: list[str] | None = None
 ) -> None:
-    """Ask `answer` about the runs on the command line and bring out what it says.
+    """Ask `answer` about the runs on the command line, print its table and write its figure.
 
     Exit status 2 and one line where runs or options make no sense.
     """
@@ -171,7 +171,7 @@ def main(
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """What is printed here may go to `| head`, which stops reading: the files have been written, and nothing is wrong."""
+    """Let what is printed go to `| head`, which stops reading: the files have been written, and nothing is wrong."""
     try:
         yield
         sys.stdout.flush()
@@ -180,7 +180,7 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def target(out: Path | None, found: list[Run], name: str) -> Path:
-    """Where the figure goes.
+    """Return where the figure goes.
 
     Raises:
         RunError: nothing can be written there.
@@ -193,14 +193,14 @@ def target(out: Path | None, found: list[Run], name: str) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises RunError unless `path` can lie where it says."""
+    """Raise RunError unless `path` can lie where it says."""
     if not path.parent.is_dir():
         raise RunError(f"--out {path}: there is no folder {path.parent}; a folder that is there is expected")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write to. What is there when the block ends becomes `path`: a kill leaves the old file or the new one."""
+    """Yield a name to write to. What is there when the block ends becomes `path`: a kill leaves the old file or the new one."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary

@@ -100,14 +100,14 @@ def measure(run: Run, group: Group) -> Speed:
 
 
 def lately(run: Run, rank: int) -> np.ndarray:
-    """The updates since the run has had as many agents as now."""
+    """Return the updates since the run has had as many agents as now."""
     table = run.updates(rank)
     before = np.flatnonzero(run.agents_at(rank, table["update"]) != run.agents)
     return table[before[-1] + 1 :] if len(before) else table
 
 
 def power(run: Run, nodes: list[np.ndarray]) -> float:
-    """W, all nodes, between the first and the last moment of which each of them tells; NaN: not available."""
+    """Return the power of all nodes, W, between the first and last moment of which each of them tells; NaN: not available."""
     hours, joules, _ = run.joules
     begin = max((table["hours"][0] for table in nodes), default=np.inf)
     end = min((table["hours"][-1] for table in nodes), default=-np.inf)
@@ -118,7 +118,7 @@ def power(run: Run, nodes: list[np.ndarray]) -> float:
 
 
 def weighted(nodes: list[np.ndarray], column: str) -> float:
-    """Mean of a column over nodes and time."""
+    """Return the mean of a column over nodes and time."""
     if not nodes:
         return np.nan
     return float(np.mean([np.average(table[column], weights=table["seconds"]) for table in nodes]))
@@ -134,7 +134,7 @@ def means(speeds: list[Speed]) -> dict[str, np.ndarray]:
 
 
 def efficiency(speed: Speed, speeds: list[Speed], same: Callable[[Speed], int]) -> float:
-    """Percent; NaN where nothing with fewer ranks is there."""
+    """Return the efficiency in percent; NaN where nothing with fewer ranks is there."""
     alike = [s for s in speeds if s.group is speed.group and same(s) == same(speed)]
     fewest = min(s.ranks for s in alike)
     if fewest == speed.ranks:

@@ -109,8 +109,13 @@ class RunStatus:
         update_seconds = max((sum(row[name] for name in SECTIONS) for row in self.newest.values()), default=0)
         if self.silence < SECONDS_OF_SILENCE + UPDATES_OF_SILENCE * update_seconds:
             return "running"
+        return "stopped" if self.all_saved else "stale"
+
+    @property
+    def all_saved(self) -> bool:
+        """Whether the newest checkpoint holds the newest update of every living agent."""
         living = {rank: row["update"] for rank, row in self.newest.items() if rank not in self.lost}
-        return "stopped" if self.saved and living.items() <= self.saved.items() else "stale"
+        return bool(self.saved) and living.items() <= self.saved.items()
 
     @property
     def updates(self) -> dict[int, int]:
@@ -121,7 +126,7 @@ class RunStatus:
         """
         living = {rank: rows for rank, rows in self.recent.items() if rank not in self.lost}
         moment = math.inf
-        if self.state == "running":
+        if self.state == "running" and not self.all_saved:
             longest = max((np.diff(rows["hours"]).max(initial=0) for rows in living.values()), default=0)
             moment = max((rows["hours"][-1] for rows in living.values()), default=0) - longest - SECONDS_BETWEEN_WRITES / 3600
         return {rank: _update_at(rows, moment) for rank, rows in living.items()}

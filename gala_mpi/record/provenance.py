@@ -1,4 +1,4 @@
-"""Facts about one start of a run, so that it can be told later what ran where. Files and the environment only: no child
+"""Metadata about one start of a run, so that it can be told later what ran where. Files and the environment only: no child
 process is made, because forking after MPI has started is not safe on every network."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PACKAGES = ("mpi4py", "torch", "gymnasium", "ale-py", "numpy", "h5py")
 
 
 def metadata(graph: Topology | None, library: str, hosts: list[str], threads: list[int], number: int) -> dict[str, object]:
-    """What is known before the first step.
+    """Return what is known before the first step.
 
     Args:
         graph: who reads whom; None: nobody.
@@ -45,7 +45,7 @@ def metadata(graph: Topology | None, library: str, hosts: list[str], threads: li
 
 
 def commit(repository: Path) -> str:
-    """The commit that is checked out in `repository`; empty outside a checkout."""
+    """Return the commit that is checked out in `repository`; empty outside a checkout."""
     git = repository / ".git"
     try:
         head = (git / "HEAD").read_text().strip()

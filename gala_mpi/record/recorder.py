@@ -1,4 +1,4 @@
-"""What a rank writes down while it trains: updates, episodes, mixes, sketches and energy, in the rank's own file.
+"""Recording what a rank does: updates, episodes, mixes, sketches and energy, in the rank's own file.
 
 Rows are kept for a few seconds and written together; `flush()` writes at once.
 """
@@ -68,7 +68,7 @@ class Recorder:
         meter: Meter | None = None,
         **metadata: int | bool,
     ):
-        self._run, self._rank, self._peers, self._facts = run, rank, peers, metadata
+        self._run, self._rank, self._peers, self._metadata = run, rank, peers, metadata
         self._sketch_updates = sketch_updates
         self._last_update = update + updates
         self._began = time.monotonic() - 3600 * hours
@@ -84,7 +84,7 @@ class Recorder:
         return (time.monotonic() - self._began) / 3600
 
     def record(self, learner: A2C, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
-        """One update's rows; `seconds` of each section of it."""
+        """Record one update; `seconds` of each section of it."""
         losses = done.losses
         update, steps, hours = learner.updates, learner.steps, self.hours
         ages = [update - mix.version for mix in counters.mixes]
@@ -117,7 +117,7 @@ class Recorder:
         self._written = time.monotonic()
 
     def sync(self) -> None:
-        """Flush, and see the rows onto the disk."""
+        """Flush, and force the rows onto the disk."""
         self.flush()
         self._tables.sync()
 
@@ -138,10 +138,10 @@ class Recorder:
         rooms = {name: max(1, count, len(self._waiting[name])) for name, count in rooms.items()}
         layouts = {name: (TABLES[name], rooms[name]) for name in TABLES}
         path = layout.next_metrics_file(self._run, self._rank)
-        self._tables = tables.Tables(path, layouts, {"rank": self._rank, "after_update": update, **self._facts})
+        self._tables = tables.Tables(path, layouts, {"rank": self._rank, "after_update": update, **self._metadata})
 
 
 def resident_mib() -> float:
-    """This process's resident memory, MiB."""
+    """Return this process's resident memory, MiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 2**20

@@ -23,7 +23,7 @@ def run_file(run: Path) -> Path:
 
 
 def is_run(run: Path) -> bool:
-    """Whether a run has begun in this directory."""
+    """Return whether a run has begun in this directory."""
     return run_file(run).is_file()
 
 

@@ -153,7 +153,7 @@ class Run:
         return words if readable == self.agents else f"{words}, metrics of {readable} of {self.agents} agents"
 
     def _table(self, rank: int, name: str) -> np.ndarray:
-        """All rows of a rank that count."""
+        """Read all rows of a rank that count."""
         tables = [np.empty(0, TABLES[name])]
         for part, end in zip(self.parts[rank], last_updates(self.parts[rank], self.parts[0], rank)):
             try:
@@ -164,7 +164,7 @@ class Run:
         return np.concatenate(tables)
 
     def _newest(self, rank: int) -> np.ndarray:
-        """The last `updates` row of a rank, or none."""
+        """Read the last `updates` row of a rank, or none."""
         ends = last_updates(self.parts[rank], self.parts[0], rank)
         for part, end in reversed(list(zip(self.parts[rank], ends))):
             try:
@@ -198,7 +198,7 @@ def one_line(error: Exception) -> str:
 
 
 def _graph(stored: str | dict[str, Any]) -> str:
-    """A graph as it stands in the settings, as one string: older runs have that string, newer ones an object."""
+    """Return a graph of the settings as one string: older runs have that string, newer ones an object."""
     if isinstance(stored, str):
         return stored
     more = stored.get("text") or " ".join(map(str, stored.get("nodes") or ()))

@@ -127,7 +127,7 @@ def newest_row(part: Part, table: str, last_update: float = math.inf) -> np.ndar
 
 
 def _tail(file: h5py.File, part: Part, table: str, count: int, last_update: float) -> np.ndarray:
-    """The last `count` rows of a part that are there, up to an update. Not much more of the file than these is read."""
+    """Read the last `count` rows of a part that are there, up to an update, and not much more of the file."""
     found: list[np.ndarray] = [np.empty(0, TABLES[table])]
     end, size = part.rows[table], max(count, 16)
     while end > 0 and count > 0:

@@ -79,7 +79,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def _open_parts(run: Path, rank: int, files: dict[int, Path], problems: list[str]) -> list[Part]:
-    """The readable files of one rank in order; what is missing or damaged goes to `problems`."""
+    """Open the readable files of one rank in order; what is missing or damaged goes to `problems`."""
     parts = []
     for number in range(max(files, default=0) + 1):
         if number not in files:
@@ -130,5 +130,5 @@ def _starts(file: h5py.File) -> list[dict[str, Any]]:
 
 
 def _metadata(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """The attributes, as plain Python values."""
+    """Return the attributes, as plain Python values."""
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in node.attrs.items()}
