@@ -6,7 +6,9 @@ nothing else. A new member is one file with the methods of `base.Exchange` that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from gala_mpi.lazy import Member
 
@@ -17,13 +19,25 @@ class ExchangeMember(Member):
 
     Attributes:
         method: what papers and figures call it.
+        variants: settings that tell its variants apart, and how a label adds them, in this order.
     """
 
     method: str
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, settings: Mapping[str, Any]) -> str:
+        """Return the method in a reader's words. Settings that are None are left out."""
+        parts = [form.format(settings[name]) for name, form in self.variants.items() if settings.get(name) is not None]
+        return self.method + "".join(parts)
 
 
 EXCHANGES = {
-    "gossip": ExchangeMember("gala_mpi.exchange.gossip:Gossip", "GALA: average parameters with neighbours, never wait", "GALA"),
+    "gossip": ExchangeMember(
+        "gala_mpi.exchange.gossip:Gossip",
+        "GALA: average parameters with neighbours, never wait",
+        "GALA",
+        {"topology": " {}", "staleness": ", τ = {}"},
+    ),
     "allreduce": ExchangeMember(
         "gala_mpi.exchange.allreduce:AllReduce", "A2C: average gradients over all ranks, in step", "A2C"
     ),
@@ -31,6 +45,7 @@ EXCHANGES = {
         "gala_mpi.exchange.periodic:Periodic",
         "local SGD: average parameters over all ranks every --sync-updates updates",
         "local SGD",
+        {"sync_updates": ", K = {}"},
     ),
     "server": ExchangeMember("gala_mpi.exchange.server:Server", "A3C: a shared vector in rank 0's window", "A3C"),
     "none": ExchangeMember("gala_mpi.exchange.independent:Independent", "independent agents", "independent"),
