@@ -17,13 +17,17 @@ class ExchangeMember(Member):
 
     Attributes:
         method: what papers and figures call it.
+        graph: whether agents read each other over the graph that --topology names, which then is part of what a run is called.
     """
 
     method: str
+    graph: bool = False
 
 
 EXCHANGES = {
-    "gossip": ExchangeMember("gala_mpi.exchange.gossip:Gossip", "GALA: average parameters with neighbours, never wait", "GALA"),
+    "gossip": ExchangeMember(
+        "gala_mpi.exchange.gossip:Gossip", "GALA: average parameters with neighbours, never wait", "GALA", graph=True
+    ),
     "allreduce": ExchangeMember(
         "gala_mpi.exchange.allreduce:AllReduce", "A2C: average gradients over all ranks, in step", "A2C"
     ),

@@ -70,8 +70,9 @@ class Run:
         string: its name, and after a line break its text, if it is not a built-in one.
         """
         c = {**self.config, "topology": _graph(self.config["topology"])}
-        method = EXCHANGES[c["exchange"]].method if c["exchange"] in EXCHANGES else c["exchange"]
-        if c["exchange"] == "gossip":
+        member = EXCHANGES.get(c["exchange"])
+        method = member.method if member else c["exchange"]
+        if member and member.graph:
             name = c["topology"].partition("\n")[0]
             method += f" {name}" + ("" if c["staleness"] is None else f", τ = {c['staleness']}")
         flat = {"method": method, "agents": self.agents, "environments": self.agents * c["num_envs"]}
