@@ -19,7 +19,7 @@ from groups import load
 
 def case(exchange="gossip", name="ring", ranks=8, per_node=64, slow=-1, delay=0.0, **options) -> model.Case:
     options = simulate.Simulate(runs=(), **{"updates": 300, **options})
-    graph = topology.build(name, ranks) if exchange == "gossip" else None
+    graph = topology.build(Graph(name), ranks) if exchange == "gossip" else None
     return model.Case(graph, ranks, per_node, slow, delay, options)
 
 
