@@ -12,6 +12,7 @@ import pytest
 
 from gala_mpi.config import A2CSettings, Config, check
 from gala_mpi.errors import SettingError
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job.prepare import read as parse
 from gala_mpi.run import layout, writer
 from gala_mpi.topology import Graph
@@ -320,3 +321,19 @@ def test_survive_is_for_gossip_that_does_not_wait(other):
 def test_a_checksum_is_for_gossip():
     with pytest.raises(SettingError, match="--checksum"):
         check(Config(exchange="allreduce", checksum=True))
+
+
+@pytest.mark.parametrize(
+    "settings, label",
+    [
+        ({"exchange": "gossip", "topology": Graph("torus")}, "GALA torus"),
+        ({"exchange": "gossip", "staleness": 0}, "GALA ring, τ = 0"),
+        ({"exchange": "allreduce"}, "A2C"),
+        ({"exchange": "periodic"}, "local SGD"),
+        ({"exchange": "periodic", "sync_updates": 5}, "local SGD, K = 5"),
+        ({"exchange": "none"}, "independent"),
+    ],
+)
+def test_what_a_method_is_called(settings, label):
+    config = Config(**settings)
+    assert EXCHANGES[config.exchange].label(vars(config)) == label
