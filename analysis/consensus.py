@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import checkout  # noqa: F401
+from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from script import Answer, Options, Table, legend, look, main, panels
@@ -83,15 +84,20 @@ def answer(found: list[Run], options: Options) -> Answer:
         f"{row[1]} on {row[2]} agents: at most {row[6]:.1f}% of the bound" for row in table.rows if np.isfinite(row[6])
     )
     notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
-    notes += [
-        f"{run.path}: resumed; no bound" for run in sketched if len(run.starts) > 1 and run.config["exchange"] == "gossip"
-    ]
+    notes += [f"{run.path}: resumed; no bound" for run in sketched if len(run.starts) > 1 and reads_over_a_graph(run)]
     notes += mixtures(groups, apart={"agents", "environments"})
     notes += [f"{row[0]}: the distance is above its bound" for row in table.rows if row[6] > 100]
     return Answer(table, figure, f"Distance of agents to their mean over updates, with its bound. {said}.", points, notes)
 
 
+def reads_over_a_graph(run: Run) -> bool:
+    """Return whether the run's agents mix each other's parameters over a graph: the bound is of these."""
+    exchange = EXCHANGES.get(run.config["exchange"])
+    return bool(exchange and exchange.graph)
+
+
 def drift(run: Run) -> Drift:
+    """Return the distances of a run's agents, and their bound where there is one."""
     sketches = [run.sketches(rank) for rank in range(run.agents)]
     common = sorted(set.intersection(*(set(table["update"].tolist()) for table in sketches)))
     chosen = np.array(
@@ -101,7 +107,7 @@ def drift(run: Run) -> Drift:
         float
     )  # [agents, updates, 4096]
     agents = np.linalg.norm(x - x.mean(axis=0), axis=2).T
-    if run.config["exchange"] != "gossip" or len(run.starts) > 1 or not len(chosen):
+    if not reads_over_a_graph(run) or len(run.starts) > 1 or not len(chosen):
         return Drift(run, chosen, agents, np.full(len(chosen), np.nan), np.nan, np.nan)
     history = History(run)
     bound = np.array([history.bound(update) for update in chosen])

@@ -203,7 +203,7 @@ def say(text: str) -> None:
 
 
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
-    """What is about to happen, in a few lines."""
+    """Say what is about to happen, in a few lines."""
     graph = f" on a {config.topology} graph" if "topology" in EXCHANGES[config.exchange].load().takes else ""
     say(
         f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} environments, "

@@ -106,7 +106,12 @@ def all_imports_of(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-STRANGERS = {"mpi": {"torch", "h5py"}, "exchange": {"h5py"}, "topology": {"torch", "h5py", "mpi4py"}}
+STRANGERS = {
+    "mpi": {"torch", "h5py"},
+    "exchange": {"h5py"},
+    "topology": {"torch", "h5py", "mpi4py"},
+    "run": {"torch", "mpi4py", "gymnasium", "ale_py"},
+}
 
 
 @pytest.mark.parametrize("room, strangers", STRANGERS.items(), ids=STRANGERS)

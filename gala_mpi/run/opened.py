@@ -13,6 +13,7 @@ import numpy as np
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run.parts import UNREADABLE, Part, last_updates, newest_row, written_rows
 from gala_mpi.run.tables import TABLES
+from gala_mpi.topology import Graph
 
 ENERGY = {"node_joules": "node", "cpu_joules": "CPU", "gpu_joules": "GPU"}
 SCORES = np.dtype([("steps", "<f8"), ("hours", "<f8"), ("kilojoules", "<f8"), ("score", "<f8")])
@@ -196,8 +197,7 @@ def one_line(error: Exception) -> str:
 
 
 def _graph(stored: str | dict[str, Any]) -> str:
-    """Return a graph of the settings as one string: older runs have that string, newer ones an object."""
-    if isinstance(stored, str):
-        return stored
-    more = stored.get("text") or " ".join(map(str, stored.get("nodes") or ()))
-    return f"{stored['name']}\n{more}" if more else stored["name"]
+    """Return a graph of the settings as one string: its name, and after a line break its text or the node of each agent."""
+    graph = Graph.from_stored(stored)
+    more = graph.text or " ".join(map(str, graph.nodes))
+    return f"{graph.name}\n{more}" if more else graph.name
