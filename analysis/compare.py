@@ -27,11 +27,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from references import GAMES, normalised
+from published import GAMES, normalised
 from robustness import WINDOW, final, thresholds
-from runs import Run, RunError
 from script import Answer, Options, Table, legend, look, main, panels
 
 FEW = 3  # runs
@@ -96,7 +97,7 @@ def side(label: str, groups: list[Group]) -> Side:
 
 
 def choose(sides: list[Side], wanted: str, by: str) -> Side:
-    """The base. Raises RunError."""
+    """Return the base. Raises RunError."""
     if len(sides) < 2:
         raise RunError(f"--by {by}: all runs are in one group, {sides[0].label}; two or more groups are expected")
     named = {s.label: s for s in sides}
@@ -108,12 +109,12 @@ def choose(sides: list[Side], wanted: str, by: str) -> Side:
 
 
 def strata(ours: Side, games: list[str], normalise: bool) -> list[np.ndarray]:
-    """The score of every run, an array a game."""
+    """Return the score of every run: for each game float64 [runs]."""
     return [np.array([normalised(game, final(run)) if normalise else final(run) for run in ours.games[game]]) for game in games]
 
 
 def scale(games: list[str], sides: list[Side]) -> bool:
-    """Whether scores are normalised. Raises RunError where they would have to be and cannot."""
+    """Return whether scores are normalised. Raises RunError where they would have to be and cannot."""
     if unknown := sorted(set(games) - set(GAMES)):
         if len(games) > 1:
             raise RunError(
@@ -134,7 +135,7 @@ def compare(ours: Side, base: Side, limits: dict[str, float]) -> tuple:
 
 
 def median_time(ours: Side, games: list[str], limits: dict[str, float], axis: str) -> float:
-    """Median over runs of where the threshold is first reached; infinite where too few reach it, NaN without threshold."""
+    """Return the median over runs of where the threshold is first reached; inf: too few reach it; NaN: there is none."""
     runs = [(run, limits[game]) for game in games if game in limits for run in ours.games[game]]
     reached = [stats.first_reached(run.scores[axis], run.scores["score"], limit, WINDOW) for run, limit in runs]
     return float(np.median(np.nan_to_num(reached, nan=np.inf))) if reached else np.nan

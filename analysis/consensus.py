@@ -29,8 +29,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import checkout  # noqa: F401
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from runs import Run, RunError
 from script import Answer, Options, Table, legend, look, main, panels
 
 MOST_UPDATES = 200
@@ -85,7 +86,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     notes += [
         f"{run.path}: resumed; no bound" for run in sketched if len(run.starts) > 1 and run.config["exchange"] == "gossip"
     ]
-    notes += mixtures(groups, apart={"agents", "simulators"})
+    notes += mixtures(groups, apart={"agents", "environments"})
     notes += [f"{row[0]}: the distance is above its bound" for row in table.rows if row[6] > 100]
     return Answer(table, figure, f"Distance of agents to their mean over updates, with its bound. {said}.", points, notes)
 
@@ -111,7 +112,7 @@ def drift(run: Run) -> Drift:
 
 
 class History:
-    """Who mixed what, and how long everybody's steps were.
+    """What every agent mixed, and how long its steps were.
 
     Attributes:
         sources: of each published vector y_j(v): the vectors it is a mean of, with weights, beside the step s_j(v).
@@ -140,7 +141,7 @@ class History:
         self.place = {node: n for n, node in enumerate(self.order)}
 
     def _sorted(self) -> list[Node]:
-        """Published vectors in an order in which they can have come to be. What rests on unread rows is left out."""
+        """Return published vectors in an order in which they can have come to be. What rests on unread rows is left out."""
         first = {rank: (rank, 1) for rank in range(self.agents)}
         order: list[Node] = []
         done: set[Node] = set()
@@ -156,7 +157,7 @@ class History:
         return order
 
     def bound(self, update: int) -> float:
-        """Σ_s ‖A_s‖₂ |S(s)| at `update`; NaN where some message it rests on was not read.
+        """Return Σ_s ‖A_s‖₂ |S(s)| at `update`; NaN where some message it rests on was not read.
 
         Goes back from x_i(update) - x̄(update) through everything they are made of. `back[j, v]` is the coefficient of
         y_j(v) in each of them, (agents,).

@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 import tyro
 
+import checkout  # noqa: F401
+from gala_mpi.run import Run, RunError
 from groups import incomplete, load
-from runs import Run, RunError
 from script import Table, reader_may_leave, write_csv
 
 AXIS = ("update", "steps", "hours", "simulator")
@@ -59,7 +60,7 @@ def export(run: Run, folder: Path, format: str) -> list[Path]:
 
 
 def scalars(tables: dict[str, np.ndarray], folder: Path, agents: np.ndarray) -> None:
-    """One event file; `agents`: how many there were at each update. Raises RunError without tensorboardX."""
+    """Write one event file; `agents`: how many there were at each update. Raises RunError without tensorboardX."""
     try:
         from tensorboardX import SummaryWriter  # only who wants its files needs it
     except ImportError:

@@ -22,9 +22,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, mixtures
-from runs import Run, RunError
 from script import Answer, Options, Table, main, panels
 
 MOST_WRITTEN = 8  # agents whose correlations are written into the cells
@@ -52,7 +53,7 @@ class Correlation:
         return self.matrices.mean(axis=0)
 
     def over(self, pairs: np.ndarray) -> tuple[float, float]:
-        """Mean over `pairs` (a mask) and updates, and its standard error; NaN where there are no pairs."""
+        """Return the mean over `pairs` (a mask) and updates, and its standard error; NaN where there are no pairs."""
         if not pairs.any():
             return np.nan, np.nan
         values = self.matrices[:, pairs].mean(axis=1)
@@ -77,12 +78,12 @@ def answer(found: list[Run], options: Options) -> Answer:
     table, points = tables(shown)
     said = "; ".join(f"{row[0]} on {row[1]} agents {row[3]:.3f}" for row in table.rows)
     notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
-    notes += mixtures(groups, apart={"agents", "simulators"})
+    notes += mixtures(groups, apart={"agents", "environments"})
     return Answer(table, figure, f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}.", points, notes)
 
 
 def correlations(group: Group) -> list[Correlation]:
-    """One for each number of agents."""
+    """Return one correlation for each number of agents."""
     shown = []
     for agents in sorted({run.agents for run in group.runs}):
         mine = [run for run in group.runs if run.agents == agents]
@@ -96,7 +97,7 @@ def correlations(group: Group) -> list[Correlation]:
 
 
 def cosines(run: Run) -> np.ndarray:
-    """[updates, agents, agents] of the updates whose sketches all agents have."""
+    """Return the cosines at the updates of which all agents have sketches; float64 [updates, agents, agents]."""
     sketches = [run.sketches(rank) for rank in range(run.agents)]
     common = sorted(set.intersection(*(set(table["update"].tolist()) for table in sketches)))
     gradients = [table["gradient"][np.searchsorted(table["update"], common)] for table in sketches]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs import Run, RunError, find_runs, open_run
+import checkout  # noqa: F401
+from gala_mpi.run import Run, RunError, find_runs, open_run
 
 # Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
 INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minutes"}
 INCIDENTAL |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
-SIZE = {"agents", "simulators", "num_envs"}
+SIZE = {"agents", "environments", "num_envs"}
+OLD_NAMES = {"simulators": "environments"}  # of settings, still taken
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Group:
 
 
 def load(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """The runs at `paths`, and a line for each that cannot be opened.
+    """Return the runs at `paths`, and a line for each that cannot be opened.
 
     Raises:
         RunError: nothing is left.
@@ -54,13 +56,13 @@ def load(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def grouped(found: list[Run], by: str) -> list[Group]:
-    """The runs that agree in their env and in the settings `by` ("exchange,topology"), ordered by these.
+    """Return the runs that agree in their env and in the settings `by` ("exchange,topology"), ordered by these.
 
     Raises:
         RunError: there is no such setting.
     """
     known = sorted(set().union(*(run.settings() for run in found)))
-    names = by.replace("-", "_").split(",")
+    names = [OLD_NAMES.get(name, name) for name in by.replace("-", "_").split(",")]
     for name in names:
         if name not in known:
             raise RunError(f"--by {name}: no such setting; one of {', '.join(known)} is expected")
@@ -75,12 +77,12 @@ def grouped(found: list[Run], by: str) -> list[Group]:
 
 
 def labels(groups: list[Group]) -> list[str]:
-    """The labels of all groups, each once: a label's place here is its colour."""
+    """Return the labels of all groups, each once: a label's place here is its colour."""
     return list(dict.fromkeys(group.label for group in groups))
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Sorts values of a setting: unset, then numbers, then words."""
+    """Sort values of a setting: unset, then numbers, then words."""
     return (0, 0) if value is None else (2, value) if isinstance(value, str) else (1, value)
 
 
@@ -90,7 +92,7 @@ def _describe(name: str, value: Any) -> str:
 
 
 def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
-    """A line for each group whose runs differ in a setting and are no mere repetitions; `apart`: these are told apart."""
+    """Return a line for each group whose runs differ in a setting and are no mere repetitions, but for settings in `apart`."""
     lines = []
     for group in groups:
         members = [run.settings() for run in group.runs]
@@ -102,6 +104,6 @@ def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
 
 
 def incomplete(found: list[Run]) -> list[str]:
-    """A line for each run that has not ended or cannot be read whole. Ask after reading: reading brings more to light."""
+    """Return a line for each run that has not ended or cannot be read whole. Ask after reading: it brings more to light."""
     lines = [f"{run.path}: {run.state}; read as far as it goes" for run in found if run.state != "finished"]
     return lines + [problem for run in found for problem in run.problems]

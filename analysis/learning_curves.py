@@ -34,10 +34,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from references import GAMES, normalised
-from runs import Run, RunError
+from published import GAMES, normalised
 from script import Answer, Options, Table, legend, look, main, panels
 
 MOST_BINS, FEWEST_BINS = 100, 10
@@ -114,7 +115,7 @@ def by_game(groups: list[Group]) -> tuple[list[Line], list[str]]:
 
 
 def over_games(groups: list[Group]) -> tuple[list[Line], list[str]]:
-    """One line a label, over all games whose scores can be normalised."""
+    """Return one line a label, over all games whose scores can be normalised, and notes."""
     known = [group for group in groups if group.env in GAMES]
     if not known:
         raise RunError(f"--statistic iqm: no run of {', '.join(GAMES)} is there; other games have no normalised score")
@@ -130,7 +131,7 @@ def over_games(groups: list[Group]) -> tuple[list[Line], list[str]]:
 
 
 def curve(line: Line, axis: str) -> Curve:
-    """The line and band along `axis`, a column of Run.scores; see the top of this file."""
+    """Return the line and band along `axis`, a column of Run.scores; see the top of this file."""
     runs = [run for game in line.games for run in game]
     first_end = min(float(run.scores[axis].max()) for run in runs)
     end = max(first_end, max(float(run.scores[axis].min()) for run in runs))
@@ -152,7 +153,7 @@ def curve(line: Line, axis: str) -> Curve:
 
 
 def bin_scores(x: np.ndarray, score: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number, mean and standard deviation of the scores in each bin, (bins,) each; NaN without scores.
+    """Return number, mean and standard deviation of the scores in each bin, (bins,) each; NaN without scores.
 
     A bin holds its left edge, the last bin holds both; scores beyond the last edge are left out.
     """
@@ -166,19 +167,19 @@ def bin_scores(x: np.ndarray, score: np.ndarray, edges: np.ndarray) -> tuple[np.
 
 
 def carried(values: np.ndarray) -> np.ndarray:
-    """`values` with each NaN replaced by the last number before it, if there is one."""
+    """Return `values` with each NaN replaced by the last number before it, if there is one."""
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
     return values[last]
 
 
 def windows(score: np.ndarray) -> tuple[float, float, float]:
-    """Mean score of the first, the best and the last WINDOW episodes."""
+    """Return the mean score of the first, the best and the last WINDOW episodes."""
     means = stats.moving_mean(score, WINDOW)
     return means[0], means.max(), means[-1]
 
 
 def table(groups: list[Group]) -> Table:
-    """A line a run."""
+    """Return a table with a line a run."""
     rows = Table(("run", "group", "agents", "steps", "hours", "episodes", "first", "best", "last", "state"))
     for group in groups:
         for run in group.runs:
@@ -189,7 +190,7 @@ def table(groups: list[Group]) -> Table:
 
 
 def short(lines: list[Line], axes: list[str]) -> list[str]:
-    """A note for each line that ends well before some of its runs."""
+    """Return a note for each line that ends well before some of its runs."""
     notes = []
     for line in lines:
         for axis in axes:
@@ -207,7 +208,7 @@ def plot(ax: Axes, curve: Curve, group: Group, number: int) -> None:
 
 
 def bands(lines: list[Line]) -> str:
-    """What the bands of these lines are."""
+    """Say what the bands of these lines are."""
     several = {len(line.group.runs) > 1 for line in lines}
     words = {False: "±1 SD of the episodes", True: "95% bootstrap interval over runs"}
     if len(several) == 1:

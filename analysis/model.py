@@ -10,9 +10,9 @@
 * a straggler computes so much longer at every update (wall time, between its rollout and its backward pass). A node that
   fails (exponential times with mean --mtbf-hours) goes on after --restart-seconds with its update begun anew; the others do
   without its messages meanwhile. A2C stops altogether, and goes back to its last checkpoint.
-* age: the reader's update minus the version mixed; negative where the sender is ahead.
+* lag of a message: the reader's update minus the version mixed. Positive: its sender is behind; negative: it is ahead.
 * consensus distance D: (Σ ‖x_i - x̄‖² / n)^½ at the end, in steps. Agents' steps are independent random directions of
-  length 1 in 16 dimensions, mixed with equal weights as parameters are. On large rings it still grows then.
+  length 1 in 16 dimensions, mixed with the graph's weights as parameters are. On large rings it still grows then.
 
 Not in the model: contention inside the network, and caches and memory bandwidth that more ranks share than were measured.
 """
@@ -27,7 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runs import RunError
+import checkout  # noqa: F401
+from gala_mpi import topology
 
 DIMENSIONS = 16
 Message = tuple[float, int, np.ndarray]  # when it is there, version, vector
@@ -46,7 +47,7 @@ class Cluster:
     bytes: int = 3_500_000
     """Length of a message; network gala has 3.5 MB."""
     updates: int = 150
-    """Simulated updates of an agent; rates and ages are taken from the last two thirds of the time."""
+    """Simulated updates of an agent; rates and lags are taken from the last two thirds of the time."""
     mtbf_hours: float = math.inf
     """Mean time between failures of a node."""
     restart_seconds: float = 60.0
@@ -59,10 +60,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to simulate; slow is who is slowed down, by delay seconds an update."""
+    """One thing to simulate.
 
-    exchange: str
-    topology: str
+    Attributes:
+        graph: who reads whom; None: nobody, all wait for all (A2C).
+        slow: the rank that is slowed down, by `delay` seconds an update; -1: nobody.
+    """
+
+    graph: topology.Topology | None
     ranks: int
     ranks_per_node: int
     slow: int
@@ -75,11 +80,11 @@ class Case:
 
     @property
     def sharing(self) -> float:
-        """Wall time of a second of processor time."""
+        """Seconds of wall time that a second of processor time takes."""
         return max(1.0, min(self.ranks, self.ranks_per_node) / self.world.cores)
 
     def failures(self, random: np.random.Generator, nodes: int = 1) -> Iterator[float]:
-        """When one of so many nodes fails, in order."""
+        """Yield the times (s) at which one of so many nodes fails, in order."""
         return itertools.accumulate(iter(lambda: random.exponential(3600 * self.world.mtbf_hours / nodes), None))
 
 
@@ -100,45 +105,32 @@ class Outcome:
 
     Attributes:
         rate: updates a second, all agents together.
-        ages: of the messages mixed, updates.
+        lags: of the messages mixed, in updates; int64 [messages].
         skipped: share of the updates without a mix.
         distance: consensus distance, in steps.
     """
 
     rate: float
-    ages: np.ndarray
+    lags: np.ndarray
     skipped: float
     distance: float
 
 
 def simulate(case: Case, measured: Measured) -> Outcome:
-    return (allreduce if case.exchange == "allreduce" else gossip)(case, measured)
-
-
-def offsets(topology: str, n: int) -> list[tuple[int, ...]]:
-    """For each round, whom rank r reads: r - offset (mod n)."""
-    powers = [1 << i for i in range((n - 1).bit_length())]
-    named = {
-        "ring": [(1,)],
-        "exponential": [tuple(powers)],
-        "one-peer-exponential": [(power,) for power in powers],
-        "complete": [tuple(range(1, n))],
-    }
-    if topology not in named:
-        raise RunError(f"--topologies {topology}: one of {', '.join(named)} is expected")
-    return named[topology] if n > 1 else [()]
+    """Let the agents of a case train."""
+    return gossip(case, measured) if case.graph else allreduce(case, measured)
 
 
 def gossip(case: Case, measured: Measured) -> Outcome:
-    """Every agent at its own pace; one event an update of an agent."""
-    n, world = case.ranks, case.world
+    """Let every agent train at its own pace; one event an update of an agent."""
+    n, world, graph = case.ranks, case.world, case.graph
     random = np.random.default_rng(world.seed)
     draws = _forever(lambda: case.sharing * (random.choice(measured.work, 65_536) + measured.exchange))
     steps = _forever(lambda: _unit(random.standard_normal((65_536, DIMENSIONS))))
     crashes = [case.failures(random) for _ in range(case.nodes)]
     crash = [next(times) for times in crashes]
-    rounds = offsets(case.topology, n)
-    transfer = world.latency + world.bytes * min(case.ranks_per_node, n) * max(map(len, rounds)) / world.bandwidth
+    rounds = [[(graph.in_peers(rank, k), graph.weights(rank, k)) for rank in range(n)] for k in range(graph.period)]
+    transfer = world.latency + world.bytes * min(case.ranks_per_node, n) * graph.degree / world.bandwidth
     horizon = world.updates * case.sharing * (measured.work.mean() + measured.exchange)
 
     def duration(rank: int) -> float:
@@ -147,11 +139,8 @@ def gossip(case: Case, measured: Measured) -> Outcome:
     def node_of(rank: int) -> int:
         return rank // case.ranks_per_node
 
-    def in_peers(rank: int, update: int) -> list[int]:
-        return [(rank - offset) % n for offset in rounds[update % len(rounds)]]
-
     def arrived(rank: int, peer: int, now: float) -> Message | None:
-        """The message of `peer` that `rank` can mix now, if it is newer than the last."""
+        """Return the message of `peer` that `rank` can mix now, if it is newer than the last."""
         here = node_of(peer) == node_of(rank)
         message = (now, version[peer], published[peer]) if here else coming[rank].get(peer)
         if message and message[0] <= now and message[1] <= mixed[rank].get(peer, 0):
@@ -166,7 +155,7 @@ def gossip(case: Case, measured: Measured) -> Outcome:
     coming: list[dict[int, Message]] = [{} for _ in range(n)]  # by peer
     events = [(duration(rank), rank, 0.0) for rank in range(n)]
     heapq.heapify(events)
-    ages: list[int] = []
+    lags: list[int] = []
     done = missed = 0
     while events[0][0] <= horizon:
         now, rank, began = heapq.heappop(events)
@@ -180,29 +169,29 @@ def gossip(case: Case, measured: Measured) -> Outcome:
         version[rank] += 1
         published[rank] = x[rank] + next(steps)
         x[rank] = published[rank]
-        peers = in_peers(rank, version[rank])
+        peers, (own, *weights) = rounds[version[rank] % graph.period][rank]
         messages = [arrived(rank, peer, now) for peer in peers]
         if all(messages):
-            for peer, (_, theirs, vector) in zip(peers, messages):
-                x[rank] += vector
+            x[rank] *= own
+            for peer, weight, (_, theirs, vector) in zip(peers, weights, messages):
+                x[rank] += weight * vector
                 mixed[rank][peer] = theirs
                 coming[rank].pop(peer, None)
-            x[rank] /= 1 + len(peers)
-        for peer in in_peers(rank, version[rank] + 1):
+        for peer in rounds[(version[rank] + 1) % graph.period][rank][0]:
             if node_of(peer) != node and peer not in coming[rank]:
                 coming[rank][peer] = (now + transfer, version[peer], published[peer].copy())
         if now > horizon / 3:
             done += 1
             missed += not all(messages)
             if all(messages):
-                ages += [version[rank] - theirs for _, theirs, _ in messages]
+                lags += [version[rank] - theirs for _, theirs, _ in messages]
         heapq.heappush(events, (now + duration(rank), rank, now))
     distance = np.sqrt(((x - x.mean(axis=0)) ** 2).sum() / n)
-    return Outcome(done / (2 / 3 * horizon), np.array(ages), missed / max(1, done), float(distance))
+    return Outcome(done / (2 / 3 * horizon), np.array(lags), missed / max(1, done), float(distance))
 
 
 def allreduce(case: Case, measured: Measured) -> Outcome:
-    """Everybody in step: an update takes as long as the slowest of its agents."""
+    """Let all agents train in step: an update takes as long as the slowest of them."""
     n, world = case.ranks, case.world
     random = np.random.default_rng(world.seed)
     network = 0.0
@@ -230,7 +219,11 @@ def allreduce(case: Case, measured: Measured) -> Outcome:
 
 
 def shared(work: np.ndarray, cores: int) -> np.ndarray:
-    """When each of the ranks of a node is done, if those that compute share its cores evenly and those that are done leave."""
+    """Return when each rank of a node is done, if those that compute share its cores evenly and those that are done leave.
+
+    Args:
+        work: processor time of every rank, s; float64 [ranks].
+    """
     order = np.argsort(work)
     computing = len(work) - np.arange(len(work))
     ends = np.empty(len(work))
@@ -239,7 +232,7 @@ def shared(work: np.ndarray, cores: int) -> np.ndarray:
 
 
 def slowed(work: np.ndarray, cores: int, slow: int, delay: float, rollout: float) -> float:
-    """When the last of a node's ranks is done, if one computes `delay` seconds of wall time more after its rollout."""
+    """Return when the last of a node's ranks is done, if one computes `delay` seconds of wall time more after its rollout."""
     parts = [delay, (1 - rollout) * work[slow]]  # that the slow one has still before it
     left, now = work.copy(), 0.0
     left[slow] *= rollout

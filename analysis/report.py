@@ -20,6 +20,7 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 import tyro
 
+import checkout  # noqa: F401
 import compare
 import consensus
 import gradients
@@ -28,8 +29,8 @@ import robustness
 import scores
 import staleness
 import throughput
+from gala_mpi.run import Run, RunError
 from groups import grouped, incomplete, load
-from runs import Run, RunError
 from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave, whole
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
@@ -97,7 +98,7 @@ class Report:
 
 
 def page(found: list[Run], problems: list[str], wanted: Report) -> str:
-    """The page, and what the runs say, as HTML."""
+    """Return the page, and what the runs say, as HTML."""
     chapters, absent = [], []
     with plt.rc_context(STYLE):
         for module, options in CHAPTERS.items():
@@ -126,7 +127,7 @@ def question(module: ModuleType) -> str:
 
 
 def chapter(module: ModuleType, said: Answer) -> str:
-    """One script's figure, table, notes and definitions."""
+    """Return one script's figure, table, notes and definitions."""
     definitions = module.__doc__.partition("\n\n")[2].partition("\n\n")[2]  # without the question and the commands
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in said.notes)
     return (
@@ -152,14 +153,14 @@ def tabled(table: Table) -> str:
 
 
 def overview(found: list[Run]) -> str:
-    """What was run, a row a run."""
-    table = Table(("run", "env", "method", "agents", "simulators", "steps", "hours", "state", "started", "hosts", "commit"))
+    """Return a table of what was run, a row a run."""
+    table = Table(("run", "env", "method", "agents", "environments", "steps", "hours", "state", "started", "hosts", "commit"))
     for run in found:
         s, first = run.settings(), run.starts[0]
         hosts = ", ".join(dict.fromkeys(first.get("hosts", [])))
-        facts = (first.get("time", ""), hosts, first.get("commit", "")[:10])
+        metadata = (first.get("time", ""), hosts, first.get("commit", "")[:10])
         table.rows.append(
-            (str(run.path), s["env"], s["method"], run.agents, s["simulators"], run.steps, run.hours, run.state, *facts)
+            (str(run.path), s["env"], s["method"], run.agents, s["environments"], run.steps, run.hours, run.state, *metadata)
         )
     commands = "".join(f"<li>{html.escape(run.starts[0].get('command', ''))}</li>" for run in found)
     versions = sorted({line for run in found for line in [run.starts[0].get("mpi", ""), *run.starts[0].get("packages", [])]})

@@ -1,16 +1,16 @@
-"""How many runs converge as simulators are added?
+"""How many runs converge as environments are added?
 
     python analysis/robustness.py runs
     python analysis/robustness.py runs --threshold pong 15 breakout 200
 
-The question of Figure 1a of Assran et al. 2019: A2C against GALA, as the number of simulators grows. Draws the share of
-convergent runs against the number of simulators of all agents, a panel for each game.
+The question of Figure 1a of Assran et al. 2019: A2C against GALA, as the number of environments (the paper's simulators)
+grows. Draws the share of convergent runs against the number of environments of all agents, a panel for each game.
 
 Definitions:
 
 * convergent: the mean score of the run's last 100 training episodes reaches the game's threshold.
-* threshold: --threshold; else half-way from a random policy's score to the one that A2C on 16 simulators reaches in 10
-  million steps (the A2C row of Stable-Baselines3's zoo in references.csv). This default is ours, the paper's was not to be had.
+* threshold: --threshold; else half-way from a random policy's score to the one that A2C on 16 environments reaches in 10
+  million steps (the A2C row of Stable-Baselines3's zoo in published.csv). This default is ours, the paper's was not to be had.
 * interval: Wilson's 95% interval of a share; the numbers beside a point are convergent runs of all runs.
 * a run that has not ended counts as it stands; which ones is said.
 """
@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
-from references import PUBLISHED, RANDOM
-from runs import Run, RunError
+from published import PUBLISHED, RANDOM
 from script import MARKERS, Answer, Options, Table, legend, look, main, panels
 
 WINDOW = 100  # episodes
@@ -41,10 +42,10 @@ class Robustness(Options):
 
 @dataclass(frozen=True)
 class Count:
-    """Runs of one group on one number of simulators."""
+    """Runs of one group on one number of environments."""
 
     group: Group
-    simulators: int
+    environments: int
     convergent: int
     runs: int
     threshold: float
@@ -77,34 +78,34 @@ def answer(found: list[Run], options: Robustness) -> Answer:
         draw(ax, [count for count in counts if count.group.env == game], order)
         ax.set(title=f"{game}: convergent at a score of {limits[game]:.4g}, bars: Wilson's 95% interval")
     legend(figure, axes)
-    said = "; ".join(f"{c.group.name} on {c.simulators} simulators: {c.convergent} of {c.runs}" for c in counts)
+    said = "; ".join(f"{c.group.name} on {c.environments} environments: {c.convergent} of {c.runs}" for c in counts)
     notes = [f"{run.path}: no finished episode, or a game without --threshold; left out" for run in found if run not in judged]
     notes += mixtures(groups, apart=SIZE)
-    table = Table(("group", "simulators", "convergent", "runs", "share (%)", "low (%)", "high (%)", "threshold"))
+    table = Table(("group", "environments", "convergent", "runs", "share (%)", "low (%)", "high (%)", "threshold"))
     for c in counts:
         table.rows.append(
-            (c.group.name, c.simulators, c.convergent, c.runs, 100 * c.share, *(100 * x for x in c.interval), c.threshold)
+            (c.group.name, c.environments, c.convergent, c.runs, 100 * c.share, *(100 * x for x in c.interval), c.threshold)
         )
-    return Answer(table, figure, f"Share of convergent runs against simulators. {said}.", table, notes)
+    return Answer(table, figure, f"Share of convergent runs against environments. {said}.", table, notes)
 
 
 def thresholds(games: set[str], wanted: dict[str, float]) -> dict[str, float]:
-    """What each game's convergent runs reach; a game that nothing is known of is left out."""
+    """Return what each game's convergent runs reach; a game that nothing is known of is left out."""
     known = {game: (RANDOM.scores[game][0] + A2C.scores[game][0]) / 2 for game in games if game in A2C.scores}
     return known | {game: score for game, score in wanted.items() if game in games}
 
 
 def final(run: Run) -> float:
-    """Mean score of the last WINDOW training episodes."""
+    """Return the mean score of the last WINDOW training episodes."""
     return float(run.scores["score"][-WINDOW:].mean())
 
 
 def count_runs(group: Group, threshold: float) -> list[Count]:
-    """One count for each number of simulators."""
+    """Return one count for each number of environments."""
     counts = []
-    for simulators in sorted({run.settings()["simulators"] for run in group.runs}):
-        reached = [final(run) >= threshold for run in group.runs if run.settings()["simulators"] == simulators]
-        counts.append(Count(group, simulators, sum(reached), len(reached), threshold))
+    for environments in sorted({run.settings()["environments"] for run in group.runs}):
+        reached = [final(run) >= threshold for run in group.runs if run.settings()["environments"] == environments]
+        counts.append(Count(group, environments, sum(reached), len(reached), threshold))
     return counts
 
 
@@ -113,7 +114,7 @@ def draw(ax, counts: list[Count], order: list[str]) -> None:
         mine = [count for count in counts if count.group.label == label]
         if not mine:
             continue
-        x = [count.simulators * 1.06 ** (number - (len(order) - 1) / 2) for count in mine]  # side by side
+        x = [count.environments * 1.06 ** (number - (len(order) - 1) / 2) for count in mine]  # side by side
         share = np.array([count.share for count in mine])
         bars = np.clip(np.abs(np.array([count.interval for count in mine]).T - share), 0, 1)
         marker = MARKERS[number % len(MARKERS)]
@@ -123,12 +124,12 @@ def draw(ax, counts: list[Count], order: list[str]) -> None:
             ax.annotate(
                 words, (place, 100 * count.share), (5, 4), textcoords="offset points", fontsize=8, color=look(number)["color"]
             )
-    ticks = sorted({count.simulators for count in counts})
+    ticks = sorted({count.environments for count in counts})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.margins(x=0.15)
-    ax.set(xlabel="simulators (all agents)", ylabel="convergent runs (%)", ylim=(-5, 108))
+    ax.set(xlabel="environments (all agents)", ylabel="convergent runs (%)", ylim=(-5, 108))
 
 
 if __name__ == "__main__":

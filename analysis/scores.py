@@ -8,11 +8,11 @@ Reads the evaluations that `python -m gala_mpi.evaluate RUN` has added to runs; 
 Definitions:
 
 * a run's final policy: the average of its agents' parameters. Independent agents are not averaged: each counts as a run.
-* best: the mean score of the group's best final policy over its evaluation's games, ± the standard error over these
-  games. Chosen by the same games, it is biased upwards; its n is the number of policies it was chosen from.
+* best: the mean score of the group's best final policy over its evaluation's episodes, ± the standard error over these
+  episodes. Chosen by the same episodes, it is biased upwards; its n is the number of policies it was chosen from.
 * mean: over the group's final policies, of their means ± the standard error over policies.
 * normalised: of the mean; 0 is a random policy, 1 the human tester of Mnih et al. 2015.
-* references: published scores as they were published, their own spread, protocol and source beside them (references.csv).
+* references: published scores as they were published, their own spread, protocol and source beside them (published.csv).
   Protocols differ (sampled actions, other budgets, intermediate evaluations): they are landmarks, no competitors.
 """
 
@@ -26,10 +26,11 @@ from typing import Optional
 
 import numpy as np
 
+import checkout  # noqa: F401
 import stats
+from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from references import PUBLISHED, normalised
-from runs import Run, RunError
+from published import PUBLISHED, normalised
 from script import Answer, Options, Table, look, main, panels, whole, write_csv
 
 MEAN = -1  # the averaged policy's number
@@ -45,18 +46,18 @@ class Scores(Options):
 
 @dataclass(frozen=True)
 class Result:
-    """Final policies of one group: the scores of each one's games."""
+    """Final policies of one group: the scores of each one's episodes."""
 
     group: Group
-    games: list[np.ndarray]
+    episodes: list[np.ndarray]
 
     @property
     def means(self) -> np.ndarray:
-        return np.array([games.mean() for games in self.games])
+        return np.array([scores.mean() for scores in self.episodes])
 
     @property
     def best(self) -> np.ndarray:
-        return self.games[int(self.means.argmax())]
+        return self.episodes[int(self.means.argmax())]
 
 
 def answer(found: list[Run], options: Scores) -> Answer:
@@ -66,8 +67,8 @@ def answer(found: list[Run], options: Scores) -> Answer:
     if not evaluated:
         raise RunError(f"{found[0].path}: no evaluation is there; python -m gala_mpi.evaluate {found[0].path} makes one")
     groups = grouped(evaluated, options.by)
-    results = [Result(group, [games for run in group.runs for games in final_policies(run)]) for group in groups]
-    table = Table(("env", "method", "best", "n", "mean", "normalised", "games", "protocol", "source"))
+    results = [Result(group, [scores for run in group.runs for scores in final_policies(run)]) for group in groups]
+    table = Table(("env", "method", "best", "n", "mean", "normalised", "episodes", "protocol", "source"))
     for game in sorted({group.env for group in groups}):
         for result in (result for result in results if result.group.env == game):
             table.rows.append(row(result))
@@ -78,10 +79,10 @@ def answer(found: list[Run], options: Scores) -> Answer:
     if options.table:
         TABLES[options.table.suffix](table, options.table)
     figure, alt = draw(results)
-    points = Table(("env", "group", "policy", "game", "score"))
+    points = Table(("env", "group", "policy", "episode", "score"))
     for result in results:
-        for policy, games in enumerate(result.games):
-            points.rows += [(result.group.env, result.group.label, policy, n, score) for n, score in enumerate(games)]
+        for policy, scores in enumerate(result.episodes):
+            points.rows += [(result.group.env, result.group.label, policy, n, score) for n, score in enumerate(scores)]
     notes = [
         f"{run.path}: no evaluation is there (python -m gala_mpi.evaluate); left out" for run in found if run not in evaluated
     ]
@@ -90,25 +91,25 @@ def answer(found: list[Run], options: Scores) -> Answer:
 
 
 def final_policies(run: Run) -> list[np.ndarray]:
-    """The scores of each final policy's games, from the newest evaluation."""
-    games, _ = run.evaluations[-1]
-    policies = np.unique(games["policy"])
+    """Return the scores of each final policy's episodes, from the newest evaluation."""
+    episodes, _ = run.evaluations[-1]
+    policies = np.unique(episodes["policy"])
     own = policies[policies != MEAN]
     wanted = own if run.config["exchange"] == "none" and len(own) else [MEAN]
-    return [games["score"][games["policy"] == policy].astype(float) for policy in wanted]
+    return [episodes["score"][episodes["policy"] == policy].astype(float) for policy in wanted]
 
 
 def row(result: Result) -> tuple:
     best, means = result.best, result.means
     ways = {bool(run.evaluations[-1][1]["arg_max"]): run for run in result.group.runs}
     actions = " or ".join("most probable actions" if way else "sampled actions" for way in sorted(ways, reverse=True))
-    numbers = sorted({len(games) for games in result.games})
-    games = numbers[0] if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+    numbers = sorted({len(scores) for scores in result.episodes})
+    episodes = numbers[0] if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
     protocol = f"up to 30 no-ops, {actions}, ± SE"
     mean = f"{means.mean():,.5g}" + (f" ± {stats.standard_error(means):.2g}" if len(means) > 1 else "")
     best_words = f"{best.mean():,.5g} ± {stats.standard_error(best):.2g}"
     value = normalised(result.group.env, means.mean())
-    return result.group.env, result.group.label, best_words, len(means), mean, value, games, protocol, "these runs"
+    return result.group.env, result.group.label, best_words, len(means), mean, value, episodes, protocol, "these runs"
 
 
 def draw(results: list[Result]):

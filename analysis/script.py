@@ -1,4 +1,4 @@
-"""What all scripts share: a command line, a table on the terminal, a figure and a CSV beside it."""
+"""The parts that all scripts share: a command line, a table on the terminal, a figure and a CSV beside it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
+import checkout  # noqa: F401
+from gala_mpi.errors import SettingError
+from gala_mpi.run import Run, RunError
 from groups import incomplete, load
-from runs import Run, RunError
 
 FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
@@ -51,7 +53,7 @@ class Options:
     """Run directories, or folders that hold runs at any depth."""
     by: str = "method"
     """Runs of one env that agree in these settings are a group: any setting, like exchange, seed or a2c.gae_lambda;
-    agents; simulators (of all agents); method (the exchange with its topology and staleness bound).
+    agents; environments (of all agents); method (the exchange with its topology and staleness bound).
     Several with commas between."""
     out: Optional[Path] = None
     """The figure: .png, .pdf or .svg. The CSV with the numbers drawn has the same name.
@@ -66,11 +68,11 @@ class Table:
     rows: list[tuple] = field(default_factory=list)
 
     def cells(self) -> list[list[str]]:
-        """Rows for people: 4 digits, thousands apart, a dash where there is nothing."""
+        """Return rows for people: 4 digits, thousands apart, a dash where there is nothing."""
         return [[show(value) for value in row] for row in self.rows]
 
     def numeric(self, column: int) -> bool:
-        """Whether a column is flush right."""
+        """Return whether a column is flush right."""
         return any(isinstance(row[column], (int, float, np.number)) for row in self.rows)
 
 
@@ -107,7 +109,7 @@ def show(value: Any) -> str:
 
 
 def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, one above the other, so that it can be read on a phone."""
+    """Make a figure of so many panels, one above the other, so that it can be read on a phone."""
     rows = -(-number // columns)
     figure, axes = plt.subplots(
         rows,
@@ -123,12 +125,12 @@ def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and dash of the group with this number."""
+    """Return colour and dash of the group with this number."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend under all panels."""
+    """Draw one legend under all panels."""
     entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels())}
     if entries:
         widest = max(map(len, entries))
@@ -141,7 +143,7 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def main(
     answer: Callable[[list[Run], Any], Answer], options: type[Options], about: str, arguments: list[str] | None = None
 ) -> None:
-    """Ask `answer` about the runs on the command line and bring out what it says.
+    """Ask `answer` about the runs on the command line, print its table and write its figure.
 
     Exit status 2 and one line where runs or options make no sense.
     """
@@ -155,7 +157,7 @@ def main(
         with plt.rc_context(STYLE):
             said = answer(found, chosen)
             bring_out(said, path)
-    except (RunError, OSError) as error:
+    except (SettingError, OSError) as error:
         print(f"{name}.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     with reader_may_leave():
@@ -169,7 +171,7 @@ def main(
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """What is printed here may go to `| head`, which stops reading: the files have been written, and nothing is wrong."""
+    """Let what is printed go to `| head`, which stops reading: the files have been written, and nothing is wrong."""
     try:
         yield
         sys.stdout.flush()
@@ -178,7 +180,7 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def target(out: Path | None, found: list[Run], name: str) -> Path:
-    """Where the figure goes.
+    """Return where the figure goes.
 
     Raises:
         RunError: nothing can be written there.
@@ -191,14 +193,14 @@ def target(out: Path | None, found: list[Run], name: str) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises RunError unless `path` can lie where it says."""
+    """Raise RunError unless `path` can lie where it says."""
     if not path.parent.is_dir():
         raise RunError(f"--out {path}: there is no folder {path.parent}; a folder that is there is expected")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write to. What is there when the block ends becomes `path`: a kill leaves the old file or the new one."""
+    """Yield a name to write to. What is there when the block ends becomes `path`: a kill leaves the old file or the new one."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary

@@ -18,10 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import checkout  # noqa: F401
 import model
+from gala_mpi import topology
+from gala_mpi.exchange import EXCHANGES
+from gala_mpi.run import Run, RunError
+from gala_mpi.run.reader import read_config
 from groups import grouped
 from model import Case, Cluster, Measured, Outcome, simulate
-from runs import METHODS, Run, RunError
 from script import COLOURS, MARKERS, Answer, Options, Table, legend, look, main, panels
 
 MOST_COMPLETE = 128  # ranks that all read all
@@ -36,7 +40,7 @@ class Simulate(Cluster, Options):
     ranks: tuple[int, ...] = (64, 256, 1024, 4096)
     """How many agents to simulate."""
     topologies: tuple[str, ...] = ("ring", "exponential", "one-peer-exponential")
-    """Graphs to simulate: these and complete (up to 128 ranks)."""
+    """Graphs to simulate: these, complete (up to 128 ranks) and torus."""
     ranks_per_node: int = 64
     """Ranks of a node."""
     straggler: float = 0.0
@@ -48,22 +52,14 @@ class Simulate(Cluster, Options):
 # What was measured.
 
 
-def slowness(run: Run) -> tuple[int, float]:
-    """Who is slowed down, and by how many seconds an update."""
-    if not (text := run.config.get("slow_rank")):
-        return -1, 0.0
-    rank, _, time = text.partition(":")
-    return int(rank), float(time[:-2]) / 1000 if time.endswith("ms") else float(time[:-1])
-
-
 def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
-    """The smallest runs without stragglers give the times; and what to say about it. Raises RunError."""
+    """Take the times from the smallest runs without stragglers; return them, and what to say about it. Raises RunError."""
     alike = {(run.config["env"], run.config["num_envs"], run.config["rollout_length"], run.config["network"]) for run in found}
     if len(alike) > 1:
         raise RunError(
-            f"{found[0].path}: runs of one game, network and number of simulators are expected; these differ: {alike}"
+            f"{found[0].path}: runs of one game, network and number of environments are expected; these differ: {alike}"
         )
-    plain = sorted((run for run in found if slowness(run)[0] < 0 and run.agents > 1), key=lambda run: run.agents)
+    plain = sorted((run for run in found if run.config.get("slow_rank") is None and run.agents > 1), key=lambda run: run.agents)
     asynchronous = [run for run in plain if run.config["exchange"] in ("gossip", "none") and timed(run)]
     if not asynchronous:
         raise RunError(
@@ -101,21 +97,24 @@ def answer(found: list[Run], options: Simulate) -> Answer:
 
 
 def prediction(options: Simulate, measured: Measured) -> Answer:
-    table = Table(("method", "ranks", "updates/s", "efficiency (%)", "median age", "95% under", "skipped (%)", "D (steps)"))
+    table = Table(("method", "ranks", "updates/s", "efficiency (%)", "median lag", "95% under", "skipped (%)", "D (steps)"))
     slow = (0, options.straggler) if options.straggler else (-1, 0.0)
-    methods = [("gossip", topology) for topology in options.topologies]
-    methods += [("allreduce", "")] * bool(np.isfinite(measured.reduce))
+    for graph in options.topologies:
+        if graph not in topology.BUILT_IN:
+            raise RunError(f"--topologies {graph}: one of {', '.join(topology.BUILT_IN)} is expected")
+    methods = {f"{EXCHANGES['gossip'].method} {graph}": graph for graph in options.topologies}
+    methods |= {EXCHANGES["allreduce"].method: ""} if np.isfinite(measured.reduce) else {}
     lines: dict[str, list[tuple[int, Outcome]]] = {}
-    for exchange, topology in methods:
+    for name, graph in methods.items():
         for n in options.ranks:
-            if topology == "complete" and n > MOST_COMPLETE:
+            if graph == "complete" and n > MOST_COMPLETE:
                 continue
-            outcome = simulate(Case(exchange, topology, n, options.ranks_per_node, *slow, options), measured)
-            name = f"{METHODS[exchange]} {topology}".strip()
+            built = topology.build(topology.Graph(graph), n) if graph else None
+            outcome = simulate(Case(built, n, options.ranks_per_node, *slow, options), measured)
             lines.setdefault(name, []).append((n, outcome))
             ideal = n / (measured.work.mean() * max(1.0, options.ranks_per_node / options.cores))
-            ages = np.quantile(outcome.ages, [0.5, 0.95]) if len(outcome.ages) else (np.nan, np.nan)
-            quality = (100 * outcome.rate / ideal, *ages, 100 * outcome.skipped, outcome.distance)
+            lags = np.quantile(outcome.lags, [0.5, 0.95]) if len(outcome.lags) else (np.nan, np.nan)
+            quality = (100 * outcome.rate / ideal, *lags, 100 * outcome.skipped, outcome.distance)
             table.rows.append((name, n, outcome.rate, *quality))
     figure, (top, bottom) = panels(2)
     for number, (name, points) in enumerate(lines.items()):
@@ -142,7 +141,7 @@ def prediction(options: Simulate, measured: Measured) -> Answer:
 
 def validation(found: list[Run], options: Simulate, measured: Measured) -> Answer:
     table = Table(
-        ("run", "method", "ranks", "straggler (ms)", "measured (updates/s)", "predicted", "error (%)", "age", "predicted ")
+        ("run", "method", "ranks", "straggler (ms)", "measured (updates/s)", "predicted", "error (%)", "lag", "predicted ")
     )
     notes: list[str] = []
     for group in grouped(found, "method,agents"):
@@ -154,12 +153,14 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
                 notes.append(f"{run.path}: too few updates; left out")
                 continue
             hosts = run.starts[-1].get("hosts") or ["?"] * run.agents
-            slow, delay = slowness(run)
-            case = Case(exchange, run.config["topology"], run.agents, hosts.count(hosts[0]), slow, delay, options)
+            config = read_config(run.path)
+            slow, delay = config.slowness()
+            graph = topology.build(config.topology, run.agents) if exchange == "gossip" else None
+            case = Case(graph, run.agents, hosts.count(hosts[0]), slow, delay, options)
             outcome, real = simulate(case, measured), rate(run)
             mixes = [run.mixes(rank) for rank in range(run.agents)]
-            ages = np.concatenate([table["update"] - table["version"] for table in mixes])
-            middles = [float(np.median(a)) if len(a) else np.nan for a in (ages, outcome.ages)]
+            lags = np.concatenate([table["update"] - table["version"] for table in mixes])
+            middles = [float(np.median(a)) if len(a) else np.nan for a in (lags, outcome.lags)]
             error = 100 * (outcome.rate / real - 1)
             name = (str(run.path), run.settings()["method"], run.agents, 1000 * delay)
             table.rows.append((*name, real, outcome.rate, error, *middles))
@@ -185,12 +186,12 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
 
 
 def timed(run: Run) -> bool:
-    """Whether all agents have updates beyond the start."""
+    """Return whether all agents have updates beyond the start."""
     return all(len(run.updates(rank)) > START + 1 for rank in range(run.agents))
 
 
 def rate(run: Run) -> float:
-    """Updates a second of all agents, the start left out."""
+    """Return the updates a second of all agents, the start left out."""
     tables = [table[START:] for table in map(run.updates, range(run.agents))]
     return float(sum((len(t) - 1) / (3600 * np.ptp(t["hours"])) for t in tables if len(t) > 1))
 

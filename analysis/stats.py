@@ -25,12 +25,12 @@ def mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def iqm(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Interquartile mean: the mean of the middle half, a quarter of the values cut off at either end (rounded down)."""
+    """Return the interquartile mean: that of the middle half, a quarter of the values cut off at either end (rounded down)."""
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
 def resample(runs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """[RESAMPLES, runs, ...]: as many runs as there are, drawn with replacement, RESAMPLES times.
+    """Draw as many runs as there are, with replacement, RESAMPLES times: [RESAMPLES, runs, ...].
 
     A single run says nothing about how runs differ: NaN, so that no interval comes of it.
     """
@@ -40,19 +40,19 @@ def resample(runs: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def quantiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middle LEVEL of values over the first axis."""
+    """Return the ends of the middle LEVEL of values over the first axis."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
 
 def interval(strata: Strata, statistic: Statistic = mean, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Stratified percentile bootstrap of a statistic of all runs: (low, high); NaN where a game has one run."""
+    """Return (low, high) of a statistic of all runs by the stratified percentile bootstrap; NaN where a game has one run."""
     random = np.random.default_rng(seed)
     return quantiles(statistic(np.concatenate([resample(runs, random) for runs in strata], axis=1), axis=1))
 
 
 def difference(ours: Strata, theirs: Strata, statistic: Statistic = mean, seed: int = 0) -> tuple[float, float, float]:
-    """statistic(ours) - statistic(theirs), with its stratified percentile bootstrap interval: (value, low, high)."""
+    """Return statistic(ours) - statistic(theirs), with its stratified percentile bootstrap interval: (value, low, high)."""
     random = np.random.default_rng(seed)
 
     def drawn(strata: Strata) -> np.ndarray:
@@ -63,17 +63,17 @@ def difference(ours: Strata, theirs: Strata, statistic: Statistic = mean, seed: 
 
 
 def share(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's interval of a share: (low, high)."""
+    """Return Wilson's interval of a share: (low, high)."""
     found = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
     return float(found.low), float(found.high)
 
 
 def probability_of_improvement(ours: Strata, theirs: Strata, seed: int = 0) -> tuple[float, float, float]:
-    """P(X > Y) + P(X = Y) / 2 for a run X of ours and Y of theirs, mean over games, with its bootstrap interval."""
+    """Return P(X > Y) + P(X = Y) / 2 for a run X of ours and Y of theirs, mean over games, with its bootstrap interval."""
     random = np.random.default_rng(seed)
 
     def of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Mann and Whitney's U over the number of pairs, over the last axes."""
+        """Return Mann and Whitney's U over the number of pairs, over the last axes."""
         pairs = x[..., :, None] - y[..., None, :]
         return np.mean((np.sign(pairs) + 1) / 2, axis=(-2, -1))
 
@@ -83,25 +83,25 @@ def probability_of_improvement(ours: Strata, theirs: Strata, seed: int = 0) -> t
 
 
 def profile(strata: Strata, thresholds: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Performance profile: the share of runs that score above each threshold, with pointwise intervals; (thresholds,) each."""
+    """Return the performance profile: the share of runs above each threshold, with pointwise intervals; (thresholds,) each."""
     above = [(runs[:, None] > thresholds).astype(float) for runs in strata]
     low, high = interval(above, mean, seed)
     return np.concatenate(above).mean(axis=0), low, high
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard deviation (n - 1) over the square root of n; NaN for one value."""
+    """Return the standard deviation (n - 1) over the square root of n; NaN for one value."""
     return float(stats.sem(values)) if len(values) > 1 else float("nan")
 
 
 def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Means of `width` values in a row (all, where there are fewer), [values - width + 1]."""
+    """Return the means of `width` values in a row (all, where there are fewer), [values - width + 1]."""
     width = min(width, len(values))
     sums = np.cumsum(np.concatenate([[0.0], values]))
     return (sums[width:] - sums[:-width]) / width
 
 
 def first_reached(x: np.ndarray, values: np.ndarray, threshold: float, width: int) -> float:
-    """x at the end of the first `width` values in a row whose mean is `threshold` or more; NaN: never."""
+    """Return x at the end of the first `width` values in a row whose mean is `threshold` or more; NaN: never."""
     reached = np.flatnonzero(moving_mean(values, width) >= threshold) if len(values) >= width else []
     return float(x[reached[0] + width - 1]) if len(reached) else float("nan")

@@ -10,13 +10,13 @@ Definitions:
 * frames/s: emulator frames of all agents (4 a step for Atari, 1 for any other env) over training time. Of each agent the
   time from its first to its last recorded update counts, so that the start does not; the agents' rates are added. Of a
   run that was resumed on another number of ranks, only the time since then counts.
-* sections: the mean wall time of an agent's update spent choosing actions, simulating, in the backward pass, in the
+* sections: the mean wall time of an agent's update spent choosing actions, in the environments, in the backward pass, in the
   optimiser, in the exchange and recording; other: the rest, up to the next update.
 * cores used: processor time of all agents over training time; 2 means two cores all the time. Cores busy: of whole nodes,
   other programs included. GPUs busy: the share of the time in which a kernel ran, mean over the nodes' GPUs.
 * watts, joules a frame: of all nodes together, as their counters tell ("–": not available).
 * efficiency: frames/s a rank over that of the group's runs with the fewest ranks; weak: among runs with as many
-  simulators a rank, strong: among runs with as many simulators in all. 100% is perfect scaling.
+  environments a rank, strong: among runs with as many environments in all. 100% is perfect scaling.
 * points: runs; lines join means over runs. Runs that another program disturbed are slower: compare runs of one quiet machine.
 """
 
@@ -28,12 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
+import checkout  # noqa: F401
+from gala_mpi.clock import SECTIONS
+from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
-from references import is_atari
-from runs import Run, RunError
+from published import is_atari
 from script import COLOURS, MARKERS, Answer, Options, Table, look, main, panels
-
-SECTIONS = ("act", "simulate", "learn", "optimise", "exchange", "record")
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ def measure(run: Run, group: Group) -> Speed:
 
 
 def lately(run: Run, rank: int) -> np.ndarray:
-    """The updates since the run has had as many agents as now."""
+    """Return the updates since the run has had as many agents as now."""
     table = run.updates(rank)
     before = np.flatnonzero(run.agents_at(rank, table["update"]) != run.agents)
     return table[before[-1] + 1 :] if len(before) else table
 
 
 def power(run: Run, nodes: list[np.ndarray]) -> float:
-    """W, all nodes, between the first and the last moment of which each of them tells; NaN: not available."""
+    """Return the power of all nodes, W, between the first and last moment of which each of them tells; NaN: not available."""
     hours, joules, _ = run.joules
     begin = max((table["hours"][0] for table in nodes), default=np.inf)
     end = min((table["hours"][-1] for table in nodes), default=-np.inf)
@@ -118,14 +118,14 @@ def power(run: Run, nodes: list[np.ndarray]) -> float:
 
 
 def weighted(nodes: list[np.ndarray], column: str) -> float:
-    """Mean of a column over nodes and time."""
+    """Return the mean of a column over nodes and time."""
     if not nodes:
         return np.nan
     return float(np.mean([np.average(table[column], weights=table["seconds"]) for table in nodes]))
 
 
 def means(speeds: list[Speed]) -> dict[str, np.ndarray]:
-    """Sections of the mean update for each group, number of ranks and of simulators."""
+    """Return the sections of the mean update for each group, number of ranks and of environments."""
     bars: dict[str, list[np.ndarray]] = {}
     for speed in speeds:
         words = f"{speed.group.name}, {speed.ranks} × {speed.run.config['num_envs']}"
@@ -134,7 +134,7 @@ def means(speeds: list[Speed]) -> dict[str, np.ndarray]:
 
 
 def efficiency(speed: Speed, speeds: list[Speed], same: Callable[[Speed], int]) -> float:
-    """Percent; NaN where nothing with fewer ranks is there."""
+    """Return the efficiency in percent; NaN where nothing with fewer ranks is there."""
     alike = [s for s in speeds if s.group is speed.group and same(s) == same(speed)]
     fewest = min(s.ranks for s in alike)
     if fewest == speed.ranks:
@@ -147,20 +147,22 @@ def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callab
     lines: dict[tuple[str, int], list[Speed]] = {}
     for speed in speeds:
         lines.setdefault((speed.group.name, speed.run.config["num_envs"]), []).append(speed)
-    for (name, simulators), mine in lines.items():
+    for (name, environments), mine in lines.items():
         style = look(order.index(mine[0].group.label))
         marker = MARKERS[order.index(mine[0].group.label) % len(MARKERS)]
         ranks = sorted({speed.ranks for speed in mine})
         middle = [np.mean([value(speed) for speed in mine if speed.ranks == n]) for n in ranks]
         ax.plot(ranks, middle, **style)
-        words = f"{name}, {simulators} a rank"
+        words = f"{name}, {environments} a rank"
         ax.plot([s.ranks for s in mine], [value(s) for s in mine], marker, color=style["color"], alpha=0.8, label=words)
     ticks = sorted({speed.ranks for speed in speeds})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
     ax.set(
-        xlabel="ranks (legend: simulators a rank)", ylabel=label, ylim=(0, 1.1 * np.nanmax([value(speed) for speed in speeds]))
+        xlabel="ranks (legend: environments a rank)",
+        ylabel=label,
+        ylim=(0, 1.1 * np.nanmax([value(speed) for speed in speeds])),
     )
     ax.margins(x=0.1)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
@@ -176,19 +178,19 @@ def draw_sections(ax: Axes, bars: dict[str, np.ndarray]) -> None:
     ax.set_yticks(range(len(bars)), bars.keys(), fontsize=9)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="mean wall time of an update (ms)", ylabel="group, ranks × simulators a rank")
+    ax.set(xlabel="mean wall time of an update (ms)", ylabel="group, ranks × environments a rank")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=7, fontsize=8, handlelength=1, columnspacing=0.8)
 
 
 def table(speeds: list[Speed]) -> Table:
-    headings = ("group", "ranks", "simulators a rank", "frames/s", "ms an update", "exchange (%)", "cores used")
+    headings = ("group", "ranks", "environments a rank", "frames/s", "ms an update", "exchange (%)", "cores used")
     more = ("cores busy (%)", "GPUs busy (%)", "watts", "mJ a frame", "weak (%)", "strong (%)")
     rows = Table((*headings, *more))
     for s in sorted(speeds, key=lambda s: (s.group.name, s.ranks)):
         weak = efficiency(s, speeds, lambda s: s.run.config["num_envs"])
-        strong = efficiency(s, speeds, lambda s: s.run.settings()["simulators"])
+        strong = efficiency(s, speeds, lambda s: s.run.settings()["environments"])
         whole = s.sections.sum()
-        parts = (1000 * whole, 100 * s.sections[SECTIONS.index("exchange")] / whole, s.cores_used)
+        parts = (1000 * whole, 100 * s.sections[list(SECTIONS).index("exchange")] / whole, s.cores_used)
         power = (100 * s.cores_busy, 100 * s.gpus_busy, s.watts, 1000 * s.joules, weak, strong)
         rows.rows.append((s.group.name, s.ranks, s.run.config["num_envs"], s.frames, *parts, *power))
     return rows
@@ -196,7 +198,7 @@ def table(speeds: list[Speed]) -> Table:
 
 def points(speeds: list[Speed]) -> Table:
     sections = tuple(f"{name}_s" for name in (*SECTIONS, "other"))
-    rows = Table(("run", "env", "group", "ranks", "simulators_a_rank", "frames_per_s", *sections, "cores_used", "watts"))
+    rows = Table(("run", "env", "group", "ranks", "environments_a_rank", "frames_per_s", *sections, "cores_used", "watts"))
     for s in speeds:
         where = (str(s.run.path), s.group.env, s.group.label, s.ranks, s.run.config["num_envs"], s.frames)
         rows.rows.append((*where, *s.sections, s.cores_used, s.watts))

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live panel on a terminal, plain lines in a log. Rank 0 only."""
+"""Show a person how a run trains: a live panel on a terminal, plain lines in a log. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RATE_SECONDS = 30.0  # throughput is that of the last half minute
 
 
 class Display:
-    """Shows the board.
+    """The board, shown.
 
     Args:
         config: the run's settings.
@@ -79,7 +79,7 @@ class Display:
             frames = f" ({FRAMES_PER_STEP * rate:,.0f} frames/s)" if self._atari else ""
             self.console.print(
                 f"{steps:,.0f} steps ({share:.1%})  {rate:,.0f} steps/s{frames}  score {score(column)}  "
-                f"age {mean_age(column)}  {duration(left)} left",
+                f"{standing(column)}{duration(left)} left",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -93,11 +93,17 @@ class Display:
         frames = f", {FRAMES_PER_STEP * rate:,.0f} frames/s" if self._atari else ""
         table.add_row("speed", f"{rate:,.0f} steps/s{frames}")
         table.add_row("score", f"{score(column)}  [dim]mean of the last {column['recent_episodes'].sum():.0f} episodes")
-        if column["staleness"].any() or not np.isnan(column["age"][column["updates"] > 0]).all():  # messages are mixed
-            table.add_row("age", f"{mean_age(column)}  [dim]of the messages mixed")
-            table.add_row("staleness", f"{column['staleness'].max():.0f}  [dim]most updates without a mix")
-        spread = column["updates"].min(), column["updates"].max()
-        table.add_row("updates", f"{spread[0]:,.0f} to {spread[1]:,.0f}  [dim]slowest and fastest agent")
+        table.add_row(
+            "updates", f"{column['updates'].min():,.0f} to {column['updates'].max():,.0f}  [dim]slowest and fastest agent"
+        )
+        if len(column["updates"]) > 1:
+            behind, slowest = slowest_agent(column)
+            who = f", rank {slowest}" if behind else ""
+            table.add_row("behind", f"{counted(behind)}{who}  [dim]the slowest agent, behind the fastest")
+        if mixing(column):
+            staleness = column["staleness"]
+            who = f", rank {staleness.argmax()}" if staleness.any() else ""
+            table.add_row("staleness", f"{counted(staleness.max())}{who}  [dim]the most since an agent's last mix")
         table.add_row("time", f"{duration(self._shown - self._began)} so far, {duration(left)} left")
         config = self._config
         title = f"{config.env} · {config.exchange} · {len(column['steps'])} agents × {config.num_envs} environments"
@@ -105,22 +111,49 @@ class Display:
 
 
 def score(column: dict[str, np.ndarray]) -> str:
+    """Return the recent score for people."""
     value = recent_score(column)
     return "–" if np.isnan(value) else f"{value:+.1f}"
 
 
 def recent_score(column: dict[str, np.ndarray]) -> float:
-    """Mean over the last 100 episodes of all agents together (each has posted its last 100 / n); NaN before the first."""
+    """Return the mean score of the last 100 episodes of all agents together; NaN before the first.
+
+    Each agent has posted the mean of its last 100 / n.
+    """
     counts = column["recent_episodes"]
     return float((column["recent_score"] * counts).sum() / counts.sum()) if counts.sum() else float("nan")
 
 
-def mean_age(column: dict[str, np.ndarray]) -> str:
-    ages = column["age"][~np.isnan(column["age"])]
-    return f"{ages.mean():.1f} updates" if len(ages) else "–"
+def slowest_agent(column: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Return how many updates the slowest agent is behind the fastest, and its rank."""
+    updates = column["updates"]
+    return int(updates.max() - updates.min()), int(updates.argmin())
+
+
+def mixing(column: dict[str, np.ndarray]) -> bool:
+    """Return whether agents mix messages of each other, or would if some came."""
+    return bool(column["mixes"].any() or column["staleness"].any())
+
+
+def standing(column: dict[str, np.ndarray]) -> str:
+    """Return what a line of the log says of how far agents are apart; empty for an agent alone."""
+    words = ""
+    if len(column["updates"]) > 1:
+        behind, slowest = slowest_agent(column)
+        words += f"rank {slowest} is {counted(behind)} behind  " if behind else "no rank behind  "
+    if mixing(column):
+        words += f"{counted(column['staleness'].max())} since a mix at most  "
+    return words
+
+
+def counted(updates: float) -> str:
+    """Return a number of updates in words."""
+    return f"{updates:,.0f} update" + ("" if updates == 1 else "s")
 
 
 def duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss; a dash if they are not finite."""
     if not np.isfinite(seconds):
         return "–"
     minutes, seconds = divmod(int(seconds), 60)
@@ -129,8 +162,11 @@ def duration(seconds: float) -> str:
 
 
 def console() -> Console:
-    """A console on standard output. Behind mpirun it is a terminal if mpirun's output is one, whatever rank 0's own is:
-    MPICH hands rank 0 a pipe, Open MPI a terminal of its making."""
+    """Return a console on standard output.
+
+    Behind mpirun it is a terminal if mpirun's output is one, whatever rank 0's own is: MPICH hands rank 0 a pipe, Open MPI a
+    terminal of its making.
+    """
     output = _launcher_output()
     if output is None:
         return Console() if sys.stdout.isatty() else Console(width=200)
@@ -145,7 +181,7 @@ def console() -> Console:
 
 
 def _launcher_output() -> str | None:
-    """What an ancestor named mpirun or mpiexec prints on; None if there is none, neither here nor on another host."""
+    """Return the file that an ancestor named mpirun or mpiexec prints on; None if there is none, here or on another host."""
     process = os.getpid()
     while process > 1:
         try:
@@ -162,7 +198,7 @@ def _launcher_output() -> str | None:
 
 
 def say(text: str) -> None:
-    """Plain words on standard output, not cut at the terminal's width."""
+    """Print plain words on standard output, not cut at the terminal's width."""
     console().print(text, highlight=False, soft_wrap=True)
 
 
@@ -179,8 +215,8 @@ def welcome(config: Config, agents: int, library: str, threads: int, origin: Ori
     if not origin.number:
         say(f"run directory: {config.run_dir}" + ("; no checkpoint of all ranks yet, it begins anew" if config.resume else ""))
         return
-    games = "exactly as if it had not stopped" if config.exact_resume else "environments begin new episodes"
-    say(f"resumed from checkpoint {origin.number} in {config.run_dir} at {origin.steps:,} steps; {games}")
+    how = "exactly as if it had not stopped" if config.exact_resume else "environments begin new episodes"
+    say(f"resumed from checkpoint {origin.number} in {config.run_dir} at {origin.steps:,} steps; {how}")
     if agents != origin.agents:
         say(
             f"{origin.agents} agents before, {agents} now: {succession(origin.shares)}; "
@@ -189,7 +225,7 @@ def welcome(config: Config, agents: int, library: str, threads: int, origin: Ori
 
 
 def succession(shares: np.ndarray) -> str:
-    """Which agents of a resumed run (rows) are made of which saved ones, in words."""
+    """Return in words which agents of a resumed run are made of which saved ones; `shares` is float64 [agents, saved]."""
     words = []
     for agent, row in enumerate(shares):
         parts = np.flatnonzero(row)
@@ -199,7 +235,7 @@ def succession(shares: np.ndarray) -> str:
 
 
 def bereaved(config: Config, agents: int, lost: list[End]) -> None:
-    """How it ended for those that are left, and what to do next."""
+    """Say how the run ended for the ranks that are left, and what to do next."""
     names = ", ".join(f"rank {end.rank} on {end.host}, last seen at update {end.update}" for end in lost)
     say(
         f"ended without {names}: {config.run_dir}\n"
@@ -208,7 +244,7 @@ def bereaved(config: Config, agents: int, lost: list[End]) -> None:
 
 
 def farewell(config: Config, agents: int, reason: str) -> None:
-    """How it ended, and what to do next; `reason` is why it stopped early, or empty."""
+    """Say how the run ended, and what to do next; `reason` is why it stopped early, or empty."""
     run = config.run_dir
     if reason:
         say(f"stopped early ({reason}): {run}\ncontinue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}")
@@ -230,7 +266,7 @@ class LiveReport:
         self._board = LiveBoard(world.comm)
         self._recent: deque[float] = deque(maxlen=math.ceil(RECENT / world.size))
         self._episodes = 0
-        self._age = math.nan
+        self._mixes = 0
         self._display = None
         if world.root:
             atari = registry.resolve(config.env)[0] == "atari"
@@ -258,18 +294,17 @@ class LiveReport:
         return float(np.mean(self._recent)) if self._recent else math.nan
 
     def update(self, learner: A2C, episodes: list[Episode], counters: Counters) -> None:
-        """After every update: post my row; on rank 0, read the others' and draw them now and then."""
+        """Post this rank's row after an update; on rank 0, read the others' and draw them now and then."""
         self._episodes += len(episodes)
         self._recent.extend(episode.score for episode in episodes)
-        if counters.mixes:
-            self._age = learner.updates - sum(mix.version for mix in counters.mixes) / len(counters.mixes)
+        self._mixes += len(counters.mixes)
         self._board.post(
             updates=learner.updates,
             steps=learner.steps,
             episodes=self._episodes,
             recent_score=float(np.mean(self._recent)) if self._recent else 0.0,
             recent_episodes=len(self._recent),
-            age=self._age,
+            mixes=self._mixes,
             staleness=counters.staleness,
         )
         if self._display:

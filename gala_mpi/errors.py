@@ -14,6 +14,10 @@ class SettingError(ValueError):
     """
 
 
+class RunError(SettingError):
+    """There is no run that can be read where one is expected; the message is one line."""
+
+
 class JobError(Exception):
     """An error after which no rank can continue. The job ends with status 1 and this text, in one line."""
 

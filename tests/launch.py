@@ -20,7 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAUNCHER = Path(sys.executable).with_name("mpirun")
 OPEN_MPI = b"Open MPI" in subprocess.run([LAUNCHER, "--version"], capture_output=True, check=True).stdout
-SECONDS_TO_DUMP = 3.0  # that a hanging rank has to write down where it stands
+HANGS = 300.0  # s, after which a job counts as hanging. Tests wait for events; this is no measure of how fast anything is.
+SECONDS_TO_DUMP = 15.0  # that a hanging rank has to write down where it stands
 MARK = "GALA_MPI_TEST_JOB"
 
 # What another launcher (mpirun, srun) leaves in the environment; a launcher that inherits it believes to be a rank.
@@ -87,7 +88,7 @@ class Job:
                 numbers[pid] = int(rank)
         return sorted(numbers, key=numbers.get)
 
-    def wait_until(self, condition: Callable[[], object], timeout: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout: float = HANGS) -> None:
         """Wait for something that the job does; the test fails when it ends or takes too long before that."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -97,7 +98,7 @@ class Job:
                 self._fail_as_hanging(timeout)
             time.sleep(0.05)
 
-    def wait(self, timeout: float = 60) -> subprocess.CompletedProcess:
+    def wait(self, timeout: float = HANGS) -> subprocess.CompletedProcess:
         """How the job ended. One that takes longer than `timeout` s fails the test, saying where each rank stood."""
         deadline = time.monotonic() + timeout
         while self.launcher.poll() is None:
@@ -128,7 +129,7 @@ class Job:
         return f"--- stdout ---\n{self.stdout}\n--- stderr ---\n{self.stderr}"
 
 
-def mpirun(n: int, *arguments: object, timeout: float = 60, env: Mapping[str, str] = {}, cwd: Path | None = None):
+def mpirun(n: int, *arguments: object, timeout: float = HANGS, env: Mapping[str, str] = {}, cwd: Path | None = None):
     """Run `mpirun -n n python arguments...` to its end → subprocess.CompletedProcess. See `Job`."""
     with Job(n, *arguments, env=env, cwd=cwd) as job:
         return job.wait(timeout)
@@ -139,6 +140,11 @@ def processes(*variables: str) -> list[int]:
     wanted = {variable.encode() for variable in variables}
     everything = map(int, filter(str.isdigit, os.listdir("/proc")))
     return [pid for pid in everything if wanted <= set(_read(pid, "environ").split(b"\0"))]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still, as after SIGSTOP."""
+    return _read(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]
 
 
 def environment() -> dict[str, str]:

@@ -7,19 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-import runs
 from gala_mpi.config import Config
 from gala_mpi.run import layout, writer
-from gala_mpi.run.tables import Tables
+from gala_mpi.run.tables import TABLES, Tables
 
 ROOT = Path(__file__).parents[1]
 ANALYSIS = ROOT / "analysis"
 METADATA = {"time": "2026-01-02T03:04:05+0000", "hosts": ["a", "b"], "threads": [1, 1], "beta": 0.5, "resumed_from": 0}
 STEPS = 80  # of an update
 ROOM = 400
-GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
+EPISODES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
 
 
 def begin(path: Path, agents: int = 2, **settings) -> Path:
@@ -30,9 +30,10 @@ def begin(path: Path, agents: int = 2, **settings) -> Path:
 
 
 def write(path: Path, rank: int, after_update: int, agents: int = 0, **tables: np.ndarray) -> Path:
-    """One more metrics file of a rank, with room for ROOM rows."""
+    """One more metrics file of a rank, with room for ROOM rows; of the large sketches for those that there are."""
     file = layout.next_metrics_file(path, rank)
-    layouts = {name: (dtype, ROOM) for name, dtype in runs.TABLES.items()}
+    rooms = dict.fromkeys(TABLES, ROOM) | {"sketches": max(1, len(tables.get("sketches", ())))}
+    layouts = {name: (dtype, rooms[name]) for name, dtype in TABLES.items()}
     writer = Tables(file, layouts, {"rank": rank, "after_update": after_update, "agents": agents})
     for name, rows in tables.items():
         writer.append(name, rows)
@@ -41,7 +42,7 @@ def write(path: Path, rank: int, after_update: int, agents: int = 0, **tables: n
 
 
 def update_rows(first: int, last: int) -> np.ndarray:
-    rows = np.zeros(last - first + 1, runs.TABLES["updates"])
+    rows = np.zeros(last - first + 1, TABLES["updates"])
     rows["update"] = np.arange(first, last + 1)
     rows["steps"], rows["hours"] = STEPS * rows["update"], rows["update"] / 50
     rows["entropy"] = np.sqrt(rows["update"])
@@ -49,7 +50,7 @@ def update_rows(first: int, last: int) -> np.ndarray:
 
 
 def episode_rows(random: np.random.Generator, number: int, last: int = 100, first: int = 1) -> np.ndarray:
-    rows = np.zeros(number, runs.TABLES["episodes"])
+    rows = np.zeros(number, TABLES["episodes"])
     rows["update"] = np.sort(random.integers(first, last + 1, number))
     rows["steps"], rows["hours"] = STEPS * rows["update"], rows["update"] / 50 + random.uniform(0, 1e-3)
     rows["simulator"] = random.integers(0, 16, number)
@@ -59,7 +60,7 @@ def episode_rows(random: np.random.Generator, number: int, last: int = 100, firs
 
 
 def mix_rows(first: int, last: int) -> np.ndarray:
-    return np.array([(update, 1, update - 1, 0.5) for update in range(first, last + 1)], runs.TABLES["mixes"])
+    return np.array([(update, 1, update - 1, 0.5) for update in range(first, last + 1)], TABLES["mixes"])
 
 
 def make(path: Path, seed: int, agents: int = 2, number: int = 350, last: int = 100, **settings) -> Path:
@@ -72,6 +73,20 @@ def make(path: Path, seed: int, agents: int = 2, number: int = 350, last: int = 
     return path
 
 
+def measured_run(path: Path, agents: int, exchange: str, seconds: float, **settings) -> Path:
+    """A run whose every update takes so long, all of it processor time."""
+    run_dir = begin(path, agents, exchange=exchange, total_steps=100 * STEPS * agents, **settings)
+    with h5py.File(run_dir / "run.h5", "r+") as file:
+        file["starts/0"].attrs["hosts"] = ["a"] * agents
+    for rank in range(agents):
+        rows = update_rows(1, 100)
+        rows["hours"], rows["cpu"] = rows["update"] * seconds / 3600, seconds
+        rows["simulate"], rows["learn"] = 0.6 * seconds, 0.4 * seconds
+        rows["exchange"] = 0.02 if exchange == "allreduce" else 0
+        write(run_dir, rank, 0, updates=rows, mixes=mix_rows(1, 100)[: 100 * (exchange == "gossip")])
+    return run_dir
+
+
 def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
@@ -81,9 +96,9 @@ def scribble(file: Path) -> None:
 
 
 def evaluate(run_dir: Path, scores_of: dict[int, list[float]]) -> None:
-    """Games of every policy (-1: the averaged one)."""
+    """Episodes of every policy (-1: the averaged one)."""
     rows = [(policy, n, score, 100) for policy, values in scores_of.items() for n, score in enumerate(values)]
-    writer.write_evaluation(run_dir, np.array(rows, GAMES), {"checkpoint": 3, "arg_max": True, "seed": 1, "time": "now"})
+    writer.write_evaluation(run_dir, np.array(rows, EPISODES), {"checkpoint": 3, "arg_max": True, "seed": 1, "time": "now"})
 
 
 def command(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:

@@ -14,13 +14,14 @@ from recorded import STEPS, begin, command, episode_rows, evaluate, make, mix_ro
 
 import compare
 import learning_curves
-import references
+import published
 import robustness
-import runs
 import scores
 import staleness
 import throughput
 from gala_mpi.config import A2CSettings
+from gala_mpi.run import open_run
+from gala_mpi.run.tables import TABLES
 from groups import grouped, load, mixtures
 from script import Options
 
@@ -70,7 +71,7 @@ def slow_windows(run_dir: Path) -> tuple[float, float, float]:
 
 
 def line(run_dirs: list[Path]) -> learning_curves.Line:
-    [group] = grouped([runs.open_run(path) for path in run_dirs], "exchange")
+    [group] = grouped([open_run(path) for path in run_dirs], "exchange")
     return learning_curves.by_game([group])[0][0]
 
 
@@ -92,7 +93,7 @@ def test_the_interquartile_mean_goes_over_games_and_seeds(tmp_path):
     found = []
     for env in ("pong", "breakout"):
         for seed in range(4):
-            found.append(runs.open_run(make(tmp_path / f"{env}{seed}", seed, env=env)))
+            found.append(open_run(make(tmp_path / f"{env}{seed}", seed, env=env)))
     [all_games], notes = learning_curves.over_games(grouped(found, "exchange"))
     curve = learning_curves.curve(all_games, "steps")
     assert notes == []
@@ -101,7 +102,7 @@ def test_the_interquartile_mean_goes_over_games_and_seeds(tmp_path):
         end = min(float(r.scores["steps"].max()) for r in found)
         edges = np.linspace(0, end, len(curve.x) + 1)
         last = [s for x, s in zip(run.scores["steps"], run.scores["score"]) if edges[-2] <= x <= end]
-        random, human = (reference.scores[run.config["env"]][0] for reference in (references.RANDOM, references.HUMAN))
+        random, human = (reference.scores[run.config["env"]][0] for reference in (published.RANDOM, published.HUMAN))
         values.append((sum(last) / len(last) - random) / (human - random))
     assert curve.value[-1] == pytest.approx(sum(sorted(values)[2:6]) / 4)
 
@@ -159,7 +160,7 @@ def test_a_run_that_begins_where_another_has_ended_is_drawn(tmp_path):
 @pytest.mark.parametrize("number", [1, 60, 350])
 def test_windows_are_those_of_a_plain_loop(tmp_path, number):
     run_dir = make(tmp_path / "r", 0, agents=1, number=number)
-    score = runs.open_run(run_dir).scores["score"]
+    score = open_run(run_dir).scores["score"]
     np.testing.assert_allclose(learning_curves.windows(score), slow_windows(run_dir))
 
 
@@ -194,7 +195,7 @@ def test_groups(tmp_path):
 
 
 def energy_rows(count: int, joules: float) -> np.ndarray:
-    rows = np.zeros(count, runs.TABLES["energy"])
+    rows = np.zeros(count, TABLES["energy"])
     rows["hours"] = np.arange(1, count + 1) / 50
     rows["update"], rows["seconds"] = np.arange(1, count + 1), 72
     rows["cpu_joules"], rows["gpu_joules"], rows["node_joules"] = joules, np.nan, np.nan
@@ -208,7 +209,7 @@ def test_energy_is_added_over_nodes_and_time(tmp_path):
     random = np.random.default_rng(0)
     for rank, joules in ((0, 100), (1, 50)):
         write(run_dir, rank, 0, updates=update_rows(1, 100), episodes=episode_rows(random, 60), energy=energy_rows(100, joules))
-    run = runs.open_run(run_dir)
+    run = open_run(run_dir)
     hours, joules, whose = run.joules
     assert whose == "CPU" and joules == pytest.approx(150 * np.arange(1, 101))
     for score in run.scores[:: len(run.scores) // 7]:
@@ -227,7 +228,7 @@ def test_energy_that_one_node_does_not_count_is_not_available(tmp_path):
         if rank:
             rows["cpu_joules"] = np.nan
         write(run_dir, rank, 0, updates=update_rows(1, 10), energy=rows)
-    assert runs.open_run(run_dir).joules[2] == ""
+    assert open_run(run_dir).joules[2] == ""
 
 
 @pytest.mark.parametrize("counted, watts, whose", [(("cpu", "gpu"), 3, "CPU and GPU"), (("cpu", "gpu", "node"), 5, "node")])
@@ -237,7 +238,7 @@ def test_a_node_s_own_counter_counts_before_its_parts(tmp_path, counted, watts, 
     for name in counted:
         rows[f"{name}_joules"] = 72 * of[name]
     write(run_dir, 0, 0, updates=update_rows(1, 100), energy=rows)
-    run = runs.open_run(run_dir)
+    run = open_run(run_dir)
     assert run.joules[2] == whose
     assert throughput.measure(run, grouped([run], "exchange")[0]).watts == pytest.approx(watts)
 
@@ -250,7 +251,7 @@ def test_power_counts_while_every_node_tells(tmp_path, later):
         rows = energy_rows(5, 7200)
         rows["hours"] += rank * later
         write(run_dir, rank, 0, updates=update_rows(1, 100), energy=rows)
-    run = runs.open_run(run_dir)
+    run = open_run(run_dir)
     assert throughput.measure(run, grouped([run], "exchange")[0]).watts == pytest.approx(200)
 
 
@@ -274,11 +275,11 @@ def test_rates_and_efficiency(tmp_path):
     assert speeds[4].sections[1] == pytest.approx(30) and speeds[4].sections[-1] == pytest.approx(96 - 30)
     assert speeds[4].cores_used == pytest.approx(4 * 60 / 96)
     weak = throughput.efficiency(speeds[4], list(speeds.values()), lambda s: s.run.config["num_envs"])
-    strong = throughput.efficiency(speeds[4], list(speeds.values()), lambda s: s.run.settings()["simulators"])
+    strong = throughput.efficiency(speeds[4], list(speeds.values()), lambda s: s.run.settings()["environments"])
     assert weak == pytest.approx(75) and math.isnan(strong)
 
 
-def test_strong_efficiency_is_among_runs_of_as_many_simulators(tmp_path):
+def test_strong_efficiency_is_among_runs_of_as_many_environments(tmp_path):
     """The same 32 environments on 2 ranks and on 4, which need 0.8 of the time for as many steps."""
     for agents, num_envs in ((2, 16), (4, 8)):
         run_dir = begin(tmp_path / str(agents), agents, env="pong", num_envs=num_envs)
@@ -304,16 +305,16 @@ def test_speed_is_that_of_the_newest_number_of_agents(tmp_path):
         rows = update_rows(51, 100)
         rows["steps"], rows["hours"] = 2 * 50 * STEPS + (rows["update"] - 50) * STEPS, 1 + (rows["update"] - 50) / 100
         write(run_dir, rank, 50, 2, updates=rows)
-    run = runs.open_run(run_dir)
+    run = open_run(run_dir)
     assert throughput.measure(run, grouped([run], "exchange")[0]).frames == pytest.approx(2 * STEPS / 36)
 
 
 def test_atari_has_four_frames_a_step():
-    assert references.is_atari("pong") and references.is_atari("ms_pacman")
-    assert not any(references.is_atari(name) for name in ("CartPole-v1", "MinAtar/Breakout-v1", "ALE/Pong-v5"))
+    assert published.is_atari("pong") and published.is_atari("ms_pacman")
+    assert not any(published.is_atari(name) for name in ("CartPole-v1", "MinAtar/Breakout-v1", "ALE/Pong-v5"))
 
 
-def test_ages_and_skips_are_counted(tmp_path):
+def test_lags_and_skips_are_counted(tmp_path):
     run_dir = begin(tmp_path / "r")
     for rank in range(2):
         rows = update_rows(1, 50)
@@ -322,13 +323,13 @@ def test_ages_and_skips_are_counted(tmp_path):
         mixes = mix_rows(1, 50)
         mixes["peer"], mixes["version"] = 1 - rank, mixes["update"] - mixes["update"] % 3
         write(run_dir, rank, 0, updates=rows, mixes=mixes)
-    said = staleness.answer([runs.open_run(run_dir)], Options(runs=()))
+    said = staleness.answer([open_run(run_dir)], Options(runs=()))
     row = dict(zip(said.table.headings, said.table.rows[0]))
-    assert (row["edges"], row["messages"], row["oldest"], row["longest staleness"]) == (2, 100, 2, 5)
+    assert (row["edges"], row["messages"], row["largest lag"], row["longest staleness"]) == (2, 100, 2, 5)
     assert row["skipped (%)"] == 10 and row["longest gap (s)"] == pytest.approx(0.05)
     counts = {(r[2], r[3], int(r[4])): int(r[5]) for r in said.points.rows}
-    assert counts == {(1 - rank, rank, age): sum(u % 3 == age for u in range(1, 51)) for rank in range(2) for age in range(3)}
-    restarted = np.zeros(4, runs.TABLES["updates"])
+    assert counts == {(1 - rank, rank, lag): sum(u % 3 == lag for u in range(1, 51)) for rank in range(2) for lag in range(3)}
+    restarted = np.zeros(4, TABLES["updates"])
     restarted["torn"] = [2, 5, 0, 3]
     assert staleness.torn_messages(restarted) == 8
     restarted["torn"] = -1
@@ -349,7 +350,7 @@ def test_convergent_runs_are_counted(tmp_path):
     [group] = grouped(found, "exchange")
     final = {run.path.name: sum(sorted(slow_points(run.path, "hours"))[i][1] for i in range(-100, 0)) / 100 for run in found}
     threshold = (final["late"] + min(final[f"s{seed}"] for seed in range(3))) / 2
-    counts = {c.simulators: (c.convergent, c.runs) for c in robustness.count_runs(group, threshold)}
+    counts = {c.environments: (c.convergent, c.runs) for c in robustness.count_runs(group, threshold)}
     assert counts == {32: (3, 4), 64: (1, 1)}
 
 
@@ -368,7 +369,7 @@ def test_final_scores(tmp_path):
     said = scores.answer(load([tmp_path])[0], scores.Scores(runs=(), table=tmp_path / "t.tex"))
     rows = {row[1]: dict(zip(said.table.headings, row)) for row in said.table.rows}
     gala, alone = rows["GALA ring"], rows["independent"]
-    assert (gala["best"], gala["n"], gala["games"]) == ("12.333 ± 0.88", 2, 3)
+    assert (gala["best"], gala["n"], gala["episodes"]) == ("12.333 ± 0.88", 2, 3)
     assert gala["mean"] == f"{(2 + 37 / 3) / 2:.5g} ± {np.std([2, 37 / 3], ddof=1) / 2**0.5:.2g}"
     assert gala["normalised"] == pytest.approx(((2 + 37 / 3) / 2 + 20.7) / 30)
     assert (alone["best"], alone["n"], alone["mean"]) == ("9 ± 1", 2, "7 ± 2")
@@ -381,10 +382,10 @@ def test_final_scores(tmp_path):
 
 
 def test_references_say_where_they_are_from():
-    for reference in (references.RANDOM, references.HUMAN, *references.PUBLISHED):
+    for reference in (published.RANDOM, published.HUMAN, *published.PUBLISHED):
         assert reference.protocol and reference.source and reference.scores
-    assert references.normalised("pong", 9.3) == 1 and references.normalised("pong", -20.7) == 0
-    assert math.isnan(references.normalised("CartPole-v1", 3.0))
+    assert published.normalised("pong", 9.3) == 1 and published.normalised("pong", -20.7) == 0
+    assert math.isnan(published.normalised("CartPole-v1", 3.0))
 
 
 def test_comparisons(tmp_path):

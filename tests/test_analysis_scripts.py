@@ -14,17 +14,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded import ANALYSIS, ROOT, STEPS, begin, command, cut, episode_rows, evaluate, make, mix_rows, update_rows, write
+from recorded import (
+    ANALYSIS,
+    ROOT,
+    STEPS,
+    begin,
+    command,
+    cut,
+    episode_rows,
+    evaluate,
+    make,
+    measured_run,
+    mix_rows,
+    update_rows,
+    write,
+)
 
 import compare
 import learning_curves
 import report
 import robustness
-import runs
 import scores
 import simulate
+from gala_mpi.run import open_run
+from gala_mpi.run.tables import TABLES
 from groups import load
 from script import Options
+from without_training import TRAINING, run_without
 
 SCRIPTS = {
     "learning_curves": learning_curves.Curves,
@@ -47,12 +63,12 @@ def start(run_dir: Path, exchange: str, agents: int, first: int, last: int) -> N
     for rank in range(agents):
         random = np.random.default_rng(rank)
         sketched = np.arange(first + 9, last + 1, 10)
-        sketches = np.zeros(len(sketched), runs.TABLES["sketches"])
+        sketches = np.zeros(len(sketched), TABLES["sketches"])
         sketches["update"] = sketched
         sketches["parameters"], sketches["gradient"] = random.normal(size=(2, len(sketches), 4096))
         updates = update_rows(first, last)
         updates["step_norm"], updates["cpu"] = 100, 0.05
-        mixes = mix_rows(first, last) if exchange == "gossip" else np.zeros(0, runs.TABLES["mixes"])
+        mixes = mix_rows(first, last) if exchange == "gossip" else np.zeros(0, TABLES["mixes"])
         mixes["peer"], mixes["version"] = (rank - 1) % agents, mixes["update"]
         episodes = episode_rows(random, 200, last, first)
         write(run_dir, rank, first - 1, agents, updates=updates, episodes=episodes, mixes=mixes, sketches=sketches)
@@ -238,7 +254,7 @@ def test_the_page_in_a_browser(states, tmp_path, width):
     flags += ["--enable-logging=stderr", "--log-level=0", "--window-size=1400,1000", f"--user-data-dir={tmp_path / 'profile'}"]
     script = "<script>onload = () => document.body.dataset.seen = frames[0].document.body.dataset.seen</script>"
     outer.write_text(outer.read_text() + script)
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", outer.as_uri()], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", outer.as_uri()], capture_output=True, text=True, timeout=300)
     assert "CONSOLE" not in done.stderr, done.stderr
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     seen = json.loads(found[1].replace("&quot;", '"'))
@@ -266,7 +282,7 @@ def test_csv_files_hold_the_tables(tmp_path):
     run_dir = make(tmp_path / "r", 0, number=7)
     done = command("export", "r", "--to", "out", "--format", "csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    run = runs.open_run(run_dir)
+    run = open_run(run_dir)
     for rank in range(2):
         with open(tmp_path / "out" / "r" / f"rank{rank:05d}" / "episodes.csv") as file:
             rows = list(csv.DictReader(file))
@@ -289,15 +305,13 @@ def test_event_files_hold_the_scalars(tmp_path):
         event = event_pb2.Event.FromString(data[12 : 12 + length])
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + length :]
-    expected = [(row["steps"] * 2, "episodes/score", row["score"]) for row in runs.open_run(run_dir).episodes(1)]
+    expected = [(row["steps"] * 2, "episodes/score", row["score"]) for row in open_run(run_dir).episodes(1)]
     assert [row for row in found if row[1] == "episodes/score"] == expected
 
 
 def test_without_tensorboardx_it_is_said(tmp_path):
     make(tmp_path / "r", 0, number=7)
-    without = FORBID.replace('"mpi4py"', '"tensorboardX"')
-    words = [sys.executable, "-c", without, str(ANALYSIS), "__main__", str(ANALYSIS / "export.py"), "r", "--to", "out"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    done = run_without(("tensorboardX",), ANALYSIS / "export.py", "r", "--to", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed (pip install tensorboardX)")
 
@@ -333,40 +347,42 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, program, file, status):
     assert (tmp_path / file).exists()
 
 
-# Nothing of the training is needed.
-
-FORBID = """
-import runpy, sys
-
-class Forbid:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"mpi4py", "torch", "gymnasium", "ale_py", "gala_mpi"}:
-            raise ImportError(f"{name} is imported")
-
-sys.meta_path.insert(0, Forbid())
-sys.path.insert(0, sys.argv[1])
-name, sys.argv = sys.argv[2], sys.argv[3:]
-runpy.run_path(sys.argv[0], run_name=name)
-"""
-
-
-def without_training(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script as module `name` where the training's dependencies cannot be imported."""
-    words = [sys.executable, "-c", FORBID, str(ANALYSIS), name, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+# Nothing of the training is needed, and the package need not be installed.
 
 
 @pytest.mark.parametrize("script", sorted(ANALYSIS.glob("*.py")), ids=lambda script: script.name)
 def test_the_analysis_needs_nothing_of_the_training(script):
-    done = without_training("imported", script)
+    done = run_without(TRAINING, script, name="imported")
     assert done.returncode == 0, done.stderr
 
 
-def test_learning_curves_needs_nothing_of_the_training(tmp_path):
+def test_a_report_needs_nothing_of_the_training(states, tmp_path):
+    """Every script answers on it."""
+    done = run_without(TRAINING, ANALYSIS / "report.py", *states["elastic"], "--out", "r.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "r.html").read_text()
+    assert all(f'<section id="{name}">' in page for name in SCRIPTS)
+
+
+def test_learning_curves_need_nothing_of_the_training(tmp_path):
     run_dir = make(tmp_path / "r", 0)
-    done = without_training("__main__", ANALYSIS / "learning_curves.py", run_dir)
+    done = run_without(TRAINING, ANALYSIS / "learning_curves.py", run_dir)
     assert done.returncode == 0, done.stderr
     assert (run_dir / "learning_curves.png").exists()
+
+
+def test_a_simulation_needs_nothing_of_the_training(tmp_path):
+    measured_run(tmp_path / "r", 2, "gossip", 0.1)
+    done = run_without(TRAINING, ANALYSIS / "simulate.py", "r", "--validate", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "simulate.png").exists()
+
+
+def test_a_csv_export_needs_nothing_of_the_training(tmp_path):
+    make(tmp_path / "r", 0, number=7)
+    done = run_without(TRAINING, ANALYSIS / "export.py", "r", "--to", "out", "--format", "csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "r" / "rank00001" / "updates.csv").exists()
 
 
 def test_what_a_laptop_needs_is_what_the_project_pins():

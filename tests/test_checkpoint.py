@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,10 +145,29 @@ def test_shares_are_means_in_which_everybody_counts(graph, agents, ranks):
 # When to save
 
 
-def test_checkpoints_fall_due_by_the_clock(tmp_path):
-    schedule = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60), 0)
+class Clock:
+    """In place of the module `time`: what it shows is set, and goes on a little with every look."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    monkeypatch.setattr("gala_mpi.job.schedule.time", clock := Clock())
+    return clock
+
+
+def test_checkpoints_fall_due_by_the_clock(tmp_path, clock):
+    schedule = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5), 0)
     assert not schedule.due()
-    time.sleep(0.52)
+    clock.now += 29.9
+    assert not schedule.due()
+    clock.now += 0.2
     assert schedule.due()
     schedule.save(new_state())
     assert not schedule.due() and schedule.number == 1
@@ -159,10 +177,10 @@ def test_checkpoints_fall_due_by_the_clock(tmp_path):
 
 
 @pytest.mark.parametrize("staleness, number", [(None, 4), (0, 1)])
-def test_who_was_suspended_does_not_make_up_for_what_it_missed(tmp_path, staleness, number):
+def test_who_was_suspended_does_not_make_up_for_what_it_missed(tmp_path, staleness, number, clock):
     """The others have saved 1, 2 and 3 meanwhile, and save 4 now; agents in lock-step have waited."""
-    schedule = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5 / 60, staleness=staleness), 0)
-    time.sleep(2.05)
+    schedule = Checkpoints(tmp_path, 0, Config(checkpoint_minutes=0.5, staleness=staleness), 0)
+    clock.now += 4.1 * 30
     assert schedule.due()
     schedule.save(new_state())
     assert not schedule.due() and checkpoints.numbers(tmp_path) == [number]

@@ -22,6 +22,7 @@ OUT_OF_BOUNDS = [
     ("--total-steps", "total_steps", [0, -1]),
     ("--seed", "seed", [-1]),
     ("--staleness", "staleness", [-1]),
+    ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, math.inf, math.nan]),
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
@@ -44,6 +45,7 @@ IN_BOUNDS = {
     "total_steps": [1],
     "seed": [0, 2**40],
     "staleness": [None, 0, 7],
+    "sync_updates": [None],
     "lr": [None, 1e-9, 1.0],
     "sticky": [0.0, 0.25, 1.0],
     "checkpoint_minutes": [0.01],
@@ -90,12 +92,27 @@ def test_a_value_within_bounds_is_taken(name, value):
     check(config_with(name, value))
 
 
-@pytest.mark.parametrize("exchange", ["allreduce", "server", "none"])
+@pytest.mark.parametrize("exchange", ["allreduce", "periodic", "server", "none"])
 def test_a_staleness_bound_is_for_gossip_alone(exchange):
     with pytest.raises(SettingError, match=rf"--staleness 3 --exchange {exchange}: .*gossip"):
         check(Config(exchange=exchange, staleness=3))
     check(Config(exchange="gossip", staleness=3))
     check(Config(exchange=exchange))
+
+
+@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "server", "none"])
+def test_updates_between_averages_are_for_periodic_alone(exchange):
+    with pytest.raises(SettingError, match=rf"^--sync-updates 10 --exchange {exchange}: --exchange periodic is expected$"):
+        check(Config(exchange=exchange, sync_updates=10))
+    check(Config(exchange="periodic", sync_updates=1))
+
+
+IN_STEP = [Config(exchange="allreduce"), Config(exchange="periodic"), Config(staleness=0)]
+OUT_OF_STEP = [Config(), Config(staleness=1), Config(exchange="server"), Config(exchange="none")]
+
+
+def test_which_agents_move_in_step():
+    assert all(config.in_step for config in IN_STEP) and not any(config.in_step for config in OUT_OF_STEP)
 
 
 @pytest.mark.parametrize("flag, name, values", OUT_OF_BOUNDS)
@@ -161,6 +178,7 @@ FLAGS = [
     ("--topology", "one-peer-exponential", {"topology": Graph("one-peer-exponential")}),
     ("--topology", "my graph.txt", {"topology": Graph("my graph.txt")}),
     ("--staleness", "4", {"staleness": 4}),
+    ("--sync-updates", "5", {"sync_updates": 5}),
     ("--total-steps", "1000", {"total_steps": 1000}),
     ("--num-envs", "8", {"num_envs": 8}),
     ("--rollout-length", "20", {"rollout_length": 20}),

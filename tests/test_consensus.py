@@ -13,8 +13,9 @@ from recorded import STEPS, begin, mix_rows, update_rows, write
 
 import consensus
 import gradients
-import runs
 from gala_mpi import topology
+from gala_mpi.run import RunError, open_run
+from gala_mpi.run.tables import TABLES
 from gala_mpi.topology import Graph
 from groups import grouped
 from script import Options
@@ -35,7 +36,7 @@ def gossip_run(path: Path, graph: topology.Topology, updates: int, late: float =
         file["starts/0"].attrs["period"] = graph.period
     x = {(rank, 0): np.zeros(SIZE) for rank in range(n)}
     y: dict[tuple[int, int], np.ndarray] = {}
-    blank = np.zeros(updates, runs.TABLES["sketches"])
+    blank = np.zeros(updates, TABLES["sketches"])
     tables = [{"updates": update_rows(1, updates), "mixes": [], "sketches": blank.copy()} for _ in range(n)]
     at = [0] * n
     while min(at) < updates:
@@ -54,7 +55,7 @@ def gossip_run(path: Path, graph: topology.Topology, updates: int, late: float =
     for rank, table in enumerate(tables):
         for k in range(1, updates + 1):
             table["sketches"]["parameters"][k - 1] = x[rank, k]
-        table["mixes"] = np.array(table["mixes"], runs.TABLES["mixes"])
+        table["mixes"] = np.array(table["mixes"], TABLES["mixes"])
         write(run_dir, rank, 0, **table)
     return run_dir
 
@@ -78,7 +79,7 @@ def room(monkeypatch):
 def test_the_bound_of_lock_step_is_the_papers(tmp_path, name):
     """A_s is (I - 11ᵀ/n) times the product of the matrices from s on: computed here as such."""
     graph, updates = topology.build(Graph(name), 4), 60
-    run = runs.open_run(gossip_run(tmp_path / "r", graph, updates))
+    run = open_run(gossip_run(tmp_path / "r", graph, updates))
     found = consensus.drift(run)
     squares = sum(run.updates(rank)["step_norm"].astype(float) ** 2 for rank in range(4))
     for k, distance, bound in zip(found.updates, found.distance, found.bound):
@@ -103,7 +104,7 @@ def test_the_bound_of_lock_step_is_the_papers(tmp_path, name):
 @pytest.mark.parametrize("name, n", [("ring", 4), ("exponential", 4), ("ring", 3)])
 def test_with_late_and_missing_messages_the_bound_is_of_what_happened(tmp_path, name, n):
     """Coefficients computed forwards, each vector as a sum of all steps: what the script computes backwards."""
-    run = runs.open_run(gossip_run(tmp_path / "r", topology.build(Graph(name), n), 40, late=0.3, seed=2))
+    run = open_run(gossip_run(tmp_path / "r", topology.build(Graph(name), n), 40, late=0.3, seed=2))
     found = consensus.drift(run)
     history = consensus.History(run)
     steps = {(rank, s): run.sketches(rank)["gradient"][s - 1].astype(float) for rank in range(n) for s in range(1, 41)}
@@ -134,7 +135,7 @@ def test_without_a_peer_s_rows_there_is_no_bound(tmp_path):
     run_dir = gossip_run(tmp_path / "r", topology.build(Graph("ring"), 3), 30)
     with h5py.File(run_dir / "metrics" / "rank00001.h5", "r+", locking=False) as file:
         file["rows/updates"][()] = 20
-    bound = consensus.drift(runs.open_run(run_dir)).bound
+    bound = consensus.drift(open_run(run_dir)).bound
     assert np.isfinite(bound[:20]).all() and np.isnan(bound[20:]).all()
 
 
@@ -143,11 +144,11 @@ def test_without_common_updates_it_is_said(tmp_path, module):
     """A live run that has just grown: its agents have sketches, but not of the same updates yet."""
     run_dir = begin(tmp_path / "r")
     for rank in range(2):
-        sketches = np.ones(1, runs.TABLES["sketches"])
+        sketches = np.ones(1, TABLES["sketches"])
         sketches["update"] = 10 + rank
         write(run_dir, rank, 0, updates=update_rows(1, 20), sketches=sketches)
-    with pytest.raises(runs.RunError, match="no two agents have sketches of equal updates yet"):
-        module.answer([runs.open_run(run_dir)], Options(runs=()))
+    with pytest.raises(RunError, match="no two agents have sketches of equal updates yet"):
+        module.answer([open_run(run_dir)], Options(runs=()))
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.12])
@@ -155,9 +156,9 @@ def test_a_graph_that_need_not_agree_has_no_bound_a_priori(tmp_path, beta):
     run_dir = gossip_run(tmp_path / "r", topology.build(Graph("ring"), 3), 20)
     with h5py.File(run_dir / "run.h5", "r+") as file:
         file["starts/0"].attrs["beta"] = beta
-    drift = consensus.drift(runs.open_run(run_dir))
+    drift = consensus.drift(open_run(run_dir))
     assert drift.prior == np.inf and np.isfinite(drift.bound).all()
-    consensus.answer([runs.open_run(run_dir)], Options(runs=()))
+    consensus.answer([open_run(run_dir)], Options(runs=()))
     plt.close("all")
 
 
@@ -166,12 +167,12 @@ def test_correlations_are_cosines(tmp_path):
     random = np.random.default_rng(0)
     vectors = random.normal(size=(5, 3, SIZE)) + random.normal(size=(5, 1, SIZE))
     for rank in range(3):
-        sketches = np.zeros(5, runs.TABLES["sketches"])
+        sketches = np.zeros(5, TABLES["sketches"])
         sketches["update"], sketches["gradient"] = np.arange(1, 6) * 10, vectors[:, rank]
         mixes = mix_rows(1, 3)
         mixes["peer"] = (rank - 1) % 3
         write(run_dir, rank, 0, updates=update_rows(1, 60), sketches=sketches, mixes=mixes)
-    run = runs.open_run(run_dir)
+    run = open_run(run_dir)
     [c] = gradients.correlations(grouped([run], "exchange")[0])
     for i in range(3):
         for j in range(3):

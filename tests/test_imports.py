@@ -9,7 +9,10 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "gala_mpi"
+from gala_mpi.exchange import EXCHANGES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gala_mpi"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 HOMES = {
@@ -90,6 +93,55 @@ def test_a_dependency_stays_at_home(dependency):
     assert [name_of(path) for path in importers if not lives_in(path, HOMES[dependency])] == []
 
 
+def all_imports_of(path: Path) -> set[str]:
+    """Names of what `path` imports, and the modules of this package that it imports, and those, and so on."""
+    names, ahead = set(), [path]
+    seen = set(ahead)
+    while ahead:
+        here = ahead.pop()
+        names |= imports_of(here, True)
+        more = {MODULES[module] for module in modules_of_ours(here, True)} - seen
+        seen |= more
+        ahead += more
+    return {name.split(".")[0] for name in names}
+
+
+STRANGERS = {"mpi": {"torch", "h5py"}, "exchange": {"h5py"}, "topology": {"torch", "h5py", "mpi4py"}}
+
+
+@pytest.mark.parametrize("room, strangers", STRANGERS.items(), ids=STRANGERS)
+def test_a_room_needs_no_more_than_its_own(room, strangers):
+    """Not even through others of this package."""
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert not all_imports_of(path) & strangers, name_of(path)
+
+
+def test_the_table_of_exchanges_needs_neither_torch_nor_mpi():
+    assert not all_imports_of(PACKAGE / "exchange" / "__init__.py") & {"torch", "mpi4py", "numpy"}
+
+
+def strings(node: ast.AST) -> set[str]:
+    return {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+def names_compared(path: Path) -> set[str]:
+    """The strings with which something is compared, or by which it is looked up on the spot."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Compare, ast.match_case)):
+            found |= strings(node)
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict):
+            found |= strings(node.value)
+    return found
+
+
+def test_nobody_else_asks_for_an_exchange_by_its_name():
+    """Whoever wants to know something of an exchange asks its class."""
+    strangers = [path for path in [*FILES, *ROOT.glob("benchmarks/*.py")] if PACKAGE / "exchange" not in path.parents]
+    asking = {path.relative_to(ROOT): names for path in strangers if (names := names_compared(path) & set(EXCHANGES))}
+    assert asking == {}
+
+
 def test_nothing_knows_the_training_program():
     knowing = [name_of(path) for path in FILES if f"{PACKAGE.name}.train" in imports_of(path, True)]
     assert knowing == []
@@ -147,7 +199,7 @@ print(*sys.modules)
 
 def test_training_does_not_import_what_takes_seconds_and_is_not_used():
     """On 32 ranks and few cores every second of a start is many."""
-    started = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True, timeout=60)
+    started = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True, timeout=300)
     modules = set(started.stdout.split())
     assert {"torch", "gymnasium", "gala_mpi.learners.a2c"} < modules
     assert not modules & {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "imageio", "tyro", "scipy", "pandas"}

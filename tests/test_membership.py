@@ -94,10 +94,10 @@ def test_who_is_left_waits_for_the_others_last_checkpoints(tmp_path, monkeypatch
     began = time.monotonic()
     membership.wait_for_checkpoints(5)
     assert time.monotonic() - began >= 0.5
-    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 60.0)
+    monkeypatch.setattr("gala_mpi.job.membership.SECONDS_TO_SAVE", 240.0)
     threading.Timer(0.3, save, [tmp_path, 5, [1]]).start()
     membership.wait_for_checkpoints(5)
-    assert checkpoints.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 50
+    assert checkpoints.ranks(tmp_path, 5) == [0, 1] and time.monotonic() - began < 200
 
 
 def test_nobody_is_lost(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
-"""The three lists of dependencies say the same, and the README's commands exist."""
+"""The three lists of dependencies say the same."""
 
-import importlib.util
-import re
 import tomllib
 from pathlib import Path
 
@@ -32,14 +30,3 @@ def test_every_dependency_is_bounded_above_and_below():
     for text in PROJECT["dependencies"]:
         operators = {specifier.operator for specifier in Requirement(text).specifier}
         assert operators == {">=", "<"}, text
-
-
-def test_commands_and_files_that_the_readme_names_exist():
-    readme = (ROOT / "README.md").read_text()
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"\bmake ([\w-]+)", readme):
-        assert target in targets or target.startswith("test-"), target
-    for module in re.findall(r"python -m gala_mpi\.(\w+)", readme):
-        assert importlib.util.find_spec(f"gala_mpi.{module}"), module
-    for path in re.findall(r"\b(?:analysis|jobs/slurm|docs)/[\w./-]+\.\w+", readme):
-        assert (ROOT / path).exists(), path

@@ -68,7 +68,7 @@ def verify(directory: Path, flags: str, compiled_with: str, *options: str) -> Ve
             missing(f"needs {tool}: install Debian's package {tool}")
 
     def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -81,6 +81,8 @@ def test_a_diverged_run_can_be_repeated(tmp_path, capsys):
 def test_what_was_resumed_or_did_not_gossip_is_refused(tmp_path):
     with pytest.raises(SettingError, match="--exchange allreduce; gossip is expected"):
         reproduce.check(record(tmp_path / "a2c", dataclasses.replace(RECORDED, exchange="allreduce")), [1, 1])
+    with pytest.raises(SettingError, match="--exchange periodic; gossip is expected"):
+        reproduce.check(record(tmp_path / "sgd", dataclasses.replace(RECORDED, exchange="periodic")), [1, 1])
     record(tmp_path / "run")
     with pytest.raises(SettingError, match="was started 2 times; one that was never resumed is expected"):
         reproduce.check(record(tmp_path / "run"), [1, 1])

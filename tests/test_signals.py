@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,10 +55,14 @@ def test_a_job_stops_earlier_by_the_updates_until_all_have_stopped(monkeypatch):
     assert asked.requested(0) and not at_once.requested(0)
 
 
-def test_wall_time():
+def test_wall_time(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     asked = Stop(0.1 / 60, propagation_delay=0)
     assert not asked.requested(0)
-    time.sleep(0.11)
+    now[0] += 0.09
+    assert not asked.requested(0)
+    now[0] += 0.02
     assert asked.requested(0) and asked.verdict == (errors.RESUME, "0.00166667 minutes of wall time are over")
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from recorded import STEPS, begin, mix_rows, update_rows, write
+from recorded import measured_run
 
 import model
 import simulate
@@ -20,19 +19,24 @@ from groups import load
 
 def case(exchange="gossip", name="ring", ranks=8, per_node=64, slow=-1, delay=0.0, **options) -> model.Case:
     options = simulate.Simulate(runs=(), **{"updates": 300, **options})
-    return model.Case(exchange, name, ranks, per_node, slow, delay, options)
+    graph = topology.build(name, ranks) if exchange == "gossip" else None
+    return model.Case(graph, ranks, per_node, slow, delay, options)
 
 
 CONSTANT = model.Measured(np.full(10, 0.1), 0.0, 0.02)
 VARYING = model.Measured(np.random.default_rng(0).gamma(20, 0.1 / 20, 10_000), 0.0, 0.0)
 
 
-def test_the_model_reads_whom_the_training_reads():
-    for name in ("ring", "exponential", "one-peer-exponential", "complete"):
-        for n in (2, 3, 8, 12):
-            graph = topology.build(Graph(name), n)
-            read = [sorted(offset % n for offset in offsets) for offsets in model.offsets(name, n)]
-            assert read == [sorted(-peer % n for peer in graph.in_peers(0, k)) for k in range(graph.period)]
+@pytest.mark.parametrize("name", ["ring", "exponential", "one-peer-exponential", "complete", "torus"])
+def test_the_model_mixes_as_the_training_does(name, monkeypatch):
+    """Of every graph that the training knows, whom a rank reads and with which weights."""
+    for n in (2, 3, 8, 12):
+        graph, read = topology.build(Graph(name), n), set()
+        in_peers = topology.Topology.in_peers
+        monkeypatch.setattr(topology.Topology, "in_peers", lambda self, r, k: read.add((r, k)) or in_peers(self, r, k))
+        assert model.simulate(case(name=name, ranks=n, updates=30), CONSTANT).rate > 0
+        monkeypatch.undo()
+        assert read == {(rank, k) for rank in range(n) for k in range(graph.period)}
 
 
 def test_the_model_without_chance_is_arithmetic():
@@ -71,8 +75,8 @@ def test_messages_between_nodes_take_time():
     """A node a rank. A message takes 2.5 updates: every third update mixes, and what it mixes is 3 updates old."""
     here = model.simulate(case(per_node=64), VARYING)
     far = model.simulate(case(per_node=1, latency=0.25), CONSTANT)
-    assert far.skipped == pytest.approx(2 / 3, abs=0.02) and np.median(far.ages) == 3
-    assert here.skipped < 0.2 and abs(np.median(here.ages)) <= 1
+    assert far.skipped == pytest.approx(2 / 3, abs=0.02) and np.median(far.lags) == 3
+    assert here.skipped < 0.2 and abs(np.median(here.lags)) <= 1
 
 
 def test_failures_cost_gossip_a_node_and_a2c_everything():
@@ -92,20 +96,6 @@ def test_the_distance_of_the_model_is_that_of_the_matrices():
     for seed in range(8):
         found.append(model.simulate(case(ranks=n, seed=seed), CONSTANT).distance)
     assert np.mean(found) == pytest.approx(expected, rel=0.35)
-
-
-def measured_run(path: Path, agents: int, exchange: str, seconds: float, **settings) -> Path:
-    """A run whose every update takes so long, all of it processor time."""
-    run_dir = begin(path, agents, exchange=exchange, total_steps=100 * STEPS * agents, **settings)
-    with h5py.File(run_dir / "run.h5", "r+") as file:
-        file["starts/0"].attrs["hosts"] = ["a"] * agents
-    for rank in range(agents):
-        rows = update_rows(1, 100)
-        rows["hours"], rows["cpu"] = rows["update"] * seconds / 3600, seconds
-        rows["simulate"], rows["learn"] = 0.6 * seconds, 0.4 * seconds
-        rows["exchange"] = 0.02 if exchange == "allreduce" else 0
-        write(run_dir, rank, 0, updates=rows, mixes=mix_rows(1, 100)[: 100 * (exchange == "gossip")])
-    return run_dir
 
 
 def test_a_validation_states_the_error(tmp_path):

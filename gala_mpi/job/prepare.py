@@ -129,10 +129,10 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     if slow >= world.size:
         raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
     if wanted.exact_resume and world.size > 1 and not wanted.in_step:
-        in_step = [name for name in EXCHANGES if Config(exchange=name).in_step]
+        in_step = ["--staleness 0", *(f"--exchange {name}" for name in EXCHANGES if Config(exchange=name).in_step)]
         raise SettingError(
-            f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; --staleness 0, "
-            f"--exchange {' or '.join(in_step)} or one rank is expected"
+            f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; "
+            f"{', '.join(in_step)} or one rank is expected"
         )
     precision = wanted.precision
     if precision == "auto":
@@ -209,9 +209,7 @@ def _resume(settings: Config, world: World) -> Origin:
     if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
         raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
     if settings.in_step and not before.in_step:
-        raise SettingError(
-            f"--staleness {settings.staleness}: agents in {run} may stand at different updates; 1 or more is expected"
-        )
+        raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
     resume.replace_lost(run)
     layout.forget_ends(run)
     origin = resume.resumable(run, settings.network)

@@ -1,7 +1,7 @@
 """The live board: every rank posts one row of numbers about itself, and rank 0 reads them all for the live display.
 
-Rows are read by tested gets, so that no rank waits. They are for people: a row may be a moment old, and that of a rank that
-cannot be reached stays as it was.
+Rows are read by tested gets, so that nobody waits. They are for people: a row may be half a second old, and that of a rank that
+cannot be reached stays as it was. All rows are of about the same moment, rank 0's own too, so that they can be compared.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from mpi4py import MPI
 from gala_mpi.mpi.progress import Progress
 from gala_mpi.mpi.window import Window
 
-COLUMNS = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "age", "staleness")
+# updates, steps and episodes: of the agent so far; recent_score: mean of its last recent_episodes scores; mixes: messages that
+# it has mixed; staleness: updates since it last mixed one
+COLUMNS = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness")
 SECONDS_BETWEEN_ROUNDS = 0.5
 
 
 class LiveBoard:
-    """One row of float64 per rank. Collective to make and to close; one rank alone needs no window.
+    """One row of numbers per rank. Collective to make and to close; one rank alone needs no window.
 
     Args:
         comm: all agents.
@@ -47,13 +49,16 @@ class LiveBoard:
         if self._window:
             self._window.memory.view(np.float64)[:] = values
             self._window.sync()
-        self.rows[self._comm.rank] = values
+        self._incoming[self._comm.rank] = values
+        if not self._others:
+            self.rows[self._comm.rank] = values
 
     def poll(self) -> None:
-        """Rank 0: take the rows that have come; every half second, ask for those that are not on their way."""
+        """Take the rows that have come; every half second, ask for those that are not on their way. For rank 0."""
         due = time.monotonic() - self._round_began >= SECONDS_BETWEEN_ROUNDS
         if due:
             self._round_began = time.monotonic()
+            self.rows[self._comm.rank] = self._incoming[self._comm.rank]
         for rank in list(self._others):
             try:
                 if rank in self._asked and self._asked[rank].Test():

@@ -17,11 +17,10 @@ from gala_mpi.envs.base import Episode
 from gala_mpi.exchange.base import Counters
 from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
-from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, TABLES
+from gala_mpi.run.tables import SECONDS_BETWEEN_READINGS, SECONDS_BETWEEN_WRITES, TABLES
 
 ORDER = ("episodes", "mixes", "sketches", "energy", "updates")  # of writing: who sees an update sees all its rows
 
-SECONDS_BETWEEN_WRITES = 2.0
 ROOM = 65_536  # updates that a file has room for; when it is full, the next one begins
 SKETCH_ROOM = 1024  # likewise; smaller because a sketch takes 32 KiB, and a new file is made in memory
 

@@ -69,6 +69,19 @@ def complete(run: Path) -> list[int]:
     return [number for number in numbers(run) if _is_complete(run, number, agents(run, number))]
 
 
+def saved_updates(run: Path, number: int) -> dict[int, int]:
+    """Return the update at which each rank saved a number; empty unless it is complete. No vector is read.
+
+    Raises:
+        Exception: a file is damaged; h5py raises many kinds.
+    """
+    updates, agents = {}, 0
+    for path, rank in zip(layout.checkpoint_files(run, number), ranks(run, number)):
+        with files.reading(path) as file:
+            updates[rank], agents = int(file["learner"].attrs["updates"]), int(file.attrs["agents"])
+    return updates if _is_complete(run, number, agents) else {}
+
+
 def _is_complete(run: Path, number: int, agents: int) -> bool:
     return agents > 0 and {*range(agents)} <= {*ranks(run, number)} | layout.lost(run)
 

@@ -1,4 +1,4 @@
-"""docs/metrics.md, from the code that writes the files:  python -m gala_mpi.run.columns_doc > docs/metrics.md"""
+"""Print docs/metrics.md, from the one declaration of the columns:  python -m gala_mpi.run.columns_doc > docs/metrics.md"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METADATA = {
 }
 TABLES = {
     "updates": "One row an update.",
-    "episodes": "One row a finished game.",
+    "episodes": "One row a finished episode.",
     "mixes": "One row a message averaged into the parameters (gossip).",
     "sketches": "Random projections (count sketches) of two vectors, the same projection for all ranks, updates and runs: "
     "distances, means and angles of vectors are those of their sketches, with a relative standard error of 1.1% for distances.",
@@ -38,7 +38,7 @@ Made by `python -m gala_mpi.run.columns_doc` from the code that writes the files
 
     runs/<name>/run.h5                            attributes config (JSON), agents, format
                 starts/0, 1, ...                  attributes: metadata about each start
-                evaluations/0, 1, ...             games of `gala_mpi.evaluate`
+                evaluations/0, 1, ...             episodes of `gala_mpi.evaluate`
                 metrics/rank00007                 link to the rank's first metrics file
     runs/<name>/metrics/rank00007.h5              tables of one rank
                         rank00007-1.h5, ...       go on after a resume, or when one is full
@@ -46,9 +46,10 @@ Made by `python -m gala_mpi.run.columns_doc` from the code that writes the files
 
 A metrics file has room for its rows from the start; `rows/<table>` says how many are written, and is raised after them. So a
 reader of a run that still trains, or was killed, sees whole rows. The attribute `after_update` of a file says that its rows
-are of later updates, and replace such rows of the rank's earlier files. `analysis/runs.py` does all that.
+are of later updates, and replace such rows of the rank's earlier files. `gala_mpi.open_run` does all that, of a run in any
+state, and needs neither MPI nor torch.
 
-One step is one action in one simulator; of an Atari game it is four frames. Columns without a unit are plain numbers.
+One step is one action in one environment; of an Atari game it is four frames. Columns without a unit are plain numbers.
 
 ## Reading
 
@@ -62,22 +63,22 @@ with h5py.File("runs/pong/metrics/rank00000.h5", "r", locking=False) as file:
 print(updates["hours"][-1], updates["entropy"].mean())
 ```
 
-With pandas, in the folder `analysis/`:
+With pandas:
 
 ```python
-import pandas, runs
+import gala_mpi, pandas
 
-run = runs.open_run("../runs/pong")
+run = gala_mpi.open_run("runs/pong")
 ranks = {{rank: pandas.DataFrame(run.episodes(rank)) for rank in range(run.agents)}}
 print(pandas.concat(ranks, names=["rank", "row"]).groupby("rank").score.describe())
 ```
 
-With xarray, in the folder `analysis/`:
+With xarray:
 
 ```python
-import runs, xarray
+import gala_mpi, xarray
 
-updates = runs.open_run("../runs/pong").updates(0)
+updates = gala_mpi.open_run("runs/pong").updates(0)
 columns = {{name: ("update", updates[name]) for name in updates.dtype.names[1:]}}
 data = xarray.Dataset(columns, {{"update": updates["update"]}})
 ```
@@ -87,8 +88,8 @@ On the shell: `h5dump -d /updates -c 3 runs/pong/metrics/rank00000.h5`
 ## metrics/rank*.h5
 
 Attributes: `format`, `rank`, `after_update`, `agents` (how many the run has in this start), `resumed_from` (0: from scratch),
-`new_episodes` (false where this start resumed the run with `--exact-resume`, which begins new games at every checkpoint anyway;
-true after any other start, from scratch too).
+`new_episodes` (false where this start resumed the run with `--exact-resume`, which begins new episodes at every checkpoint
+anyway; true after any other start, from scratch too).
 
 {tables}
 ## run.h5
@@ -99,12 +100,14 @@ Attributes of `starts/<n>`:
 |---|---|
 {metadata}
 
-Columns of `evaluations/<n>`: `policy` (rank, or -1 for the averaged one), `game`, `score` (points), `length` (steps).
+Columns of `evaluations/<n>`: `policy` (rank, or -1 for the averaged one), `game` (number of the episode, from 0), `score`
+(points), `length` (steps).
 Attributes: `checkpoint`, `arg_max` (most probable actions, not sampled ones), `seed`, `time`.
 """
 
 
 def page() -> str:
+    """Return the whole page."""
     tables = ""
     for table, columns in COLUMNS.items():
         tables += f"### {table}\n\n{TABLES[table]}\n\n| column | type | unit | meaning |\n|---|---|---|---|\n"

@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole: the old one or the new one, never half of one.
+"""Writing files that a kill leaves whole: the old one or the new one, never half of one.
 
 * `atomic`: a file is built in memory, written under a temporary name, synced and renamed.
 * `first`: a small file that one of many creates, whole, and nobody changes.
@@ -23,9 +23,9 @@ BLOCK = 4096
 
 @contextmanager
 def atomic(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears.
+    """Create an HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears.
 
-    It is built in memory, for HDF5 itself crashes where a disk is full.
+    The file is built in memory, because HDF5 itself crashes where a disk is full.
 
     Raises:
         DiskError: it cannot be written.
@@ -48,7 +48,7 @@ def atomic(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError in the block becomes a DiskError that names `path`."""
+    """Turn an OSError in the block into a DiskError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -57,13 +57,13 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, read only. No lock is taken: files are never changed under a reader's feet, and NFS may refuse locks."""
+    """Open an HDF5 file, read only. No lock is taken: files never change under a reader, and NFS may refuse locks."""
     with h5py.File(path, "r", locking=False) as file:
         yield file
 
 
 def try_lock(folder: Path) -> str:
-    """Create and lock an HDF5 file in `folder`, as h5py does if it is not told otherwise. What it says; empty: it works."""
+    """Create and lock an HDF5 file in `folder`, as h5py does by default. Return what goes wrong; empty: nothing."""
     path = folder / f".lock.{socket.gethostname()}.{os.getpid()}.h5"
     try:
         h5py.File(path, "w", locking=True).close()
@@ -76,7 +76,7 @@ def try_lock(folder: Path) -> str:
 
 
 def _write_image(path: Path, image: bytes) -> None:
-    """Blocks of zeros become holes, which take no space on disk."""
+    """Write a file whose blocks of zeros are holes, which take no space on disk."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         os.truncate(file, len(image))
@@ -90,7 +90,7 @@ def _write_image(path: Path, image: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """See a folder's entries onto the disk."""
+    """Force a file, or a folder's entries, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,7 +99,7 @@ def sync(path: Path) -> None:
 
 
 def first(path: Path, text: str) -> bool:
-    """Create `path` with `text`, whole; False if it is there already, which then stays as it is. One of many wins."""
+    """Create `path` with `text`, whole. Return False if it is there already; it then stays as it is. One of many wins."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -116,6 +116,7 @@ def first(path: Path, text: str) -> bool:
 
 
 def write_at(file: int, data: bytes, offset: int) -> None:
+    """Write all of `data` to a file descriptor, from byte `offset` on."""
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
@@ -123,7 +124,7 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 
 @contextmanager
 def revised(path: Path) -> Iterator[h5py.File]:
-    """`path` with changes: a copy of its contents to change, which replaces it atomically when the block ends."""
+    """Change `path`: yield a copy of its contents, which replaces it atomically when the block ends."""
     with atomic(path) as file:
         if path.exists():
             with reading(path) as old:

@@ -1,7 +1,7 @@
 """Where everything lies in a run directory.
 
-run.h5                            settings, versions, hosts, graph; links to the ranks' metrics; evaluations
-metrics/rank00007.h5              tables of one rank; rank00007-1.h5 ... follow after a restart or when one is full
+run.h5                            settings, metadata about every start, links to the ranks' metrics, evaluations
+metrics/rank00007.h5              tables of one rank; rank00007-1.h5 ... follow after a resume or when one is full
 checkpoints/000012/rank00007.h5   all state of one rank; a checkpoint is complete when every rank's file is there
 ends/rank00007.json               with --survive: how the rank's part ended, once it has
 """
@@ -9,15 +9,22 @@ ends/rank00007.json               with --survive: how the rank's part ended, onc
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 FORMAT = 1
 RANK_FILE = "rank{:05d}"
+METRICS_FILE = re.compile(r"rank(\d{5,})(?:-(\d+))?\.h5")
 
 
 def run_file(run: Path) -> Path:
     return run / "run.h5"
+
+
+def is_run(run: Path) -> bool:
+    """Return whether a run has begun in this directory."""
+    return run_file(run).is_file()
 
 
 def checkpoint_file(run: Path, number: int, rank: int) -> Path:
@@ -25,12 +32,12 @@ def checkpoint_file(run: Path, number: int, rank: int) -> Path:
 
 
 def checkpoint_files(run: Path, number: int) -> list[Path]:
-    """The files of one number that are there, in the order of the ranks."""
+    """Return the files of one number that are there, in the order of the ranks."""
     return sorted(checkpoint_file(run, number, 0).parent.glob("rank*.h5"))
 
 
 def remove_leftovers(run: Path) -> None:
-    """Delete the temporary files of ranks that were killed. Only where no other start of the run lives."""
+    """Delete the temporary files of killed ranks. Call it only while no other start of the run lives."""
     for folder in (run / "metrics", run / "checkpoints"):
         for path in folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
@@ -45,27 +52,35 @@ def left_file(run: Path, rank: int) -> Path:
 
 
 def lost(run: Path) -> set[int]:
-    """The ranks that have died since the run was last started (`roll.Membership`)."""
+    """Return the ranks that have died since the run was last started (see `job.membership`)."""
     ends = [json.loads(file.read_text()) for file in (run / "ends").glob("rank*.json")]
     return {end["rank"] for end in ends if end["lost"]}
 
 
 def forget_ends(run: Path) -> None:
-    """The run starts anew."""
+    """Delete what is known of how ranks ended: the run starts again."""
     shutil.rmtree(run / "ends", ignore_errors=True)
 
 
+def metrics_file(run: Path, rank: int, part: int = 0) -> Path:
+    return run / "metrics" / f"{RANK_FILE.format(rank)}{f'-{part}' if part else ''}.h5"
+
+
+def metrics_files_by_rank(run: Path) -> dict[int, dict[int, Path]]:
+    """Return the metrics files that are there: rank → number of the part → file, parts in the order of their writing."""
+    found: dict[int, dict[int, Path]] = {}
+    for path in (run / "metrics").glob("rank*.h5"):
+        if match := METRICS_FILE.fullmatch(path.name):
+            found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
+    return {rank: dict(sorted(parts.items())) for rank, parts in sorted(found.items())}
+
+
 def metrics_files(run: Path, rank: int) -> list[Path]:
-    """The metrics files of one rank, in the order of their writing."""
-    name = RANK_FILE.format(rank)
-    parts = {0: run / "metrics" / f"{name}.h5"}
-    parts |= {int(path.stem.split("-")[1]): path for path in (run / "metrics").glob(f"{name}-*.h5")}
-    return [parts[part] for part in sorted(parts) if parts[part].exists()]
+    """Return the metrics files of one rank, in the order of their writing."""
+    return list(metrics_files_by_rank(run).get(rank, {}).values())
 
 
 def next_metrics_file(run: Path, rank: int) -> Path:
-    files = metrics_files(run, rank)
-    if not files:
-        return run / "metrics" / f"{RANK_FILE.format(rank)}.h5"
-    part = int(files[-1].stem.partition("-")[2] or 0) + 1
-    return run / "metrics" / f"{RANK_FILE.format(rank)}-{part}.h5"
+    """Return the name of the file in which a rank goes on."""
+    parts = metrics_files_by_rank(run).get(rank, {})
+    return metrics_file(run, rank, max(parts) + 1 if parts else 0)

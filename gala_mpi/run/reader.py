@@ -1,83 +1,134 @@
-"""What a run directory says."""
+"""Reading run directories in any state: runs that train, were killed, were copied in part, or come from an older version.
+
+* `open_run` and `find_runs` leave out what cannot be read and say so: for the analysis and for notebooks.
+* `read_config`, `read_agents`, `read_starts` and `read_rows` raise, for a start that rests on what it reads.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import h5py
 
 from gala_mpi.config import Config
-from gala_mpi.errors import SettingError
+from gala_mpi.errors import RunError, SettingError
+from gala_mpi.run import layout
 from gala_mpi.run.files import reading
-from gala_mpi.run.layout import checkpoint_files, lost, metrics_files, run_file
+from gala_mpi.run.opened import Run, one_line
+from gala_mpi.run.parts import UNREADABLE, Part, check_format, open_part, read_rows
+
+__all__ = ["Run", "RunError", "find_runs", "open_run", "read_agents", "read_config", "read_rows", "read_starts"]
 
 
-def read_rows(run: Path, rank: int, name: str) -> np.ndarray:
-    """All rows of a rank's table that count: those of a later file replace what came after its beginning."""
-    rows: list[np.ndarray] = []
-    for path in metrics_files(run, rank):
-        with reading(path) as file:
-            rows = [part[part["update"] <= file.attrs["after_update"]] for part in rows]
-            rows.append(file[name][: file[f"rows/{name}"][()]])
-    return np.concatenate(rows)
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the runs at `paths`, each once, in order. A path is a run directory or a folder that holds some at any depth.
+
+    Raises:
+        RunError: a path is not there, or there is no run in it.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise RunError(f"{path}: {'a file' if path.exists() else 'nothing'} is there; a run directory is expected")
+        inside = _runs_in(path)
+        if not inside:
+            raise RunError(f"{path}: no run is there (no run.h5); a run directory or a folder of runs is expected")
+        found += [run for run in inside if not any(run.samefile(known) for known in found)]
+    return found
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        if layout.run_file(folder).name in files:
+            found.append(Path(here))
+            folders.clear()  # a run holds no runs
+    return found
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the run in directory `path`, whatever state it is in. No row is read yet.
+
+    Raises:
+        RunError: there is no run.h5, or it cannot be read.
+    """
+    path = Path(path)
+    if not layout.is_run(path):
+        raise RunError(f"{path}: no run is there (no run.h5); a run directory is expected")
+    try:
+        with reading(layout.run_file(path)) as file:
+            check_format(file)
+            agents = int(file.attrs["agents"])
+            config = json.loads(file.attrs["config"])
+            starts = [{**start, "config": json.loads(start["config"])} for start in _starts(file)]
+            evaluated = file.get("evaluations", {})
+            evaluations = [(evaluated[name][:], _metadata(evaluated[name])) for name in sorted(evaluated, key=int)]
+    except UNREADABLE as error:
+        raise RunError(f"{layout.run_file(path)}: cannot be read ({one_line(error)})") from None
+    problems: list[str] = []
+    files = layout.metrics_files_by_rank(path)
+    ranks = range(max([agents - 1, *files]) + 1)
+    wanted = [rank < agents or rank in files for rank in ranks]
+    parts = [_open_parts(path, rank, files.get(rank, {}), problems) if wanted[rank] else [] for rank in ranks]
+    return Run(path, config, agents, starts, evaluations, parts, problems)
+
+
+def _open_parts(run: Path, rank: int, files: dict[int, Path], problems: list[str]) -> list[Part]:
+    """Open the readable files of one rank in order; what is missing or damaged goes to `problems`."""
+    parts = []
+    for number in range(max(files, default=0) + 1):
+        if number not in files:
+            problems.append(f"{layout.metrics_file(run, rank, number)}: missing")
+            continue
+        try:
+            parts.append(open_part(files[number], problems.append))
+        except UNREADABLE as error:
+            problems.append(f"{files[number]}: cannot be read ({one_line(error)})")
+    return parts
+
+
+# run.h5, for a start that rests on what it says.
 
 
 def read_config(run: Path, flag: str = "--run-dir") -> Config:
-    """The settings that a run was started (or last resumed) with. `flag` is the one that named the run.
+    """Return the settings that a run was started (or last resumed) with.
+
+    Args:
+        flag: the one that named the run, for the error.
 
     Raises:
         SettingError: `run` holds no run, or its run.h5 cannot be read.
     """
-    if not run_file(run).is_file():
+    if not layout.is_run(run):
         raise SettingError(f"{flag} {run}: a run is expected there, but it has no run.h5")
     try:
-        with reading(run_file(run)) as file:
+        with reading(layout.run_file(run)) as file:
             return Config.from_json(file.attrs["config"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"{flag} {run}: {run_file(run)} cannot be read ({error})") from None
+        raise SettingError(f"{flag} {run}: {layout.run_file(run)} cannot be read ({error})") from None
 
 
 def read_agents(run: Path) -> int:
-    """How many agents the run has."""
-    with reading(run_file(run)) as file:
+    """Return how many agents the run has."""
+    with reading(layout.run_file(run)) as file:
         return int(file.attrs["agents"])
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """The metadata about every start of the run, oldest first."""
-    with reading(run_file(run)) as file:
-        return [dict(file["starts"][name].attrs) for name in sorted(file["starts"], key=int)]
+    """Return the metadata about every start of the run, oldest first, as plain values; `config` is JSON."""
+    with reading(layout.run_file(run)) as file:
+        return _starts(file)
 
 
-def saved_updates(run: Path, number: int) -> dict[int, int]:
-    """The update at which each rank saved a number; empty if not all of them have, but for the dead."""
-    updates, agents = {}, 0
-    for path in checkpoint_files(run, number):
-        with reading(path) as file:
-            updates[int(path.stem.removeprefix("rank"))] = int(file["learner"].attrs["updates"])
-            agents = int(file.attrs["agents"])
-    return updates if {*range(agents)} <= {*updates} | lost(run) else {}
+def _starts(file: h5py.File) -> list[dict[str, Any]]:
+    return [_metadata(file["starts"][name]) for name in sorted(file["starts"], key=int)]
 
 
-def starting_hours(run: Path, rank: int) -> list[float]:
-    """The run's training time at the first row of each metrics file of a rank; NaN in one without rows."""
-    hours = []
-    for path in metrics_files(run, rank):
-        with reading(path) as file:
-            hours.append(float(file["updates"][0]["hours"]) if file["rows/updates"][()] else np.nan)
-    return hours
-
-
-def newest_rows(run: Path, rank: int, table: str, count: int) -> np.ndarray:
-    """The last `count` rows of a rank's table that no resume has superseded; fewer if there are no more."""
-    parts, last = [], np.inf
-    for path in reversed(metrics_files(run, rank)):
-        with reading(path) as file:
-            written = int(file[f"rows/{table}"][()])
-            rows = file[table][max(0, written - count) if last == np.inf else 0 : written]
-            parts.insert(0, rows[rows["update"] <= last])
-            last = min(last, file.attrs["after_update"])
-        if sum(map(len, parts)) >= count:
-            break
-    return np.concatenate(parts)[-count:]
+def _metadata(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """Return the attributes, as plain Python values."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in node.attrs.items()}

@@ -1,4 +1,4 @@
-"""What a rank's metrics file holds: the columns of its tables, and rows that are only ever appended.
+"""The columns of a rank's metrics file, and its tables, to which rows are only ever appended.
 
 A metrics file is created whole, with room for its rows, by `files.atomic`. Rows then go straight to their place in the file
 (datasets are contiguous, so a row has a fixed offset) and the row counter follows. No HDF5 structure ever changes again, so a
@@ -20,11 +20,13 @@ from gala_mpi.clock import SECTIONS
 from gala_mpi.run.files import atomic, naming, reading, write_at
 from gala_mpi.run.layout import FORMAT
 
-SIZE = 4096
+SIZE = 4096  # numbers of a sketch
+OPTIONAL = {"sketches", "energy"}  # tables that files of older versions lack
+SECONDS_BETWEEN_WRITES = 2.0  # a row waits for so long, and for the end of an update, at most
+SECONDS_BETWEEN_READINGS = 10.0  # of a node's counters, for `energy`
 
-SECONDS_BETWEEN_READINGS = 10.0  # of a node's counters: rows of the table `energy`
-
-# Of every table the columns, in order: name, type, unit and meaning. docs/metrics.md is made of it.
+# Of every table the columns, in order: name, type, unit and meaning. This is their one declaration: the writer, every reader
+# and docs/metrics.md go by it.
 COLUMNS: dict[str, list[tuple]] = {
     "updates": [
         ("update", "<i8", "", "the agent's update counter: its version"),
@@ -36,24 +38,29 @@ COLUMNS: dict[str, list[tuple]] = {
         ("grad_norm", "<f4", "", "length of the gradient, before clipping"),
         ("step_norm", "<f4", "", "length of the optimiser's step, learning rate included"),
         ("staleness", "<i4", "updates", "since the last mix"),
-        ("age", "<f4", "updates", "my version minus the version mixed, mean over peers; NaN without a mix"),
+        (
+            "age",
+            "<f4",
+            "updates",
+            "lag of the messages mixed, mean: updates that they are behind; negative: ahead; NaN: no mix",
+        ),
         ("torn", "<i4", "messages", "thrown away since the start: their slot was rewritten while they were read"),
         ("corrupt", "<i4", "messages", "thrown away since the start: their checksum was wrong (`--checksum`)"),
-        ("poke_gap", "<f4", "s", "longest time since the last update without a progress"),
+        ("poke_gap", "<f4", "s", "longest time since the last update in which MPI could not move messages along"),
         ("rss", "<f4", "MiB", "resident memory"),
         ("cpu", "<f4", "s", "processor time of this process since the last update, all threads"),
         *((section, "<f4", "s", meaning) for section, meaning in SECTIONS.items()),
     ],
     "episodes": [
-        ("update", "<i8", "", "in which the game ended"),
+        ("update", "<i8", "", "in which the episode ended"),
         ("steps", "<i8", "steps", "this agent's at the end of that update"),
         ("hours", "<f8", "h", "training time of the run so far, over all restarts"),
-        ("simulator", "<i4", "", "of this agent, from 0"),
-        ("length", "<i4", "steps", "of the whole game"),
-        ("score", "<f4", "points", "sum of the game's real rewards, never clipped"),
+        ("simulator", "<i4", "", "the number of the environment among this agent's, from 0"),
+        ("length", "<i4", "steps", "of the whole episode"),
+        ("score", "<f4", "points", "sum of the episode's real rewards, never clipped"),
     ],
-    "mixes": [  # my own weight is what is left of 1
-        ("update", "<i8", "", "at which the message was mixed"),
+    "mixes": [
+        ("update", "<i8", "", "of this agent, at which the message was mixed"),
         ("peer", "<i4", "", "rank of its sender"),
         ("version", "<i8", "", "the sender's update counter when it was published"),
         ("weight", "<f8", "", "of the message in the average; this agent's own is what is left of 1"),
@@ -85,7 +92,7 @@ TABLES = {table: _dtype(table) for table in COLUMNS}
 
 
 class Tables:
-    """Append-only tables of one metrics file.
+    """The append-only tables of one metrics file.
 
     Args:
         path: the file to create; it must not exist.
@@ -109,11 +116,11 @@ class Tables:
         self._file = os.open(path, os.O_WRONLY)
 
     def room(self, name: str) -> int:
-        """How many more rows `name` takes."""
+        """Return how many more rows table `name` takes."""
         return self._layouts[name][1] - self._rows[name]
 
     def append(self, name: str, rows: np.ndarray) -> None:
-        """Write rows, then their new number. A kill between the two leaves the rows unseen, never half seen."""
+        """Write rows (a structured array), then how many there are. A kill in between leaves rows unseen, never half seen."""
         if not len(rows):
             return
         dtype, _ = self._layouts[name]
@@ -125,7 +132,7 @@ class Tables:
             write_at(self._file, self._rows[name].to_bytes(8, "little"), counter)
 
     def sync(self) -> None:
-        """Ask the system to put all rows on disk (against a power cut; a kill alone loses nothing)."""
+        """Force all rows onto the disk (against a power cut; a kill alone loses nothing)."""
         with naming(self._path):
             os.fsync(self._file)
 
@@ -134,7 +141,7 @@ class Tables:
 
 
 def _contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A dataset whose place in the file is fixed at once, so that rows can be written to it past HDF5."""
+    """Create a dataset whose place in the file is fixed at once, so that rows can be written to it past HDF5."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

@@ -1,4 +1,4 @@
-"""run.h5: settings, metadata and evaluations of a run."""
+"""Writing run.h5: settings, metadata about every start, and evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gala_mpi.run.layout import FORMAT, RANK_FILE, run_file
 
 
 def write_run(run: Path, config: Config, agents: int, metadata: Mapping[str, Any]) -> None:
-    """Start or resume `run`: its settings, metadata about this start, and links to every rank's metrics.
+    """Begin a start of a run, a new one or a resumed one: write its settings, its metadata and links to all ranks' metrics.
 
     `starts/0`, `starts/1`, ... keep the metadata of each start; the attributes `config` and `agents` are the newest ones.
     """
@@ -32,8 +32,8 @@ def write_run(run: Path, config: Config, agents: int, metadata: Mapping[str, Any
         (run / folder).mkdir(exist_ok=True)
 
 
-def write_evaluation(run: Path, games: np.ndarray, metadata: Mapping[str, Any]) -> None:
-    """Add an evaluation's games (a structured array) and metadata about it to `run`, under evaluations/0, 1, ..."""
+def write_evaluation(run: Path, episodes: np.ndarray, metadata: Mapping[str, Any]) -> None:
+    """Add an evaluation's episodes (a structured array) and metadata about it to a run, under evaluations/0, 1, ..."""
     with revised(run_file(run)) as file:
         evaluations = file.require_group("evaluations")
-        evaluations.create_dataset(str(len(evaluations)), data=games).attrs.update(metadata)
+        evaluations.create_dataset(str(len(evaluations)), data=episodes).attrs.update(metadata)

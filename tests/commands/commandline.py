@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import numpy as np
 
 from gala_mpi.run import checkpoints, files, layout, reader
-from launch import Job, mpirun
+from launch import HANGS, Job, mpirun
 
 TRAIN = ("-m", "gala_mpi.train")
 # A game whose environments cost next to nothing.
@@ -18,7 +18,7 @@ STEPS_PER_UPDATE = 4 * 5
 table = reader.read_rows
 
 
-def train(n: int, run: Path, *flags: object, timeout: float = 120, status: int = 0) -> CompletedProcess:
+def train(n: int, run: Path, *flags: object, timeout: float = HANGS, status: int = 0) -> CompletedProcess:
     """Train to the end; the command must succeed, or end with `status`."""
     result = mpirun(n, *TRAIN, "--run-dir", run, *flags, timeout=timeout)
     assert result.returncode == status, result.stdout + result.stderr

@@ -14,18 +14,18 @@ from commandline import SMALL, STEPS_PER_UPDATE, flushed, start, states, table, 
 from gala_mpi import watch
 from gala_mpi.run import checkpoints, files, layout
 
-SECONDS = 4.0  # without a sign of life
+SECONDS = 10.0  # without a sign of life; a rank that waits for a core shows none either
 
 
 def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
     """`victim` is killed in the middle: the others do all their updates, save, say who is missing, and end."""
     flags = ("--survive", SECONDS, "--total-steps", updates * n * STEPS_PER_UPDATE, "--checkpoint-minutes", 0.02)
     reader = (victim + 1) % n
-    flags = (*flags, "--slow-rank", f"{reader}:20ms")  # so that it still trains when it misses the dead one
+    flags = (*flags, "--slow-rank", f"{reader}:60ms")  # so that it still trains when it misses the dead one
     with start(n, run, *SMALL, *flags) as job:
-        job.wait_until(lambda: all(_begun(run, rank) for rank in range(n)) and checkpoints.complete(run), 240)
+        job.wait_until(lambda: all(_begun(run, rank) for rank in range(n)) and checkpoints.complete(run))
         os.kill(job.ranks()[victim], signal.SIGKILL)
-        result = job.wait(240)
+        result = job.wait()
     said = [line for line in result.stderr.splitlines() if "is lost" in line]
     assert len(said) == 1, result.stderr
     seen = re.search(rf"rank {victim} on {socket.gethostname()} is lost, last seen at update (\d+)", said[0])
@@ -51,9 +51,9 @@ def loses_a_rank_that_is_done(run: Path, n: int, victim: int) -> None:
     """It has done all its updates when it is killed, and rank 0 has not: that run ends without it too."""
     flags = ("--survive", SECONDS, "--total-steps", 200 * n * STEPS_PER_UPDATE, "--slow-rank", "0:100ms")
     with start(n, run, *SMALL, *flags) as job:
-        job.wait_until(lambda: layout.left_file(run, victim).exists(), 240)
+        job.wait_until(lambda: layout.left_file(run, victim).exists())
         os.kill(job.ranks()[victim], signal.SIGKILL)
-        result = job.wait(240)
+        result = job.wait()
     assert f"rank {victim} on {socket.gethostname()} is lost, last seen at update 200" in result.stderr
     assert result.stdout.count(f"ended without rank {victim} on ") == 1, result.stdout
     newest = checkpoints.newest(run)
@@ -69,7 +69,7 @@ def is_whole_again(run: Path, n: int, victim: int, updates: int) -> None:
         if victim in checkpoints.ranks(run, number)
     )
     assert 0 < before < updates
-    train(n, run, "--resume", "--slow-rank", "None", timeout=240)
+    train(n, run, "--resume", "--slow-rank", "None")
     assert layout.lost(run) == set()
     assert [int(state.learner["updates"]) for state in states(run, n)] == [updates] * n
     assert len({state.learner["parameters"].tobytes() for state in states(run, n)}) == n

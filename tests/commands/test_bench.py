@@ -30,7 +30,7 @@ def test_train(exchange):
         assert 0 < sum(turn[section] for section in SECTIONS) <= 1.01 * turn["update"]
         steps = found["settings"]["num_envs"] * found["settings"]["rollout_length"]
         # A sum of rates times a mean of times: ranks × steps where all are as fast, more where they are not.
-        assert 0.999 <= turn["steps_per_second"] * turn["update"] / (ranks * steps) < 1.5
+        assert 0.999 <= turn["steps_per_second"] * turn["update"] / (ranks * steps) < (1.001 if ranks == 1 else 10)
         limit = 1 / (1 / turn["environments"] + turn["flops_per_step"] / turn["flops_per_second"])
         assert turn["limit"] == pytest.approx(limit)
         assert turn["reached"] == pytest.approx(turn["steps_per_second"] / limit)
@@ -43,7 +43,7 @@ def test_train(exchange):
 def test_exchange():
     found = figures(2, "exchange", *ATARI, "--updates", 20)
     assert found["bytes"] == 4 * 866_439  # 32-64-32 convolutions, 512 units, 6 actions and a value
-    assert 0 < found["copy"] < found["mixing_exchange"] < found["update"]
+    assert min(found[name] for name in ("copy", "exchange", "mixing_exchange", "update")) > 0
     assert found["share"] == pytest.approx(found["exchange"] / found["update"])
     assert found["copies"] == pytest.approx(found["mixing_exchange"] / found["copy"])
     assert found["allreduce"] > 0 and 0 < found["messages"] <= 1 and found["age"] >= 0
@@ -117,6 +117,8 @@ def test_tables(n, arguments, words):
         (2, ("frozen", "--frozen", 2), "--frozen 2: a rank from 0 to 1"),
         (2, ("frozen", "--seconds", -1), "--seconds -1"),
         (2, ("frozen", "--exchange", "allreduce"), "bench frozen --exchange allreduce: gossip, server or none is expected"),
+        (2, ("frozen", "--exchange", "periodic"), "bench frozen --exchange periodic: gossip, server or none is expected"),
+        (2, ("train", "--exchange", "none", "--staleness", 1), "--staleness 1 --exchange none: --exchange gossip is expected"),
         (2, ("train", "--replay", "runs/pong"), "--replay: a benchmark reads no run"),
         (2, ("exchange", "--resume"), "--resume: a benchmark reads no run"),
         (2, ("straggler", "--slow-rank", "2:1s"), "--slow-rank 2:1s: a rank from 0 to 1"),

@@ -25,9 +25,9 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root"
 mpich = pytest.mark.skipif(launch.OPEN_MPI, reason="by variables of MPICH")
 
 
-def examine(n: int, *flags: object, status: int, program=DOCTOR, env: Mapping[str, str] = {}, timeout: float = 120) -> dict:
+def examine(n: int, *flags: object, status: int, program=DOCTOR, env: Mapping[str, str] = {}) -> dict:
     """What the doctor says, by what was looked at."""
-    result = mpirun(n, *program, *flags, "--json", env=env, timeout=timeout)
+    result = mpirun(n, *program, *flags, "--json", env=env)
     assert result.returncode == status, result.stdout + result.stderr
     said = json.loads(result.stdout.splitlines()[0])
     assert said["ranks"] == n
@@ -51,11 +51,17 @@ def launch_by(command: str, monkeypatch, folder: Path) -> None:
 def test_a_healthy_machine(tmp_path):
     ranks = 2 * len(os.sched_getaffinity(0))
     found = examine(ranks, "--run-dir", tmp_path / "run", status=0)
-    assert found.pop("seconds") < 60  # 15 on a machine that does nothing else
+    assert found.pop("seconds") > 0
     assert {finding["state"] for finding in found.values()} == {"ok"}, found
     asked = {"MPI", "answers", "cores", "/dev/shm", "memory", "run directory", "HDF5 locks", "GPU", "CMA", "gets", "speed"}
     assert set(found) == asked | {"busy target"}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_it_takes_some_seconds():
+    """15 on a machine that does nothing else."""
+    assert examine(2 * len(os.sched_getaffinity(0)), status=0)["seconds"] < 60
 
 
 def test_one_rank_and_a_table(tmp_path):
@@ -195,7 +201,7 @@ def test_ranks_that_do_not_know_each_other():
         env=launch.environment() | {"SLURM_STEP_NUM_TASKS": "4"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=launch.HANGS,
     )
     findings = {finding["what"]: finding for finding in json.loads(result.stdout)["findings"]}
     assert result.returncode == 1 and findings["MPI"]["state"] == "error"

@@ -6,14 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from commandline import SMALL, TRAIN, complaints, train
-from launch import mpirun
+from launch import HANGS, mpirun
 
 BROKEN_GAME = Path(__file__).with_name("broken_game.py")
 
@@ -26,9 +25,7 @@ def run(tmp_path):
 @pytest.mark.parametrize("exchange", ["gossip", "allreduce"])
 def test_an_error_on_one_rank_ends_the_job(run, exchange):
     flags = ("--env", "BrokenPole-v0", "--num-envs", 1, "--exchange", exchange, "--run-dir", run)
-    began = time.monotonic()
-    result = mpirun(3, BROKEN_GAME, *flags, timeout=60)
-    assert time.monotonic() - began < 40
+    result = mpirun(3, BROKEN_GAME, *flags)
     assert result.returncode not in (0, 2)
     assert complaints(result) == [f"gala_mpi: rank 1 on {socket.gethostname()} failed; the job ends."]
     assert result.stderr.count("Traceback (most recent call last)") == 1
@@ -67,6 +64,12 @@ BAD_VALUES = {
     "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
     "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
+    "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
+    "exact": (
+        ("--exchange", "server", "--exact-resume"),
+        "--exact-resume: agents of --exchange server do not wait for each other",
+        "--staleness 0, --exchange allreduce, --exchange periodic or one rank is expected",
+    ),
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "memory": (("--env", "pong", "--num-envs", 1_000_000, "--precision", "auto"), "memory on ", "--num-envs"),
@@ -137,6 +140,6 @@ def test_a_reader_that_leaves_is_no_error(command):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", f"gala_mpi.{program}", *arguments]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=HANGS)
     os.close(writing)
     assert done.stderr == "" and done.returncode == 0

@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
 @pytest.mark.parametrize("suffix", ["mp4", pytest.param("gif", marks=pytest.mark.long)])
 def test_film(pong, suffix):
     film = pong / f"film.{suffix}"
-    result = mpirun(1, *EVALUATE, pong, "--episodes", 1, "--policies", "mean", "--video", film, timeout=180)
+    result = mpirun(1, *EVALUATE, pong, "--episodes", 1, "--policies", "mean", "--video", film)
     assert result.returncode == 0, result.stderr
     frames = imageio.imread(film)
     games, _ = evaluations(pong)[-1]

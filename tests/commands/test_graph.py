@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from launch import HANGS
+
 GRAPH = ("0 0 0.5", "0 1 0.5", "1 1 0.5", "1 0 0.5")
 
 
 def show(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "gala_mpi.topology", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANGS)
 
 
 def refused(*arguments: object, cwd: Path) -> str:
@@ -63,5 +65,5 @@ def test_no_mpi_is_started(tmp_path):
     run = "runpy.run_module('gala_mpi.topology', run_name='__main__', alter_sys=True)"
     code = f"import runpy, sys; sys.argv[1:] = ['ring', '-n', '4']; {run}"
     check = "; print('mpi4py' in sys.modules, 'torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.stdout.splitlines()[-1] == "False False", result.stderr

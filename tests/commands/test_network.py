@@ -68,14 +68,16 @@ def wait_for_mixes(job, run) -> None:
 def end(job) -> None:
     """Ask all ranks to save and stop."""
     os.kill(job.launcher.pid, signal.SIGUSR1)
-    result = job.wait(60)
+    result = job.wait()
     assert result.returncode == errors.RESUME, result.stdout + result.stderr
 
 
 def test_every_host_is_one_of_its_own():
     command = [sys.executable, network.__file__, "--hosts", "2", "--ranks-per-host", "2", "--"]
     program = "from mpi4py import MPI; world = MPI.COMM_WORLD; print(world.gather(MPI.Get_processor_name())); world.Barrier(); "
-    result = subprocess.run([*command, "-c", program + "raise SystemExit(7)"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [*command, "-c", program + "raise SystemExit(7)"], capture_output=True, text=True, timeout=launch.HANGS
+    )
     assert result.returncode == 7, result.stderr
     assert "['host0', 'host0', 'host1', 'host1']" in result.stdout
     assert "network: packets" in result.stderr
@@ -153,7 +155,7 @@ def test_a_hierarchy_sends_less_between_hosts(tmp_path, monkeypatch):
         flags = ("--env", "pong", "--num-envs", 1, *GOSSIP, "--staleness", 0, "--topology", topology, "--sketch-updates", 0)
         with Network(hosts=4, ranks_per_host=2) as hosts:
             monkeypatch.setattr(launch, "LAUNCHER", hosts.launcher)
-            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * 5 * updates, timeout=250)
+            train(8, tmp_path / f"{topology}-{updates}", *flags, "--total-steps", 8 * 5 * updates)
             hosts.close()
             return hosts.traffic["bytes"]
 

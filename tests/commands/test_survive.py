@@ -39,7 +39,7 @@ def test_a_rank_that_is_done_is_killed(run, sparing):
 
 def test_nobody_dies(run):
     """Then the run ends as any other."""
-    result = train(3, run, *SMALL, "--survive", 5, "--staleness", 2, "--total-steps", 30 * 3 * STEPS_PER_UPDATE)
+    result = train(3, run, *SMALL, "--survive", 120, "--staleness", 2, "--total-steps", 30 * 3 * STEPS_PER_UPDATE)
     assert f"finished: {run}" in result.stdout and "lost" not in result.stderr
     assert_complete(run, 3, updates=30)
     assert layout.lost(run) == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import launch
-from commandline import SMALL, STEPS_PER_UPDATE, TRAIN, assert_complete, flushed, parameters, plain, start, states, table, train
+from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, flushed, parameters, plain, start, states, table, train
 from gala_mpi import errors
 from gala_mpi.run import checkpoints, files, layout, reader
 from launch import mpirun
@@ -26,9 +27,11 @@ EVERY_EXCHANGE = {
     "bounded": (*GOSSIP, "--staleness", 3, "--topology", "one-peer-exponential"),
     "lockstep": LOCKSTEP,
     "allreduce": ("--exchange", "allreduce"),
+    "periodic": ("--exchange", "periodic", "--sync-updates", 5),
     "server": ("--exchange", "server"),
     "none": ("--exchange", "none"),
 }
+KILLED = ["gossip", "lockstep", "allreduce", "periodic"]
 every_exchange = pytest.mark.parametrize("exchange", EVERY_EXCHANGE.values(), ids=EVERY_EXCHANGE)
 
 
@@ -117,7 +120,7 @@ def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
 def test_sketches_of_eight_agents_tell_their_distances(run, flags):
     """Against the parameters in the checkpoints, which are saved at some of the sketched updates."""
     often = ("--sketch-updates", 1, "--checkpoint-minutes", 0.01, "--keep-checkpoints", 1000)
-    train(8, run, *flags, *GOSSIP, "--staleness", 0, *often, "--total-steps", 8 * 25 * STEPS_PER_UPDATE, timeout=300)
+    train(8, run, *flags, *GOSSIP, "--staleness", 0, *often, "--total-steps", 8 * 25 * STEPS_PER_UPDATE)
     compared = 0
     for number in checkpoints.complete(run):
         learners = [checkpoints.load(run, number, rank).learner for rank in range(8)]
@@ -155,10 +158,10 @@ def test_a_checksum_changes_nothing_but_what_it_finds(tmp_path):
 
 
 def test_a_slow_rank_is_slow_alone(run):
-    train(3, run, *SMALL, "--total-steps", 20 * 3 * STEPS_PER_UPDATE, "--slow-rank", "1:60ms")
+    train(3, run, *SMALL, "--total-steps", 10 * 3 * STEPS_PER_UPDATE, "--slow-rank", "1:500ms")
     seconds = [table(run, rank, "updates")["simulate"] for rank in range(3)]
-    assert seconds[1].min() >= 0.06
-    assert max(np.median(seconds[0]), np.median(seconds[2])) < 0.06
+    assert seconds[1].min() >= 0.5
+    assert max(np.median(seconds[0]), np.median(seconds[2])) < 0.5
 
 
 # Ending early and going on.
@@ -173,7 +176,7 @@ def interrupt(run, n, flags, kill) -> tuple[int, str]:
         if "--checkpoint-minutes" in flags:
             job.wait_until(lambda: checkpoints.newest(run))
         kill(job)
-        ended = job.wait(30)
+        ended = job.wait()
     assert "Traceback" not in ended.stdout + ended.stderr
     return ended.returncode, ended.stdout
 
@@ -226,12 +229,21 @@ def test_usr1_to_the_launcher_is_passed_on(run):
     go_on(run, 2, further=30)
 
 
+JOB_OF_A_MINUTE = """
+import os, sys, time
+from gala_mpi import train  # which takes its time on a busy machine
+os.environ["SLURM_JOB_END_TIME"] = str(int(time.time()) + 60)
+print("the job ends at", os.environ["SLURM_JOB_END_TIME"])
+train.main(sys.argv[1:])
+"""
+
+
 def test_a_job_that_ends_soon_is_stopped_in_time(run):
     """Its end is known, no signal comes: half a minute is left for all that follows."""
-    ends = int(time.time()) + 60
-    result = mpirun(2, *TRAIN, "--run-dir", run, *SMALL, *LONG, env={"SLURM_JOB_END_TIME": str(ends)})
+    result = mpirun(2, "-c", JOB_OF_A_MINUTE, "--run-dir", run, *SMALL, *LONG)
+    ended = time.time()
     assert result.returncode == errors.RESUME and "stopped early (the job ends in 3" in result.stdout
-    assert time.time() < ends - 20
+    assert ended < min(map(int, re.findall(r"the job ends at (\d+)", result.stdout)))
     go_on(run, 2, further=30)
 
 
@@ -253,7 +265,7 @@ def test_wall_minutes(run):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("exchange", [GOSSIP, LOCKSTEP, ("--exchange", "allreduce")], ids=["gossip", "lockstep", "allreduce"])
+@pytest.mark.parametrize("exchange", [EVERY_EXCHANGE[name] for name in KILLED], ids=KILLED)
 def test_killed_runs_go_on(run, exchange):
     """SIGKILL of all ranks at any moment: no row that was written is lost, and the run goes on from its last checkpoint."""
     dice = random.Random(0)
@@ -266,7 +278,7 @@ def test_killed_runs_go_on(run, exchange):
             written = [flushed(run, rank) for rank in range(2)]
             for rank in job.ranks():
                 os.kill(rank, signal.SIGKILL)
-            job.wait(30)
+            job.wait()
         for rank in range(2):
             assert flushed(run, rank) >= written[rank] > 0
             for path in layout.metrics_files(run, rank):

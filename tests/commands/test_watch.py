@@ -15,7 +15,7 @@ import pytest
 from commandline import SMALL, flushed, start, table, train
 from gala_mpi import errors, watch
 from gala_mpi.run import layout
-from launch import ROOT, environment
+from launch import HANGS, ROOT, environment
 
 LONG = ("--total-steps", 100_000_000)
 SHORT = (*SMALL, *LONG, "--wall-minutes", 0.01)
@@ -33,7 +33,7 @@ def command(*arguments: object, **options) -> subprocess.CompletedProcess:
         text=True,
         env=environment(),
         cwd=ROOT,
-        timeout=60,
+        timeout=HANGS,
         **options,
     )
 
@@ -60,6 +60,7 @@ def test_finished(run):
 
 def test_stopped_and_restarted(run):
     train(2, run, *SHORT, status=errors.RESUME)
+    age(run, 0)
     assert watch.read_status(run).state == "running"  # as far as one can tell so soon
     age(run)
     seen = watch.read_status(run)
@@ -72,7 +73,7 @@ def test_stopped_and_restarted(run):
 def test_killed(run):
     with start(2, run, *SMALL, *LONG) as job:
         job.wait_until(lambda: all(flushed(run, rank) for rank in range(2)))
-        assert watch.read_status(run).state == "running"
+        job.wait_until(lambda: watch.read_status(run).state == "running")
         job.kill()
     age(run)
     seen = watch.read_status(run)
@@ -106,7 +107,7 @@ def test_it_follows_a_live_run_on_a_terminal(run):
         while said.count("steps/s") < 3:
             said += os.read(terminal, 65536).decode(errors="replace")
         watcher.send_signal(signal.SIGINT)
-        assert watcher.wait(30) == 0
+        assert watcher.wait(HANGS) == 0
     assert "running" in said and "Traceback" not in said
     os.close(terminal)
 

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from mpi4py import MPI
@@ -28,6 +30,34 @@ def comm():
     comm = WORLD.Dup()
     yield comm
     comm.Free()
+
+
+class Signs:
+    """What ranks of one host tell each other past MPI, by files: who waits for one is outside MPI meanwhile, and asleep."""
+
+    def __init__(self, comm: MPI.Intracomm, folder: Path):
+        self._comm, self._folder = comm, Path(comm.bcast(str(folder)))
+
+    def give(self, name: str) -> None:
+        """Say that this rank has come so far."""
+        (self._folder / f"{name}-{self._comm.rank}").touch()
+
+    def given(self, name: str, ranks: Iterable[int]) -> bool:
+        return all((self._folder / f"{name}-{rank}").exists() for rank in ranks)
+
+    def wait(self, name: str, ranks: Iterable[int]) -> None:
+        """Until these ranks have come so far."""
+        ranks = list(ranks)
+        while not self.given(name, ranks):
+            time.sleep(0.005)
+
+    def others(self) -> list[int]:
+        return [rank for rank in range(self._comm.size) if rank != self._comm.rank]
+
+
+@pytest.fixture
+def signs(comm, tmp_path) -> Signs:
+    return Signs(comm, tmp_path)
 
 
 @pytest.hookimpl(trylast=True)

@@ -35,7 +35,8 @@ LOCKSTEP = [gossip(graph, 0) for graph in TOPOLOGIES]
 FREE = [gossip(graph) for graph in TOPOLOGIES]
 BOUNDED = [gossip(graph, 3) for graph in TOPOLOGIES]
 ALLREDUCE, SERVER, NONE = (Config(exchange=name) for name in ("allreduce", "server", "none"))
-EVERY = [*FREE, *BOUNDED, *LOCKSTEP, ALLREDUCE, SERVER, NONE]
+PERIODIC = Config(exchange="periodic", sync_updates=3)
+EVERY = [*FREE, *BOUNDED, *LOCKSTEP, ALLREDUCE, PERIODIC, SERVER, NONE]
 
 
 @dataclass
@@ -46,7 +47,6 @@ class Trace:
     mixes: list[list[Mix]] = field(default_factory=list)
     staleness: list[int] = field(default_factory=list)
     orders: list[Order] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # that the exchange took
     ended: bool = False  # whether it stopped because it was ordered to
 
 
@@ -59,9 +59,10 @@ def run(
     wish: Callable[[int], Order] = lambda k: Order(),
     pause: Callable[[int], float] = lambda k: 0.0,
     version: int = 0,
+    begin: np.ndarray | None = None,
 ) -> Trace:
-    """Gradient descent from 0 through an exchange, as train.py does it. Update k = version + 1, version + 2, ..."""
-    x = np.zeros(LENGTH, np.float32)
+    """Gradient descent from `begin` (or 0) through an exchange, as train.py does it. Update k = version + 1, version + 2 ..."""
+    x = np.zeros(LENGTH, np.float32) if begin is None else begin.copy()
     vector, trace = torch.from_numpy(x), Trace(x)  # the same memory
     with closing(build_exchange(config, comm, LENGTH)) as exchange:
         exchange.start(version, vector)
@@ -69,7 +70,6 @@ def run(
             time.sleep(pause(k))
             exchange.progress()
             g = gradient(x, k).astype(np.float32)
-            began = time.monotonic()
             exchange.gradient(torch.from_numpy(g))
             step, room = np.float32(lr(k)) * g, exchange.room()
             if room is None:
@@ -78,7 +78,6 @@ def run(
                 torch.sub(vector, torch.from_numpy(step), out=room)
                 x[:] = np.nan
             exchange.parameters(vector)
-            trace.seconds.append(time.monotonic() - began)
             counters = exchange.counters()
             trace.mixes.append(counters.mixes)
             trace.staleness.append(counters.staleness)

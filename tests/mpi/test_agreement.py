@@ -16,6 +16,7 @@ from descent import (
     LENGTH,
     LOCKSTEP,
     NONE,
+    PERIODIC,
     SERVER,
     gossip,
     jitter,
@@ -37,7 +38,7 @@ def pairs(size: int) -> list[tuple[int, int]]:
     return [(first, second) for first in range(size) for second in {first, (first + 1) % size, 0}]
 
 
-@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE]))
+@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE, PERIODIC]))
 def test_ranks_in_step_stop_at_the_same_update(comm, config):
     for first, second in pairs(comm.size):
 
@@ -51,7 +52,7 @@ def test_ranks_in_step_stop_at_the_same_update(comm, config):
 
 
 @pytest.mark.parametrize("period", [0.01, 20])
-@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE]))
+@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE, PERIODIC]))
 def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
     """Each by its own schedule, as in train.py: due again one period after the last time it was due.
 
@@ -73,6 +74,24 @@ def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
     everybody = comm.allgather(saved)
     assert all(saves == everybody[0] for saves in everybody), everybody
     assert 4 <= len(saved) <= (5 if period == 20 else 100)
+
+
+@pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE, PERIODIC]))
+def test_wishes_that_are_made_once_are_heeded(comm, config):
+    """A stop is ordered from then on, for who does not stop at once (an exact run, before its next checkpoint); a save once."""
+    trace = []
+    x = torch.zeros(LENGTH)
+    with closing(build_exchange(config, comm, LENGTH)) as exchange:
+        exchange.start(0, x)
+        for k in range(1, 61):
+            exchange.gradient(x)
+            step(exchange, x)
+            stop = k == 31 and comm.rank == comm.size - 1
+            trace.append(exchange.agree(Order(stop=stop, save=k == 13 and comm.rank == 0)))
+    stops, saves = ([k for k, order in enumerate(trace, 1) if getattr(order, what)] for what in ("stop", "save"))
+    assert stops == list(range(stops[0], 61)) and 31 <= stops[0] <= 31 + 2 * comm.size + 3
+    assert len(saves) == 1 and 13 <= saves[0] <= 13 + 2 * comm.size + 3
+    assert len(set(map(tuple, comm.allgather([stops[0], *saves])))) == 1
 
 
 def test_where_news_is_slow_ranks_in_step_stop_and_save_together(comm):
@@ -99,7 +118,7 @@ def test_free_ranks_stop_soon_after_one_asks(comm, config):
         def wish(k: int) -> Order:
             return Order(stop=comm.rank == asking and k >= 5)
 
-        ended.append(run(comm, config, 5_000, wish=wish, pause=lambda k: 1e-3).ended)
+        ended.append(run(comm, config, 100_000, wish=wish, pause=lambda k: 1e-3).ended)
     assert all(ended)
 
 
@@ -112,7 +131,7 @@ def test_a_wish_to_stop_is_heard_when_a_peer_has_finished(comm, config):
     def wish(k: int) -> Order:
         return Order(stop=comm.rank == comm.size - 1 and k >= 200)
 
-    trace = run(comm, config, 3 if comm.rank == 1 else 5_000, wish=wish, pause=lambda k: 1e-3)
+    trace = run(comm, config, 3 if comm.rank == 1 else 100_000, wish=wish, pause=lambda k: 1e-3)
     assert trace.ended or comm.rank == 1
 
 
@@ -122,7 +141,7 @@ def test_a_wish_to_stop_is_heard_when_a_peer_has_finished(comm, config):
 @pytest.mark.parametrize("config", named(EVERY))
 def test_ranks_end_at_different_times(comm, config):
     """Rank r does r times as many updates more, where ranks need not move together; and rank 0 is slow in any case."""
-    more = 0 if config.exchange == "allreduce" else 10 * comm.rank
+    more = 0 if config in [ALLREDUCE, PERIODIC] else 10 * comm.rank
     for slowest in range(comm.size):
         trace = run(comm, config, 20 + more, pause=lambda k: 5e-3 if comm.rank == slowest else 0)
         assert len(trace.orders) == 20 + more
@@ -135,16 +154,22 @@ def test_no_update_at_all(comm, config):
 
 
 @pytest.mark.parametrize("config", named([FREE[0], SERVER, NONE]))
-def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config):
+def test_who_is_done_can_attend_to_something_while_others_are_not(comm, config, signs):
     exchange, x, calls = build_exchange(config, comm, LENGTH), torch.zeros(LENGTH), []
+
+    def attend() -> None:
+        calls.append(len(calls))
+        if len(calls) > 3:
+            signs.give("has attended")
+
     exchange.start(0, x)
     if comm.rank == comm.size - 1:
-        time.sleep(0.2)
-    exchange.close(meanwhile=lambda: calls.append(time.monotonic()))
+        signs.wait("has attended", signs.others())
+    exchange.close(meanwhile=attend)
     assert len(calls) > 3 or comm.rank == comm.size - 1
 
 
-@pytest.mark.parametrize("config", named([FREE[0], LOCKSTEP[0], ALLREDUCE, SERVER, NONE]))
+@pytest.mark.parametrize("config", named([FREE[0], LOCKSTEP[0], ALLREDUCE, PERIODIC, SERVER, NONE]))
 def test_windows_are_freed(comm, config):
     length = 1 << 20
     x, sizes = torch.zeros(length), []

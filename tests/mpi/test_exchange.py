@@ -7,7 +7,6 @@ the machine schedules the ranks.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -21,6 +20,7 @@ from descent import (
     FREE,
     LENGTH,
     LOCKSTEP,
+    PERIODIC,
     SERVER,
     TOPOLOGIES,
     gossip,
@@ -32,8 +32,9 @@ from descent import (
 from mpi4py import MPI
 
 from gala_mpi import topology
-from gala_mpi.config import A2CSettings
+from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs.base import Spaces
+from gala_mpi.exchange.agreement import Order
 from gala_mpi.exchange.gossip import average
 from gala_mpi.job.build import build_exchange
 from gala_mpi.learners.a2c import A2C
@@ -90,9 +91,9 @@ def test_agents_reach_the_common_minimum(comm, config):
         return
     assert distance(x, centre) < 0.5 * scale
     assert distance(x, np.mean(everybody, axis=0)) < 0.25 * scale
-    if config in [ALLREDUCE, *LOCKSTEP]:
+    if config in [ALLREDUCE, PERIODIC, *LOCKSTEP]:
         assert distance(np.mean(everybody, axis=0), centre) < 0.1 * scale
-    if config == ALLREDUCE:
+    if config in [ALLREDUCE, PERIODIC]:
         assert all(np.array_equal(x, other) for other in everybody)
 
 
@@ -172,6 +173,34 @@ class Rollout:
         rewards, discounts = self.rewards[:, chosen], self.discounts[:, chosen]
         after = torch.cat([values.detach()[1:], values.detach()[:1]])
         return Batch(torch.stack(log_probs), torch.stack(entropies), values, rewards, discounts, after)
+
+
+# Periodic averages: local SGD.
+
+
+@pytest.mark.parametrize("every", [1, 3, None])
+def test_periodic_averages_are_the_recursion_and_repeat_bit_for_bit(comm, every):
+    """x ← x − g on every agent alone; after every `every`-th update (None: 10th) all are at the mean."""
+    config, updates = Config(exchange="periodic", sync_updates=every), 43
+    first, again = (
+        run(comm, config, updates, gradient=bowl(comm.rank, 0.1), pause=jitter(seed + comm.rank)) for seed in (0, 100)
+    )
+    assert np.array_equal(first.parameters, again.parameters)
+    x = np.zeros((comm.size, LENGTH))
+    for k in range(1, updates + 1):
+        x -= 0.1 * np.stack([bowl(rank, 0.1)(x[rank], k) for rank in range(comm.size)])
+        if k % (every or 10) == 0:
+            x[:] = x.mean(axis=0)
+    np.testing.assert_allclose(first.parameters, x[comm.rank], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stopped_at", [12, 20])
+def test_periodic_averages_go_on_bit_for_bit(comm, stopped_at):
+    """Also from between two of them."""
+    whole = run(comm, PERIODIC, 30, gradient=bowl(comm.rank, 0.1))
+    part = run(comm, PERIODIC, stopped_at, gradient=bowl(comm.rank, 0.1))
+    rest = run(comm, PERIODIC, 30 - stopped_at, bowl(comm.rank, 0.1), version=stopped_at, begin=part.parameters)
+    assert np.array_equal(rest.parameters, whole.parameters)
 
 
 # Lock-step gossip.
@@ -271,21 +300,39 @@ def test_a_message_is_mixed_once(comm, graph, staleness):
     assert len(newest) == len(topology.build(Graph(graph), comm.size).neighbours(comm.rank))
 
 
-def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
-    """Rank 0 is held up in the midst of a mix, until its in-peer has published many more versions."""
-    outs = []
+def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch, signs):
+    """Rank 0 is held up in the midst of its first mix, until its in-peer has published many more versions."""
+    outs, peer = [], (comm.rank - 1) % comm.size
     with closing(Mailbox(comm, 1)) as mailbox:
         shown = mailbox.shared_view((comm.rank - 1) % comm.size) is not None
 
     def slow(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
         average(mine, messages, weights, out)
         if comm.rank == 0 and not outs:
-            time.sleep(0.5)
+            signs.give("mixes")
+            signs.wait("has gone on", [peer])
             out[:] = torch.nan  # as if torn
         outs.append(out.clone())
 
     monkeypatch.setattr("gala_mpi.exchange.gossip.average", slow)
-    trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=lambda k: 0.01)
+
+    def keep_pace(k: int) -> float:
+        """The in-peer has published something when rank 0 begins, and stays there until rank 0 mixes it (or never will)."""
+        if comm.rank == comm.size - 1 > 0:
+            if k == 5:
+                signs.give("has published")
+                signs.wait("mixes", [0])
+            elif k == 30:
+                signs.give("has gone on")
+        elif comm.rank == 0 and comm.size > 1:
+            if k == 1:
+                signs.wait("has published", [peer])
+            elif k == 100:
+                signs.give("mixes")
+                signs.wait("has gone on", [peer])
+        return 0.01
+
+    trace = run(comm, gossip("ring"), 100, gradient=bowl(comm.rank), pause=keep_pace)
     if comm.rank == 0 and comm.size > 1:
         mixes = [mix for mixes in trace.mixes for mix in mixes]
         # A copy of its own is rewritten by nobody. (Over a network none need have come in so short a time.)
@@ -296,20 +343,30 @@ def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
 
 
 @pytest.mark.parametrize("config", named([FREE[0], FREE[3], SERVER]))
-def test_a_sleeping_agent_delays_nobody(comm, config):
-    """Rank 0 sleeps for 2 s outside MPI; whoever waited for it would wait for most of that."""
+def test_a_sleeping_agent_delays_nobody(comm, config, signs):
+    """Rank 0 sleeps outside MPI until the others have done five more updates; whoever waited for it would wait for ever."""
     if comm.size > 1 and config.exchange == "server" and reach(comm) is REMOTE:
         pytest.skip("a step goes to rank 0's memory, which nobody serves while it sleeps")
-    comm.Barrier()
-    trace = run(comm, config, 10, pause=lambda k: 2.0 if comm.rank == 0 and k == 5 else 0.01)
-    assert max(trace.seconds) < 1.0
+
+    def sleep(k: int) -> float:
+        if k == 5:
+            signs.give("update 5")
+            signs.wait(*(("is done", signs.others()) if comm.rank == 0 else ("update 5", [0])))
+        return 0.01
+
+    def done(k: int) -> Order:
+        if k == 10 and comm.rank:
+            signs.give("is done")
+        return Order()
+
+    assert len(run(comm, config, 10, pause=sleep, wish=done).orders) == 10
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_who_waits_for_long_says_for_whom(comm, staleness, monkeypatch, capsys):
     monkeypatch.setattr("gala_mpi.exchange.gossip.SECONDS_BETWEEN_WARNINGS", 0.3)
     # 40 updates: with bound 2, the five messages that rank 0 has sent by then last for 15 at most
-    run(comm, gossip("ring", staleness), 40, pause=lambda k: 1.5 if comm.rank == 0 and k == 6 else 0.0)
+    run(comm, gossip("ring", staleness), 40, pause=lambda k: 5.0 if comm.rank == 0 and k == 6 else 0.0)
     said = capsys.readouterr().err
     if comm.size > 1 and comm.rank == 1:  # who reads rank 0
         host = MPI.Get_processor_name()

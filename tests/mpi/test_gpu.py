@@ -39,8 +39,8 @@ def test_lockstep_is_what_the_mixing_matrix_says(comm, graph):
     np.testing.assert_allclose(trace.parameters, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch):
-    test_exchange.test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch)
+def test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch, signs):
+    test_exchange.test_what_was_rewritten_while_it_was_mixed_is_not_kept(comm, monkeypatch, signs)
 
 
 def test_nobody_waits_for_a_message_to_leave(comm, monkeypatch):

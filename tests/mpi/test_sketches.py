@@ -16,7 +16,7 @@ from gala_mpi.job import build
 from gala_mpi.run.tables import SIZE
 
 
-@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "none"])
+@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "periodic", "none"])
 def test_distances_and_angles_between_agents(comm, exchange):
     config = Config(
         env="CartPole-v1", network="mlp", precision="fp32", num_envs=4, exchange=exchange, total_steps=10**6, sketch_updates=10
@@ -55,9 +55,10 @@ def test_sketches_cost_less_than_a_hundredth_of_an_update(comm):
 
 
 def seconds(call, *arguments) -> float:
-    began = time.perf_counter()
+    """Of this process alone, whoever else uses the cores."""
+    began = time.process_time()
     call(*arguments)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def catch_gradients(me: agent.Agent) -> list[np.ndarray]:

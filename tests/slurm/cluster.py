@@ -37,7 +37,7 @@ PROGRAMS = {
     "taskset": "util-linux",
 }
 FILES = "gala-slurm-"  # then the process that made them
-SECONDS_TO_START = 60
+SECONDS_TO_START = 280
 SECONDS_TO_END = 30
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
 
@@ -135,7 +135,7 @@ class Cluster:
     def __call__(self, *command: object, env: Mapping[str, str] = {}, check: bool = True) -> str:
         """What a command of Slurm prints. One that fails, fails the test, unless `check` is false."""
         result = subprocess.run(
-            list(map(str, command)), env=self._environment | env, cwd=ROOT, capture_output=True, text=True, timeout=60
+            list(map(str, command)), env=self._environment | env, cwd=ROOT, capture_output=True, text=True, timeout=280
         )
         if check and result.returncode:
             pytest.fail(f"{' '.join(map(str, command))}: {result.stderr}{self.report()}", pytrace=False)

@@ -1,4 +1,4 @@
-"""Published scores, with the protocol they were measured by and where they were read: references.csv.
+"""Published scores, with the protocol they were measured by and where they were read: published.csv.
 
 A normalised score is 0 where a random policy scores and 1 where the human tester of Mnih et al. 2015 does:
 (score - random) / (human - random).
@@ -10,7 +10,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE = Path(__file__).with_name("references.csv")
+FILE = Path(__file__).with_name("published.csv")
 GAMES = ("beam_rider", "breakout", "pong", "qbert", "seaquest", "space_invaders")
 
 
@@ -25,7 +25,7 @@ class Reference:
 
 
 def load() -> list[Reference]:
-    """All references; those of `random` and `human` come first."""
+    """Return all references; those of `random` and `human` come first."""
     with open(FILE, newline="") as file:
         rows = list(csv.DictReader(file))
     return [Reference(r["method"], r["protocol"], r["source"], {g: _score(r[g]) for g in GAMES if r[g]}) for r in rows]
@@ -40,7 +40,7 @@ RANDOM, HUMAN, *PUBLISHED = load()
 
 
 def normalised(game: str, score: float) -> float:
-    """Score of a game of GAMES, elementwise; NaN for any other game."""
+    """Normalise scores of a game of GAMES, elementwise; NaN for any other game."""
     if game not in RANDOM.scores:
         return score * float("nan")
     low, high = RANDOM.scores[game][0], HUMAN.scores[game][0]
@@ -48,5 +48,5 @@ def normalised(game: str, score: float) -> float:
 
 
 def is_atari(game: str) -> bool:
-    """Whether a run's env is an Atari game, played with 4 frames a step: these go by their bare names (pong)."""
+    """Return whether a run's env is an Atari game, played with 4 frames a step: these go by their bare names (pong)."""
     return game.islower() and "-" not in game and "/" not in game

@@ -1,0 +1,440 @@
+"""What the documentation promises: links lead somewhere, files that it names exist, and commands work as they stand.
+
+Every command in README.md, CONTRIBUTING.md and docs/ falls under the first line of RULES that matches it. Most are run in a
+small version: two ranks, few steps, a small run in place of runs/... Of those that need minutes, root, another MPI or a
+cluster, at least the target, script or module must exist, and its flags must be accepted. A command that no line covers fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+import launch
+from gala_mpi import config
+from launch import ROOT, mpirun
+
+SKIPPED = {"runs", "build"}  # folders that are not part of the repository, as hidden ones are not
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+# How a line outside of blocks marked `sh` begins if it is a command all the same.
+PROGRAM = re.compile(r"(make \S|python3? (-\w|\S+\.py)|(mpirun|srun) .*python |sbatch .*\.sh|pip install|conda |cp |git )")
+
+
+# Markdown.
+
+
+def ours(pattern: str) -> list[Path]:
+    """The files of the repository whose names match."""
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in SKIPPED]
+    return sorted([*ROOT.glob(pattern), *(path for folder in folders for path in folder.rglob(pattern))])
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The contents of the page's blocks in a language."""
+    return [body for _, named, body in FENCE.findall(page.read_text()) if named == language]
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.*?) *#*$", prose(page), re.MULTILINE):
+        plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        found.add(next(name for name in (slug, *(f"{slug}-{n}" for n in range(1, 100))) if name not in found))
+    return found
+
+
+@pytest.mark.parametrize("page", ours("*.md"), ids=name_of)
+def test_every_link_leads_somewhere(page):
+    for target in LINK.findall(INLINE.sub("", prose(page))):
+        address = urlsplit(target)
+        if address.scheme:
+            assert address.scheme in ("http", "https") and "." in address.netloc, target
+            continue
+        path = (page.parent / address.path).resolve() if address.path else page
+        assert path.exists() and path.is_relative_to(ROOT), f"{target}: no such file"
+        assert not address.fragment or address.fragment in anchors(path), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_names_its_language(page):
+    assert {language for _, language, _ in FENCE.findall(page.read_text())} <= {"sh", "text", "python", "yaml"}
+
+
+def test_the_readme_is_one_page_and_begins_with_a_sentence_and_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    title, sentence, commands = text.split("\n\n")[:3]
+    assert title == "# gala_mpi"
+    assert sentence.endswith(".") and not re.search(r"[.!?]\s+[A-Z]", sentence)
+    assert [line.split("#")[0].strip() for line in commands.splitlines()] == ["```sh", "make train", "make test", "```"]
+
+
+def test_the_tree_in_the_readme_is_that_of_the_repository():
+    (tree,) = (block for block in blocks(ROOT / "README.md", "text") if block.startswith("gala_mpi/"))
+    for line in tree.splitlines():
+        inside = line.startswith("  ")
+        names = re.findall(r"(?<=  )(\w+(?:\.py|/))(?=\s)", f"  {line.strip()} ") if inside else [line.split()[0]]
+        assert names, line
+        for name in names:
+            assert (ROOT / ("gala_mpi" if inside else "") / name).exists(), name
+
+
+def test_files_that_the_pages_name_exist():
+    """`topology/graphs.py` may stand for gala_mpi/topology/graphs.py."""
+    there = [f"/{name_of(path)}" for path in ours("*.*")]
+    missing = []
+    for page in PAGES:
+        for name in re.findall(r"(?<![\w/.-])[\w./-]+\.(?:py|sh|pml|toml|yml)\b", page.read_text()):
+            if name != "my_figure.py" and not any(path.endswith(f"/{name}") for path in there):
+                missing.append(f"{name_of(page)}: {name}")
+    assert missing == []
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+# Commands, and what is done with each.
+
+
+def commands_of(page: Path) -> Iterator[str]:
+    """Every command on a page: the lines of blocks marked `sh`, and indented lines and inline code that look like one."""
+    for block in blocks(page, "sh"):
+        yield from block.replace("\\\n", " ").splitlines()
+    rest = prose(page)
+    yield from (line for line in re.findall(r"^ {4,}(.*)$", rest, re.MULTILINE) if PROGRAM.match(line))
+    yield from (code for code in INLINE.findall(rest) if PROGRAM.match(code))
+
+
+def commands() -> dict[str, str]:
+    """Every command of the documentation, without its comment, and the first page that has it."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for line in commands_of(page):
+            command = re.sub(r"(^|\s+)#.*", "", line).strip()
+            if command:
+                found.setdefault(command, name_of(page))
+    return found
+
+
+COMMANDS = commands()
+GOSSIP, ALLREDUCE, PONG, FIRST = "runs/gossip", "runs/allreduce", "runs/pong", "runs/first-20260101-000000"
+STEPS = 2000  # of a small run
+SMALL = {"--num-envs": "4", "--precision": "fp32", "--total-steps": "400", "--run-dir": "runs/new"}
+
+
+def replaced(words: list[str], flags: dict[str, str]) -> list[str]:
+    """`words` with these flags in place of what they say of them."""
+    kept = [word for i, word in enumerate(words) if word not in flags and (i == 0 or words[i - 1] not in flags)]
+    return [*kept, *(word for flag in flags.items() for word in flag)]
+
+
+def with_small_runs(words: list[str], only: str = "") -> list[str]:
+    """`words` with a small run, or a folder of them, in place of every run that they read; with `only` always that one."""
+
+    def small(word: str) -> str:
+        if only and re.match(r"runs/|\$run", word):
+            return only
+        if word == "runs" or word.startswith("runs/study"):
+            return "runs"
+        return ALLREDUCE if "allreduce" in word else GOSSIP
+
+    return [small(word) if re.match(r"runs(/|$)|\$run$", word) else word for word in words]
+
+
+def under_mpi(words: list[str], ranks: int = 2) -> list[str]:
+    """mpirun with as many ranks as a small version has."""
+    return ["mpirun", "-n", str(ranks), *words[words.index("python") :]]
+
+
+def small_training(words: list[str]) -> list[str]:
+    ranks = 4 if "my_graph.txt" in words else 2
+    if "--replay" in words:
+        return under_mpi(with_small_runs(words))
+    if "--resume" in words:
+        return under_mpi(replaced(with_small_runs(words), {"--total-steps": str(STEPS + 400)}))
+    env = {} if "--env" in words else {"--env": "CartPole-v1"}
+    return under_mpi(replaced(words, SMALL | env), ranks)
+
+
+def small_evaluation(words: list[str]) -> list[str]:
+    film = "--video" in words
+    flags = {"--episodes": "1"} | ({"--policies": "mean"} if film else {})
+    return under_mpi(replaced(with_small_runs(words, only=PONG if film else ""), flags))
+
+
+def small_analysis(words: list[str]) -> list[str]:
+    words = [word.replace("runs/pong", "runs/gossip") for word in with_small_runs(words)]
+    return replaced(words, {"--ranks": "8", "--updates": "5"}) if "simulate.py" in words[1] else words
+
+
+def runs(smaller: Callable[[list[str]], list[str]]) -> Callable[[str, Laboratory], None]:
+    """Run a command in the version that `smaller` makes of its words."""
+
+    def run(command: str, laboratory: Laboratory) -> None:
+        words = smaller(shlex.split(command))
+        result = laboratory.result(tuple(words))
+        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
+
+    run.smaller = smaller
+    return run
+
+
+def parses_as_training(command: str, _: Laboratory) -> None:
+    """Training with another launcher than ours: its flags are accepted."""
+    words = shlex.split(command)
+    config.check(config.parse(words[words.index("gala_mpi.train") + 1 :]))
+
+
+def has_its_flags(command: str, laboratory: Laboratory) -> None:
+    """A program that takes minutes or root: its help knows every flag, and what kind of benchmark there is. (tests/commands
+    runs them.)"""
+    program, words = program_of(command)
+    there = importlib.util.find_spec(program[1]) if program[0] == "-m" else (ROOT / program[0]).exists()
+    assert there, f"there is no {program[-1]}"
+    if words:
+        knows(laboratory.result(help_of(program)), words)
+
+
+def program_of(command: str) -> tuple[list[str], list[str]]:
+    """A Python program and its words, up to `--`. A benchmark without flags is a word of gala_mpi.bench."""
+    words = shlex.split(command)
+    words = words[words.index("python") + 1 :]
+    words = words[: words.index("--")] if "--" in words else words
+    length = 2 if words[0] == "-m" else 1
+    length += words[1:2] == ["gala_mpi.bench"] and len(words) > 3
+    return words[:length], words[length:]
+
+
+def help_of(program: list[str]) -> tuple[str, ...]:
+    return ("python", *program, "--help")
+
+
+def knows(help: subprocess.CompletedProcess, words: list[str]) -> None:
+    """A program's help says what these flags are (and these words, but for the values of flags)."""
+    assert help.returncode == 0, help.stderr
+    before = ["", *words]
+    for word in (word for last, word in zip(before, words) if word.startswith("-") or not last.startswith("-")):
+        name = word.partition("=")[0]
+        assert "/" in name or re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", help.stdout), f"{name} is unknown"
+
+
+def is_a_job(command: str, laboratory: Laboratory) -> None:
+    """sbatch: the script is there, and the program that it starts takes the flags behind its name."""
+    words = shlex.split(re.sub(r"^\w+=\$\((.*)\)$", r"\1", command))
+    (at,) = (i for i, word in enumerate(words) if word.endswith(".sh"))
+    own = {word.partition("=")[0] for word in words[1:at]}
+    assert own <= {"--ntasks", "--nodes", "--parsable", "--dependency", "--array", "--time"}, own
+    script, flags = ROOT / words[at], words[at + 1 :]
+    assert os.access(script, os.X_OK), f"{script} is not there"
+    starts = re.findall(r"python (-m gala_mpi\.(?:train|evaluate)|analysis/\S+\.py)|exec bash \S*atari", script.read_text())
+    if script.name in ("evaluate.sh", "report.sh"):
+        if any(flag.startswith("-") for flag in flags):
+            knows(laboratory.result(help_of(starts[0].split())), flags)
+    else:
+        assert starts, f"{script} starts no program that this test knows"
+        config.check(config.parse(flags))
+
+
+def is_a_target(command: str, _: Laboratory) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([\w.%-]+):(?!=)", makefile, re.MULTILINE)
+    for word in shlex.split(command)[1:]:
+        name, assigned, _value = word.partition("=")
+        if assigned:
+            assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"the Makefile has no variable {name}"
+        else:
+            assert name in targets or any(re.fullmatch(t.replace("%", r"\d+"), name) for t in targets), f"no target {name}"
+
+
+def names_files(command: str, _: Laboratory) -> None:
+    """An installation, a test or a tool: the files that it names are there."""
+    names = [word for word in shlex.split(command) if re.search(r"\w\.(txt|yml|py|pml)$", word)]
+    for name in names:
+        assert (ROOT / name).exists() or (ROOT / "docs" / name).exists(), name
+
+
+def is_a_module(command: str, _: Laboratory) -> None:
+    assert importlib.util.find_spec(re.search(r"-m (\S+)", command)[1]), command
+
+
+def finds_the_first_run(command: str, laboratory: Laboratory) -> None:
+    said = laboratory.shell(f"{command}; echo $run")
+    assert said.stdout.strip() == FIRST, said
+
+
+# The first that matches counts. Those that run come with how they are made small.
+RULES: list[tuple[str, Callable[[str, Laboratory], None]]] = [
+    (r"make( [\w=-]+)+$", is_a_target),
+    (r"(srun|mpirun --with-ft ulfm) .*python -m gala_mpi\.train", parses_as_training),
+    (r"((mpirun -n \d+|srun .*)? ?)python -m gala_mpi\.(doctor|bench)", has_its_flags),
+    (r"mpirun -n \d+ python -m gala_mpi\.train", runs(small_training)),
+    (r"mpirun -n \d+ python -m gala_mpi\.evaluate", runs(small_evaluation)),
+    (r"python -m gala_mpi\.(watch|topology) ", runs(with_small_runs)),
+    (r"python -m gala_mpi\.(reference|run\.columns_doc)$", is_a_module),
+    (r"python analysis/\w+\.py ", runs(small_analysis)),
+    (r"python my_figure\.py$", runs(list)),
+    (r"python benchmarks/", has_its_flags),
+    (r"(job=\$\()?sbatch ", is_a_job),
+    (r"run=\$\(ls ", finds_the_first_run),
+    (r"python -m pytest ", names_files),
+    (r"(pip install|conda env create|cp docs/transport\.pml|spin -[at] ) ?", names_files),
+    (r"(python3 -m venv \.venv|\. \.venv/bin/activate|apt-get install [\w -]+)$", names_files),
+]
+
+
+def rule(command: str) -> Callable[[str, Laboratory], None] | None:
+    return next((exercise for pattern, exercise in RULES if re.match(pattern, command)), None)
+
+
+# Running.
+
+
+class Laboratory:
+    """Runs small versions of commands, two at a time, each in a folder of its own with small runs in it.
+
+    Args:
+        folder: where; it has `runs`, the small runs.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(2)
+        self._results: dict[tuple[str, ...], Future[subprocess.CompletedProcess]] = {}
+
+    def begin(self, words: tuple[str, ...]) -> None:
+        """Run a command in the background, once however often it is asked for."""
+        if words not in self._results:
+            self._results[words] = self._pool.submit(self._run, words, self._folder / f"command-{len(self._results)}")
+
+    def result(self, words: tuple[str, ...]) -> subprocess.CompletedProcess:
+        self.begin(words)
+        return self._results[words].result()
+
+    def shell(self, script: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["bash", "-c", script], cwd=self._folder, capture_output=True, text=True, check=True)
+
+    def python(self, code: str) -> subprocess.CompletedProcess:
+        """Run a page's Python block where a user would, beside the run directories."""
+        return self._start([sys.executable, "-c", code], self._folder)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _run(self, words: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess:
+        if words[-1] == "--help":
+            return self._start([sys.executable, *words[1:]], ROOT)
+        shutil.copytree(self._folder / "runs", folder / "runs")
+        (folder / "docs").mkdir()
+        (folder / "analysis").symlink_to(ROOT / "analysis")
+        (folder / "my_graph.txt").write_text(graph())
+        (folder / "my_figure.py").write_text(figure())
+        if words[0] == "mpirun":
+            result = mpirun(int(words[2]), *words[4:], cwd=folder, timeout=300)
+        else:
+            result = self._start([sys.executable, *words[1:]], folder)
+        made = [words[i + 1] for i, word in enumerate(words) if word in ("--out", "--to", "--table", "--video")]
+        for name in (*made, *(["my_figure.png"] if "my_figure.py" in words else [])):
+            assert (folder / name).exists() or result.returncode, f"{shlex.join(words)} has not made {name}"
+        shutil.rmtree(folder)
+        return result
+
+    def _start(self, words: list[str], folder: Path) -> subprocess.CompletedProcess:
+        env = launch.environment() | {"COLUMNS": "200", "MPLBACKEND": "Agg"}
+        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def graph() -> str:
+    """The example of a graph in docs/graphs.md."""
+    (example,) = blocks(ROOT / "docs" / "graphs.md", "text")
+    return example
+
+
+def figure() -> str:
+    """The script of the tutorial that draws a figure."""
+    (script,) = (block for block in blocks(ROOT / "docs" / "tutorial.md", "python") if "savefig" in block)
+    return script
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory, request) -> Iterator[Laboratory]:
+    folder = tmp_path_factory.mktemp("docs")
+    cart, pong = ("--env", "CartPole-v1", "--num-envs", 4), ("--env", "pong", "--num-envs", 2)
+    flags = ("--precision", "fp32", "--sketch-updates", 10)
+    with ThreadPoolExecutor(2) as pool:
+        train = functools.partial(pool.submit, mpirun, 2, "-m", "gala_mpi.train", *flags, cwd=folder, timeout=300)
+        started = [
+            train(*cart, "--total-steps", STEPS, "--run-dir", GOSSIP),
+            train(*cart, "--total-steps", STEPS, "--run-dir", ALLREDUCE, "--exchange", "allreduce"),
+            train(*pong, "--total-steps", 40, "--run-dir", PONG),
+        ]
+    for job in started:
+        assert job.result().returncode == 0, job.result().stderr
+    evaluated = mpirun(2, "-m", "gala_mpi.evaluate", GOSSIP, "--episodes", 2, cwd=folder, timeout=300)
+    assert evaluated.returncode == 0, evaluated.stderr
+    shutil.copytree(folder / GOSSIP, folder / FIRST)
+    laboratory = Laboratory(folder)
+    asked = [
+        item.callspec.params for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")
+    ]
+    for command in (params["command"] for params in asked if "command" in params):
+        exercise = rule(command)
+        if exercise is has_its_flags and program_of(command)[1]:
+            laboratory.begin(help_of(program_of(command)[0]))
+        elif hasattr(exercise, "smaller"):
+            laboratory.begin(tuple(exercise.smaller(shlex.split(command))))
+    yield laboratory
+    laboratory.close()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_works_as_it_stands(command, laboratory):
+    exercise = rule(command)
+    assert exercise, f"{COMMANDS[command]}: `{command}` is not covered by RULES"
+    exercise(command, laboratory)
+
+
+SCRIPTS = {
+    f"{page}-{n}": block
+    for page in ("tutorial", "resume")
+    for n, block in enumerate(blocks(ROOT / "docs" / f"{page}.md", "python"))
+}
+
+
+@pytest.mark.parametrize("block", SCRIPTS)
+def test_a_script_works_as_it_stands(block, laboratory):
+    if "savefig" in SCRIPTS[block]:
+        pytest.skip("run as my_figure.py")
+    code = SCRIPTS[block].replace("runs/...", GOSSIP)
+    result = laboratory.python(code)
+    assert result.returncode == 0 and result.stdout, result.stderr
