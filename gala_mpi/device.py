@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 WARM_UP_CALLS = 2  # libraries set themselves up at their first calls on a stream, which a graph must not record
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -102,31 +103,31 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
-    """`function`, whose launches a GPU records and from then on repeats in one go (a CUDA graph): a launch takes the host
-    longer than the GPU needs for a small layer.
+def cuda_graph(function: Callable[P, Result], device: torch.device) -> Callable[P, Result]:
+    """Return `function`, whose launches a GPU records and from then on repeats in one go (a CUDA graph): a launch takes the
+    host longer than the GPU needs for a small layer.
 
-    It must read and write the same memory at every call, and may neither look at numbers on the GPU nor change anything else.
-    What it returns is overwritten by the next call.
+    It must read and write the same memory at every call, whatever its arguments are, and may neither look at numbers on the
+    GPU nor change anything else. What it returns is overwritten by the next call.
     """
     if not goes_on(device):
         return function
     graph, stream = torch.cuda.CUDAGraph(), _stream(device)
     calls, results = 0, None
 
-    def call() -> Result:
+    def call(*arguments: P.args, **options: P.kwargs) -> Result:
         nonlocal calls, results
         calls += 1
         here = torch.cuda.current_stream(device)
         if calls <= WARM_UP_CALLS:
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
-                results = function()
+                results = function(*arguments, **options)
             here.wait_stream(stream)
             return results
         if calls == WARM_UP_CALLS + 1:
             with torch.cuda.graph(graph, stream=stream):
-                results = function()
+                results = function(*arguments, **options)
         graph.replay()
         return results
 

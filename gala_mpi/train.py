@@ -129,7 +129,7 @@ class Trainer:
     def save(self, number: int | None = None) -> None:
         """Write a checkpoint: the next one, or `number`."""
         self.metrics.sync()
-        state = resume.take(self.learner, self.config.network, self.world.size, self.metrics.hours, self.progress.score)
+        state = resume.take(self.learner, self.config, self.world.size, self.metrics.hours, self.progress.score)
         self.checkpoints.save(state, number)
 
     def attend(self) -> None:

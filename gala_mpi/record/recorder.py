@@ -14,8 +14,7 @@ import numpy as np
 
 from gala_mpi.envs.base import Episode
 from gala_mpi.exchange.base import Counters
-from gala_mpi.learners.a2c import A2C
-from gala_mpi.learners.base import Losses
+from gala_mpi.learners.base import Learner, Losses
 from gala_mpi.record.energy import Meter
 from gala_mpi.run import layout, tables
 from gala_mpi.run.tables import SECTIONS, TABLES
@@ -29,16 +28,18 @@ SKETCH_ROOM = 1024  # likewise; a sketch takes 32 KiB, and a new file is made in
 
 
 class Update(NamedTuple):
-    """What came of an update.
+    """The result of an update. Losses and norms are means where a learner takes several steps.
 
     Attributes:
         grad_norm: length of the gradient, before clipping.
+        step_norm: length of the optimiser's step, learning rate included.
         episodes: those that ended.
         sketches: now and then two: of this agent's own gradient, and of the parameters with which it goes on.
     """
 
     losses: Losses
     grad_norm: float
+    step_norm: float
     episodes: list[Episode]
     sketches: list[np.ndarray]
 
@@ -85,13 +86,13 @@ class Recorder:
         """Training time of the run so far."""
         return (time.monotonic() - self._began) / 3600
 
-    def record(self, learner: A2C, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
+    def record(self, learner: Learner, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
         """One update's rows; `seconds` of each section of it."""
         losses = done.losses
         update, steps, hours = learner.updates, learner.steps, self.hours
         ages = [update - mix.version for mix in counters.mixes]
         age = sum(ages) / len(ages) if ages else np.nan
-        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, learner.step_norm]
+        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
         row += [counters.staleness, age, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]
