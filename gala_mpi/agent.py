@@ -1,12 +1,12 @@
 """An agent = an MPI rank = an actor-learner: its own environments, network, optimiser and share of the exchange.
 
-`Agent.update` is the algorithm. GALA, A2C and A3C differ in the exchange alone.
+`Agent.update` is the algorithm. GALA, A2C and A3C differ in the exchange alone; A2C, PPO and V-trace in the learner alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ import torch
 from gala_mpi.clock import Clock
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
-from gala_mpi.learners.a2c import A2C
-from gala_mpi.learners.base import Losses
+from gala_mpi.learners.base import Learner, Losses
 from gala_mpi.record.recorder import Update
 from gala_mpi.record.sketch import Sketcher
+from gala_mpi.rollout.batch import Batch
 from gala_mpi.rollout.collector import Collector
 
 
@@ -27,7 +27,7 @@ class Agent:
     """One rank's actor-learner.
 
     Attributes:
-        learn: the gradient of the last rollout's loss into the learner; the terms of that loss.
+        gradient: the learner's, recorded where a GPU can repeat it.
         config: the run's settings.
         agents: how many the run has.
         streams: update → seeds of the environments (int64 [N]); also seeds the actions.
@@ -35,8 +35,8 @@ class Agent:
     """
 
     collector: Collector
-    learn: Callable[[], torch.Tensor]
-    learner: A2C
+    learner: Learner
+    gradient: Callable[[Batch], torch.Tensor]
     exchange: Exchange
     clock: Clock
     sketch: Sketcher
@@ -46,34 +46,39 @@ class Agent:
     delay: float = 0.0
 
     def update(self) -> Update:
-        """A rollout, a gradient, a step and an exchange."""
-        clock, learner = self.clock, self.learner
+        """Play a rollout, learn from it, and share what was learnt."""
+        clock, learner, exchange = self.clock, self.learner, self.exchange
         # By the steps before this update: the first one has the full rate.
         progress = min(1.0, learner.steps * self.agents / self.config.total_steps)
-        episodes = self.collector.collect()
+        batch, episodes = self.collector.collect()
         with clock("simulate"):
             keep_busy(self.delay)
-        with clock("learn"):
-            losses = Losses(*self.learn().tolist())
-            learner.count(self.collector.steps)
-        sketches = self._sketches(learner.flat.grad)  # before it is averaged (A2C) and clipped
+        learner.count(self.collector.steps)
+        parts = learner.parts(batch)  # A2C: the rollout.  PPO: epochs × minibatches
+        terms, steps, sketches = [], [], []
+        for number, part in enumerate(parts, start=1):
+            with clock("learn"):
+                terms.append(self.gradient(part).tolist())
+            if number == 1:
+                sketches += self._sketches(learner.flat.grad)  # before it is averaged (all-reduce) and clipped
+            with clock("exchange"):
+                exchange.gradient(learner.flat.grad)  # all-reduce averages here
+                room = exchange.room() if number == len(parts) else None  # gossip: a slot of my window
+            with clock("optimise"):
+                steps.append(learner.step(progress, room))
         with clock("exchange"):
-            self.exchange.gradient(learner.flat.grad)  # A2C: all-reduce here
-            room = self.exchange.room()  # GALA: a slot of my window
-        with clock("optimise"):
-            grad_norm = learner.step(progress, room)
-        with clock("exchange"):
-            self.exchange.parameters(learner.flat.data)  # GALA: mix here.  A3C: push and pull here
+            exchange.parameters(learner.flat.data)  # gossip mixes here; server pushes and pulls here
         sketches += self._sketches(learner.flat.data)
-        return Update(losses, grad_norm, episodes, sketches)
+        return Update(Losses(*_means(terms)), *_means(steps), episodes, sketches)
 
     def _sketches(self, vector: torch.Tensor) -> list[np.ndarray]:
-        """Of `vector`, if this is an update to sketch it at."""
+        """Sketch `vector`, if this is an update to sketch it at."""
         with self.clock("record"):
             return [self.sketch(vector)] if self.sketch.due(self.learner.updates) else []
 
     def restart_environments(self) -> None:
-        """New games and action noise, by (seed, rank, update): the same in a run that goes on and in one resumed here."""
+        """Begin new episodes and action noise, by (seed, rank, update): the same in a run that goes on and in one resumed
+        here."""
         self.collector.reset(self.streams(self.learner.updates))
 
     def start(self) -> None:
@@ -84,6 +89,11 @@ class Agent:
         """Collective. Serve the others until all are done, then let go of windows and environments."""
         self.exchange.close(meanwhile)
         self.collector.close()
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of each column."""
+    return list(rows[0]) if len(rows) == 1 else [sum(column) / len(column) for column in zip(*rows)]
 
 
 def keep_busy(seconds: float) -> None:

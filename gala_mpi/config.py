@@ -20,7 +20,7 @@ from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.lazy import Member
 from gala_mpi.learners import LEARNERS
-from gala_mpi.learners.settings import A2CSettings
+from gala_mpi.learners.settings import A2CSettings, LearnerSettings
 from gala_mpi.networks import NETWORKS
 from gala_mpi.topology import Graph
 
@@ -128,6 +128,16 @@ class Config:
             return -1, 0.0
         rank, number, unit = SLOW_RANK.fullmatch(self.slow_rank).groups()
         return int(rank), float(number) * {"ms": 1e-3, "s": 1.0}[unit]
+
+    @property
+    def learner_field(self) -> str:
+        """The field that holds what the learner is told: the one of its name; a2c for a learner without settings of its own."""
+        return self.learner if isinstance(getattr(self, self.learner, None), LearnerSettings) else "a2c"
+
+    @property
+    def learner_settings(self) -> LearnerSettings:
+        """What the learner is told."""
+        return getattr(self, self.learner_field)
 
     @property
     def in_step(self) -> bool:

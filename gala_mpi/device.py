@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 
 WARM_UP_CALLS = 2  # at their first calls on a stream libraries initialise themselves, which a graph must not record
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -104,14 +105,14 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+def cuda_graph(function: Callable[P, Result], device: torch.device) -> Callable[P, Result]:
     """Return `function` as a CUDA graph: after WARM_UP_CALLS calls its launches are captured, and from then on replayed.
 
     A replay is one launch; launching a small layer takes the host longer than the GPU needs to compute it. On a CPU, `function`
     itself is returned.
 
     Args:
-        function: must read and write the same memory at every call, and may neither read values from the GPU nor have side
+        function: must read and write the same memory at every call, whatever its arguments, and may neither read values from the GPU nor have side
             effects on the host. What it returns is overwritten by the next call.
     """
     if not is_asynchronous(device):
@@ -119,19 +120,19 @@ def cuda_graph(function: Callable[[], Result], device: torch.device) -> Callable
     graph, stream = torch.cuda.CUDAGraph(), _stream(device)
     calls, results = 0, cast(Result, None)
 
-    def call() -> Result:
+    def call(*arguments: P.args, **options: P.kwargs) -> Result:
         nonlocal calls, results
         calls += 1
         current = torch.cuda.current_stream(device)
         if calls <= WARM_UP_CALLS:
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                results = function()
+                results = function(*arguments, **options)
             current.wait_stream(stream)
             return results
         if calls == WARM_UP_CALLS + 1:
             with torch.cuda.graph(graph, stream=stream):
-                results = function()
+                results = function(*arguments, **options)
         graph.replay()
         return results
 

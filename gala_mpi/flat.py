@@ -6,6 +6,8 @@ still sees ordinary parameters, which are views.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,33 +20,41 @@ class Flat:
     Attributes:
         data: all parameters, float32 [P], on the network's device.
         grad: all gradients, likewise.
+        table: of every parameter, in the order of the vector: `name` (as in the network's state_dict), `shape`, `offset` of
+            its first element, and `order`: its dimensions as they lie in the vector, slowest first. So
+            `data[offset:][:size].view([shape[d] for d in order])` is the parameter with its dimensions in that order.
     """
 
     def __init__(self, network: nn.Module):
-        parameters = list(network.parameters())
-        device = parameters[0].device
-        size = sum(parameter.numel() for parameter in parameters)
+        parameters = dict(network.named_parameters())
+        device = next(iter(parameters.values())).device
+        size = sum(parameter.numel() for parameter in parameters.values())
         self.data = torch.empty(size, device=device)
         self.grad = torch.zeros(size, device=device)
+        self.table: list[dict[str, Any]] = []
         offset = 0
-        for parameter in parameters:
-            end = offset + parameter.numel()
-            view = _like(self.data[offset:end], parameter)
+        for name, parameter in parameters.items():
+            end, order = offset + parameter.numel(), _order(parameter)
+            self.table.append({"name": name, "shape": list(parameter.shape), "offset": offset, "order": order})
+            view = _like(self.data[offset:end], parameter, order)
             view.copy_(parameter.data)
             parameter.data = view
-            parameter.grad = _like(self.grad[offset:end], parameter)
+            parameter.grad = _like(self.grad[offset:end], parameter, order)
             offset = end
 
     def __len__(self) -> int:
         return len(self.data)
 
 
-def _like(segment: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """Return a view of `segment` in the shape of `parameter`.
+def _order(parameter: nn.Parameter) -> list[int]:
+    """Return the dimensions of a parameter as they are to lie in memory, slowest first.
 
-    4-d weights are laid out channels_last, which the CPU's convolutions read fastest.
+    4-d weights [out, in, height, width] are laid channels last, which the CPU's convolutions read fastest.
     """
-    if parameter.dim() != 4:
-        return segment.view(parameter.shape)
-    out, channels, height, width = parameter.shape
-    return segment.view(out, height, width, channels).permute(0, 3, 1, 2)
+    return [0, 2, 3, 1] if parameter.dim() == 4 else list(range(parameter.dim()))
+
+
+def _like(segment: torch.Tensor, parameter: nn.Parameter, order: list[int]) -> torch.Tensor:
+    """View `segment` in the shape of `parameter`, whose dimensions lie in memory in this order."""
+    laid = segment.view([parameter.shape[dimension] for dimension in order])
+    return laid.permute([order.index(dimension) for dimension in range(parameter.dim())])

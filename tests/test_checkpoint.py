@@ -37,11 +37,11 @@ def new_state(score: float = 1.0, agents: int = 1, seed: int = 0) -> State:
         "updates": np.int64(7),
         "steps": np.int64(560),
     }
-    return State("mlp", agents, 1.5, score, learner)
+    return State("mlp", agents, 1.5, score, learner, {"env": "pole", "parameters": [{"name": "é", "shape": [LENGTH]}]})
 
 
 def assert_same(one: State, other: State) -> None:
-    assert (one.network, one.agents, one.hours, one.score) == (other.network, other.agents, other.hours, other.score)
+    assert replace(one, learner={}) == replace(other, learner={})
     assert one.learner.keys() == other.learner.keys()
     for name, value in one.learner.items():
         assert np.array_equal(value, other.learner[name]) and value.dtype == other.learner[name].dtype
@@ -64,9 +64,15 @@ def test_what_is_saved_comes_back(tmp_path):
         assert_same(checkpoints.load(tmp_path, number, 0), new_state(seed=number))
 
 
-def new_learner(seed: int = 0, updates: int = 0, steps: int = 0) -> A2C:
+def test_a_checkpoint_without_a_policys_table_comes_back(tmp_path):
+    state = replace(new_state(), policy=None)
+    checkpoints.write(tmp_path, 1, 0, state)
+    assert_same(checkpoints.load(tmp_path, 1, 0), state)
+
+
+def new_learner(seed: int = 0, updates: int = 0, steps: int = 0, optimiser: str = "rmsprop") -> A2C:
     torch.manual_seed(seed)
-    learner = A2C(Network("mlp", Spaces((4,), False, 2)), A2CSettings(), 1e-3)
+    learner = A2C(Network("mlp", Spaces((4,), False, 2)), A2CSettings(optimiser=optimiser), 1e-3)
     learner.flat.grad.normal_()
     learner.step(0.0)
     learner.updates, learner.steps = updates, steps
@@ -76,15 +82,15 @@ def new_learner(seed: int = 0, updates: int = 0, steps: int = 0) -> A2C:
 def save_agents(run: Path, *agents: A2C) -> Origin:
     """Generation 1 of some agents, and what a start goes on from."""
     for rank, learner in enumerate(agents):
-        Checkpoints(run, rank, Config(), 0).save(resume.take(learner, "mlp", len(agents), 2.5, 3.0))
+        Checkpoints(run, rank, Config(), 0).save(resume.take(learner, Config(), len(agents), 2.5, 3.0))
     return resume.resumable(run, "mlp")
 
 
-def restored(run: Path, origin: Origin, ranks: int, graph: str | None = "ring") -> list[A2C]:
+def restored(run: Path, origin: Origin, ranks: int, graph: str | None = "ring", optimiser: str = "rmsprop") -> list[A2C]:
     """The agents of a start on so many ranks."""
     graph = graph and topology.build(Graph(graph), origin.agents)
     origin = replace(origin, shares=elastic.shares(graph, origin.agents, ranks))
-    learners = [new_learner(99) for _ in range(ranks)]
+    learners = [new_learner(99, optimiser=optimiser) for _ in range(ranks)]
     for rank, learner in enumerate(learners):
         assert resume.restore(run, origin, rank, learner) == 2.5
     return learners
@@ -108,11 +114,24 @@ def test_fewer_agents_take_in_those_that_leave_and_the_steps_add_up(tmp_path):
     saved = [new_learner(seed, updates=100 + seed, steps=1000 + seed) for seed in range(4)]
     first, second = restored(tmp_path, save_agents(tmp_path, *saved), 2)
     np.testing.assert_allclose(vector(first), np.mean([vector(saved[i]) for i in (0, 2, 3)], axis=0), atol=1e-7)
-    means = np.mean([saved[i].square_average.numpy() for i in (0, 2, 3)], axis=0)
-    np.testing.assert_allclose(first.square_average.numpy(), means, atol=1e-7)
+    means = np.mean([saved[i].optimiser.square_average.numpy() for i in (0, 2, 3)], axis=0)
+    np.testing.assert_allclose(first.optimiser.square_average.numpy(), means, atol=1e-7)
     assert np.array_equal(vector(second), vector(saved[1]))
     assert (first.updates, second.updates) == (103, 103)
     assert (first.steps, second.steps) == (2003, 2003)
+
+
+def test_adams_means_are_averaged_and_its_largest_step_counts(tmp_path):
+    saved = [new_learner(seed, optimiser="adam") for seed in range(4)]
+    for learner in saved[1:]:
+        learner.flat.grad.normal_()
+        learner.step(0.0)
+    first, second = restored(tmp_path, save_agents(tmp_path, *saved), 2, optimiser="adam")
+    for name in ("average", "square_average"):
+        mean = np.mean([saved[i].state()[name] for i in (0, 2, 3)], axis=0)
+        np.testing.assert_allclose(first.state()[name], mean, atol=1e-7)
+        assert np.array_equal(second.state()[name], saved[1].state()[name])
+    assert [learner.state()["optimiser_steps"] for learner in (*saved, first, second)] == [1, 2, 2, 2, 2, 2]
 
 
 def test_more_agents_are_copies_and_the_steps_add_up(tmp_path):

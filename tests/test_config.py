@@ -214,7 +214,8 @@ def test_a_flag_that_does_not_parse_ends_with_status_2(arguments, capsys):
 
 def documented(kind: type) -> dict[str, str]:
     """Each field's flag with the first words of the sentence below it in the source."""
-    body = ast.parse(inspect.getsource(kind)).body[0].body
+    sources = [inspect.getsource(each) for each in reversed(kind.__mro__) if dataclasses.is_dataclass(each)]
+    body = [statement for source in sources for statement in ast.parse(source).body[0].body]
     return {
         field.target.id: text.value.value
         for field, text in itertools.pairwise(body)

@@ -13,6 +13,7 @@ from gala_mpi.device import WARM_UP_CALLS, Download, Upload, cuda_graph, on_host
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.networks.policy import Network
+from gala_mpi.rollout import collector
 from gala_mpi.rollout.collector import Collector
 from gpu import ASKED, Gpu
 
@@ -97,7 +98,7 @@ def test_what_a_graph_cannot_hold_is_refused(gpu, looks):
         call()
 
 
-def trained(kind: str, precision: str, updates: int) -> tuple[torch.Tensor, list[list[float]]]:
+def trained(kind: str, precision: str, updates: int, path: str = "cached") -> tuple[torch.Tensor, list[list[float]]]:
     """The parameters after some updates as agent.py does them, and the losses of each."""
     torch.manual_seed(0)
     kind, _, overlapped = kind.partition(" ")
@@ -105,25 +106,29 @@ def trained(kind: str, precision: str, updates: int) -> tuple[torch.Tensor, list
     environments = [GymEnvironments(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
     network = Network(KINDS[kind][0], environments[0].spaces, precision).to(memory_format=torch.channels_last)
     learner = A2C(network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
-    collector = Collector(network, environments, SEEDS, T, GAMMA, True, lambda: None, Clock())
-    learn = cuda_graph(lambda: learner.gradient(collector.batch()), CPU)
+    playing = Collector(learner, environments, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    assert playing.passes.name == path and learner.one_pass
+    gradient = cuda_graph(learner.gradient, CPU)
     torch.manual_seed(1)
     losses = []
     for _ in range(updates):
-        collector.collect()
-        losses.append(learn().tolist())
+        batch, _ = playing.collect()
+        losses.append(gradient(batch).tolist())
         learner.step(progress=0.0)
     return learner.flat.data, losses
 
 
+@pytest.mark.parametrize("path", ["cached", "stored"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", [*KINDS, *(f"{kind} overlapped" for kind in KINDS)])
-def test_training_by_graphs_is_training_bit_for_bit(kind, precision, monkeypatch):
+def test_training_by_graphs_is_training_bit_for_bit(kind, precision, path, monkeypatch):
     """Everything that changes between updates must lie where a graph looks for it."""
+    if path == "stored":
+        monkeypatch.setattr(collector, "fits", lambda network, learner: False)
     updates = WARM_UP_CALLS + 4
-    expected, expected_losses = trained(kind, precision, updates)
+    expected, expected_losses = trained(kind, precision, updates, path)
     gpu = Gpu(monkeypatch)
-    found, losses = trained(kind, precision, updates)
+    found, losses = trained(kind, precision, updates, path)
     turns = 2 if kind.endswith("overlapped") else 1
     # The weights' beginning, all passes of a rollout, the gradient.
     assert [graph.replays for graph in gpu.graphs] == [updates - WARM_UP_CALLS] * (1 + turns * (T + 1) + 1)

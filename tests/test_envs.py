@@ -415,7 +415,7 @@ def test_what_is_no_image_is_flattened(observation):
 def test_actions_of_a_box_are_clipped_to_its_bounds():
     environments = GymEnvironments(toy("Box", NUMBERS, BOX), 2)
     environments.reset(np.array([1, 2]))
-    assert environments.spaces == base.Spaces((4,), False, None, (2,))
+    assert environments.spaces == base.Spaces((4,), False, None, (2,), (-1.0, 0.0), (1.0, 3.0))
     assert environments.step(np.float32([[-5, -5], [0.5, 9]])).rewards.tolist() == [-1, 3.5]
 
 

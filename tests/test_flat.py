@@ -102,7 +102,7 @@ def test_flattening_keeps_every_value(name, spaces):
 def test_convolution_weights_are_laid_channels_last():
     network = new_network("nature", PONG)
     Flat(network)
-    for layer in network.torso:
+    for layer in network.encoder:
         if isinstance(layer, nn.Conv2d):
             assert layer.weight.is_contiguous(memory_format=torch.channels_last)
             assert layer.weight.grad.stride() == layer.weight.stride()

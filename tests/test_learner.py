@@ -1,16 +1,17 @@
-"""A2C by definition: its loss, its gradient, clipping, RMSprop, the learning rate's decay and its state."""
+"""A2C by definition: its loss, its gradient, the learning rate's decay and its state."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from batches import made_up
 from gala_mpi.config import A2CSettings
 from gala_mpi.envs.base import Spaces
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.base import Losses
+from gala_mpi.learners.returns import lambda_returns
 from gala_mpi.networks.policy import Network
 from gala_mpi.rollout.batch import Batch
 
@@ -23,18 +24,13 @@ def new_learner(seed: int = 0, lr: float = 1e-2, **settings) -> A2C:
 
 
 def new_batch(network: Network, seed: int) -> Batch:
-    """Random observations, actions, rewards and discounts, with the network's own graph."""
+    """Random observations, actions, rewards and discounts."""
     generator = torch.Generator().manual_seed(seed)
-    log_probs, entropies, values = [], [], []
-    for _ in range(T):
-        distribution, value = network(torch.randn(N, 4, generator=generator))
-        log_probs.append(distribution.log_prob(torch.randint(0, 3, (N,), generator=generator)))
-        entropies.append(distribution.entropy())
-        values.append(value)
-    rewards, next_values = torch.randn(2, T, N, generator=generator)
+    observations = torch.randn(T + 1, N, 4, generator=generator)
+    actions = torch.randint(0, 3, (T, N), generator=generator)
+    rewards = torch.randn(T, N, generator=generator)
     discounts = 0.99 * (torch.rand(T, N, generator=generator) > 0.3)
-    stacked = (torch.stack(rows) for rows in (log_probs, entropies, values))
-    return Batch(*stacked, rewards, discounts, next_values)
+    return made_up(network, observations, actions, rewards, discounts)
 
 
 def train(learner: A2C, seeds: range) -> list[Losses]:
@@ -50,10 +46,12 @@ def exact(*tensors: torch.Tensor) -> list[np.ndarray]:
     return [tensor.detach().double().numpy() for tensor in tensors]
 
 
-def definition(batch: Batch, settings: A2CSettings) -> tuple[float, float, float]:
-    """Policy loss, value loss and entropy, as sums over single numbers."""
-    log_probs, entropies, values = exact(batch.log_probs, batch.entropies, batch.values)
-    rewards, discounts, next_values = exact(batch.rewards, batch.discounts, batch.next_values)
+def definition(batch: Batch, settings: A2CSettings, next_values: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Policy loss, value loss and entropy, as sums over single numbers; `next_values` unless they are the batch's."""
+    distribution, found = batch.evaluate()
+    log_probs, entropies, values = exact(distribution.log_prob(batch.actions), distribution.entropy(), found)
+    rewards, discounts, next_now = exact(batch.rewards, batch.discounts, batch.next_values)
+    next_values = next_now if next_values is None else next_values
     policy = value = entropy = 0.0
     for i in range(N):
         following = next_values[-1, i]
@@ -86,12 +84,14 @@ def advantages_of(batch: Batch) -> np.ndarray:
     return returns - values
 
 
-def loss_of(learner: A2C, advantages: np.ndarray) -> float:
-    """The loss at the parameters of now; the advantages that weigh log-probabilities stay as they were."""
+def loss_of(learner: A2C, then: Batch) -> float:
+    """The loss at the parameters of now; advantages that weigh log-probabilities and values to come stay those of then."""
+    advantages = advantages_of(then)
     with torch.no_grad():
         batch = new_batch(learner.network, 1)
-    _, value, entropy = definition(batch, learner.settings)
-    policy = -float((advantages * exact(batch.log_probs)[0]).mean())
+        _, value, entropy = definition(batch, learner.settings, *exact(then.next_values))
+        log_probs = batch.evaluate()[0].log_prob(batch.actions)
+    policy = -float((advantages * exact(log_probs)[0]).mean())
     return policy + learner.settings.value_coefficient * value - learner.settings.entropy_coefficient * entropy
 
 
@@ -101,12 +101,13 @@ def test_the_gradient_is_the_slope_of_the_loss():
     learner.network.policy.weight.data.mul_(100)  # where all actions are equally probable the entropy has no slope
     batch = new_batch(learner.network, 1)
     learner.gradient(batch)
+    assert batch.values.shape == (T, N)  # of now, as everything else that stays
     for name, parameter in learner.network.named_parameters():
         start, length = parameter.data.clone(), float(parameter.grad.norm())
         losses = []
         for distance in (0.01, -0.01):
             parameter.data.copy_(start + distance * parameter.grad / length)
-            losses.append(loss_of(learner, advantages_of(batch)))
+            losses.append(loss_of(learner, batch))
         parameter.data.copy_(start)
         assert (losses[0] - losses[1]) / 0.02 == pytest.approx(length, rel=0.01), name
 
@@ -119,77 +120,10 @@ def test_every_gradient_starts_anew():
     assert torch.equal(once.flat.grad, twice.flat.grad)
 
 
-def test_what_the_backward_pass_writes_is_not_cleared():
-    """It is left as it was; here nothing writes it, and autograd adds."""
-    clean, dirty = new_learner(), new_learner()
-    clean.gradient(new_batch(clean.network, 2))
-    dirty.flat.grad.fill_(1000)
-    weight = dirty.network.torso[0].weight
-    dirty.gradient(replace(new_batch(dirty.network, 2), written=[weight]))
-    weight.grad -= 1000
-    torch.testing.assert_close(dirty.flat.grad, clean.flat.grad, rtol=1e-3, atol=1e-3)
-
-
 def test_counters():
     learner = new_learner()
     train(learner, range(3))
     assert (learner.updates, learner.steps) == (3, 3 * T * N)
-
-
-def test_a_long_gradient_is_scaled_down_to_the_limit():
-    learner = new_learner(max_grad_norm=0.01)
-    learner.gradient(new_batch(learner.network, 1))
-    before = learner.flat.grad.double().clone()
-    norm = learner.step(progress=0.0)
-    assert norm == pytest.approx(float(before.norm()), rel=1e-5) and norm > 0.01
-    torch.testing.assert_close(learner.flat.grad.double(), before * 0.01 / before.norm(), rtol=1e-5, atol=0)
-
-
-def test_a_short_gradient_stays():
-    learner = new_learner(max_grad_norm=1000.0)
-    learner.gradient(new_batch(learner.network, 1))
-    before = learner.flat.grad.clone()
-    assert learner.step(progress=0.0) == pytest.approx(float(before.norm()), rel=1e-5)
-    assert torch.equal(learner.flat.grad, before)
-
-
-def test_steps_are_those_of_rmsprop():
-    learner = new_learner(lr=0.01, rms_alpha=0.9, rms_eps=1e-3)
-    square_average = np.zeros(len(learner.flat))
-    for seed in range(3):
-        learner.gradient(new_batch(learner.network, seed))
-        before = learner.flat.data.double().numpy().copy()
-        learner.step(progress=0.0)
-        gradient = learner.flat.grad.double().numpy()
-        square_average = 0.9 * square_average + 0.1 * gradient**2
-        expected = before - 0.01 * gradient / (np.sqrt(square_average) + 1e-3)
-        assert learner.step_norm == pytest.approx(np.linalg.norm(expected - before), rel=1e-4)
-        assert np.allclose(learner.flat.data.numpy(), expected, rtol=1e-5, atol=1e-7)
-
-
-def test_a_step_into_other_memory_is_the_step_in_place():
-    one, other = new_learner(max_grad_norm=0.01), new_learner(max_grad_norm=0.01)
-    for seed in range(3):
-        for learner in (one, other):
-            learner.gradient(new_batch(learner.network, seed))
-        room = torch.full((len(other.flat),), torch.nan)
-        assert one.step(progress=0.0) == other.step(progress=0.0, into=room)
-        assert one.step_norm == other.step_norm > 0
-        other.flat.data.copy_(room)
-        assert torch.equal(one.flat.data, other.flat.data)
-
-
-def test_steps_are_those_of_torch():
-    learner = new_learner(max_grad_norm=0.01)
-    vector = learner.flat.data.clone()
-    settings = learner.settings
-    optimizer = torch.optim.RMSprop([vector], learner.lr, settings.rms_alpha, settings.rms_eps, foreach=False)
-    for seed in range(3):
-        learner.gradient(new_batch(learner.network, seed))
-        learner.step(progress=0.0)
-        vector.grad = learner.flat.grad
-        optimizer.step()
-        torch.testing.assert_close(learner.flat.data, vector, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("decay_lr, share", [(True, 0.25), (False, 1.0)])
@@ -244,3 +178,57 @@ def test_two_learners_that_load_one_state_do_not_share_it():
     kept = copy.deepcopy(other.state())
     train(one, range(2, 4))
     assert all(np.array_equal(other.state()[name], kept[name]) for name in kept)
+
+
+# In parts, and other optimisers
+
+
+class Minibatch:
+    """Some rows of a rollout, with what they return."""
+
+    def __init__(self, batch: Batch, rows: torch.Tensor, returns: torch.Tensor):
+        self.batch, self.rows = batch, rows
+        self.returns, self.actions = returns.flatten()[rows], batch.actions.flatten()[rows]
+        self.backward = batch.backward
+
+
+class InParts(A2C):
+    """Two epochs of two halves each."""
+
+    def parts(self, batch: Batch) -> list[Minibatch]:
+        returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, 1.0)
+        halves = torch.arange(T * N).chunk(2)
+        return [Minibatch(batch, rows, returns) for _ in range(2) for rows in halves]
+
+    def loss(self, part: Minibatch) -> tuple[torch.Tensor, Losses]:
+        distribution, values = part.batch.evaluate(part.rows)
+        advantages = part.returns - values
+        policy = -(advantages.detach() * distribution.log_prob(part.actions)).mean()
+        value = advantages.pow(2).mean()
+        return policy + value, Losses(policy, value)
+
+
+def test_a_learner_may_take_a_rollout_in_parts_whose_gradients_add_up():
+    """Of two halves the mean is that of the whole, as long as no step is taken; terms that it lacks are not a number."""
+    learner = InParts(new_learner().network, A2CSettings(), 1e-2)
+    batch = new_batch(learner.network, 1)
+    parts = learner.parts(batch)
+    gradients, terms = [], []
+    for part in parts:
+        terms.append(learner.gradient(part))
+        gradients.append(learner.flat.grad.clone())
+    whole = new_learner(value_coefficient=1.0, entropy_coefficient=0.0)
+    expected = whole.gradient(new_batch(whole.network, 1))
+    torch.testing.assert_close(sum(gradients) / 4, whole.flat.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close((sum(terms) / 4)[:2], expected[:2])
+    assert all(torch.isnan(each[2]) for each in terms)
+    assert whole.one_pass and not learner.one_pass
+
+
+@pytest.mark.parametrize("optimiser", ["rmsprop", "adam"])
+def test_a_learner_with_either_optimiser_goes_on_from_its_state(optimiser):
+    one, other = new_learner(0, optimiser=optimiser), new_learner(1, optimiser=optimiser)
+    train(one, range(3))
+    other.load(one.state())
+    assert train(one, range(3, 6)) == train(other, range(3, 6))
+    assert torch.equal(one.flat.data, other.flat.data)

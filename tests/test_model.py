@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gala_mpi.envs.base import Spaces
+from gala_mpi.networks import SMALLEST_IMAGE
 from gala_mpi.networks.distributions import Discrete
-from gala_mpi.networks.encoders import SMALLEST_IMAGE
 from gala_mpi.networks.policy import Network, fastest_precision
 
 PONG, CARTPOLE = Spaces((4, 84, 84), True, 6), Spaces((4,), False, 2)
@@ -159,7 +159,7 @@ def test_gaussian_log_probabilities_and_entropies_are_the_formula(spaces):
 def test_categorical_log_probabilities_and_entropies_are_the_formula():
     network = new_network("mlp", CARTPOLE)
     distribution, _ = network(some_observations(CARTPOLE))
-    probs = network.policy(network.torso(some_observations(CARTPOLE))).softmax(-1).detach().double()
+    probs = network.policy(network.encoder(some_observations(CARTPOLE))).softmax(-1).detach().double()
     actions = torch.tensor([0, 1, 1])
     log_probs, entropies = distribution.log_prob(actions).double(), distribution.entropy().double()
     torch.testing.assert_close(log_probs, probs.log()[range(3), actions], rtol=1e-5, atol=0)

@@ -110,10 +110,10 @@ class Rollout:
         self.network = Network(KINDS[kind][0], self.environments[0].spaces).to(memory_format=torch.channels_last)
         self.network.policy.weight.data.mul_(30)  # so that probabilities differ
         self.learner = A2C(self.network, A2CSettings(discount=GAMMA, entropy_coefficient=0.3), lr=1e-3)
-        collector = Collector(self.network, self.environments, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
+        collector = Collector(self.learner, self.environments, SEEDS, T, GAMMA, clip_rewards, self._poke, Clock())
         self.steps_of_a_rollout = collector.steps
-        first, second = collector.collect(), collector.collect()
-        self.batch = collector.batch()
+        (_, first), (self.batch, second) = collector.collect(), collector.collect()
+        self.evaluated, self.values = self.batch.evaluate()
         self.episodes, self.all_episodes = second, first + second
         shown, actions, steps = (
             zip(*(getattr(each, name) for each in self.environments)) for name in ("shown", "actions", "steps")
@@ -149,12 +149,14 @@ kinds = pytest.mark.parametrize("kind", [*KINDS, *(f"{kind} overlapped" for kind
 @kinds
 def test_shapes_and_counts(kind):
     batch = rollout(kind).batch
-    names = ("log_probs", "entropies", "values", "rewards", "discounts", "next_values")
+    names = ("log_probs", "values", "rewards", "discounts", "next_values")
     for tensor in (getattr(batch, name) for name in names):
-        assert tensor.shape == (T, N) and tensor.dtype == torch.float32
+        assert tensor.shape == (T, N) and tensor.dtype == torch.float32 and not tensor.requires_grad
+    assert batch.actions.shape[:2] == batch.observations.shape[:2] == batch.resets.shape == (T, N)
     assert rollout(kind).steps_of_a_rollout == T * N
     assert rollout(kind).progresses == 2 * (T + 1)
-    assert [getattr(batch, name).requires_grad for name in names] == [True] * 3 + [False] * 3
+    evaluated = rollout(kind).evaluated.entropy(), rollout(kind).values
+    assert all(tensor.requires_grad and tensor.shape == (T, N) for tensor in evaluated)
 
 
 @kinds
@@ -208,9 +210,26 @@ def test_next_values_are_those_of_the_next_observations(kind):
 @kinds
 def test_log_probabilities_entropies_and_values_are_those_of_what_was_shown(kind):
     played = rollout(kind)
-    found = played.batch.log_probs, played.batch.entropies, played.batch.values
-    for mine, expected in zip(found, played.passes(played.network), strict=True):
+    batch, evaluated = played.batch, played.evaluated
+    found = evaluated.log_prob(batch.actions), evaluated.entropy(), played.values
+    while_played = batch.log_probs, batch.behaviour.entropy(), batch.values
+    for mine, before, expected in zip(found, while_played, played.passes(played.network), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(before, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@kinds
+def test_observations_and_actions_are_what_passed(kind):
+    played = rollout(kind)
+    assert np.array_equal(played.batch.observations.numpy(), np.stack(played.shown[:-1]))
+    assert np.array_equal(played.batch.actions.numpy(), np.stack(played.actions))
+
+
+@kinds
+def test_resets_say_where_a_return_begins(kind):
+    played = rollout(kind)
+    over = np.stack([step.terminated | step.truncated for step in played.all_steps[T - 1 : -1]])
+    assert np.array_equal(played.batch.resets.numpy(), over) and over.any()
 
 
 def test_the_second_batch_goes_on_where_the_first_ended():
@@ -249,7 +268,7 @@ def ordinary_gradient(played: Rollout, settings: A2CSettings) -> list[torch.Tens
 
 
 @kinds
-def test_the_gradient_through_the_kept_graph_is_that_of_a_second_forward_pass(kind):
+def test_the_gradient_through_the_cached_passes_is_that_of_a_second_forward_pass(kind):
     played = Rollout(kind)
     expected = ordinary_gradient(played, played.learner.settings)
     played.learner.gradient(played.batch)
@@ -272,8 +291,7 @@ def test_overlapped_pong_is_what_the_same_actions_bring_when_all_play_together()
     torch.manual_seed(0)
     halves = [Recorded(AtariEnvironments("pong", 2, threads=2), []) for _ in range(2)]
     network = Network("gala", halves[0].spaces).to(memory_format=torch.channels_last)
-    A2C(network, A2CSettings(), lr=1e-3)
-    collector = Collector(network, halves, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    collector = Collector(A2C(network, A2CSettings(), lr=1e-3), halves, SEEDS, T, GAMMA, True, lambda: None, Clock())
     for _ in range(3):
         collector.collect()
     collector.close()
@@ -297,15 +315,17 @@ def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, 
     environments = [GymEnvironments(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
     network = Network(KINDS[kind][0], environments[0].spaces).to("meta", memory_format=torch.channels_last)
     learner = A2C(network, A2CSettings(), lr=1e-3)
-    collector = Collector(network, environments, SEEDS, T, GAMMA, True, lambda: None, Clock())
+    collector = Collector(learner, environments, SEEDS, T, GAMMA, True, lambda: None, Clock())
     for update in range(2):
-        collector.collect()
-        learner.gradient(collector.batch())
+        batch, _ = collector.collect()
+        learner.gradient(batch)
         learner.count(collector.steps)
         with on_host(learner.flat.grad) as gradient:
             assert gradient.shape == (len(learner.flat),)
         learner.step(update / 2)
     assert learner.steps == 2 * T * N
-    assert {vector.device.type for vector in (learner.flat.data, learner.flat.grad, learner.square_average)} == {"meta"}
+    assert {vector.device.type for vector in (learner.flat.data, learner.flat.grad, learner.optimiser.square_average)} == {
+        "meta"
+    }
     with pytest.raises(RuntimeError, match="device"):
         learner.flat.data + torch.ones(len(learner.flat))

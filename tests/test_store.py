@@ -301,7 +301,7 @@ class Writer:
             counters = Counters(mixes, staleness=update % 5, torn=2, progress_gap=0.5)
             sketches = [np.full(SIZE, float(update + i)) for i in range(2)] if update % SKETCH_UPDATES == 0 else []
             seconds = {section: i + update for i, section in enumerate(SECTIONS)}
-            done = Update(Losses(0.1 * update, 2.0, 3.0), 4.0, episodes, sketches)
+            done = Update(Losses(0.1 * update, 2.0, 3.0), 4.0, 0.0, episodes, sketches)
             self.metrics.record(self.learner, done, counters, seconds)
 
 

@@ -52,13 +52,15 @@ def measure(world: World, bench: TrainBench, settings: Config) -> dict[str, Any]
     Collective.
     """
     rounds = [{alone: turn(world, settings, alone, bench.updates) for alone in (True, False)} for _ in range(bench.rounds)]
+    (passes,) = {turn.pop("passes") for round in rounds for turn in round.values()}
     one, every = (median([round[alone] for round in rounds]) for alone in (True, False))
     ratio = every["steps_per_second"] / one["steps_per_second"]
-    return {"one_rank": one, "all_ranks": every, "ratio": ratio}
+    return {"one_rank": one, "all_ranks": every, "ratio": ratio, "passes": passes}
 
 
-def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str, float]:
-    """Train on rank 0 alone or on all ranks. Return rates as sums over the ranks, seconds per update as means. Collective."""
+def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str, Any]:
+    """Train on rank 0 alone or on all ranks. Return rates as sums over the ranks, seconds per update as means, and how the
+    forward passes of a rollout are differentiated (`rollout.batch.Passes`). Collective."""
     comm = world.part(1 if alone else world.size)
     own = None
     if comm is not None:
@@ -82,14 +84,16 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
         steps = settings.num_envs * settings.rollout_length
         rates = {"steps_per_second": updates * steps / elapsed, "environments": environments, "flops_per_second": products}
         own = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
+        own |= {"passes": agent.collector.passes.name}
         agent.close()
         comm.Free()
     world.wait()
     every = [one for one in world.comm.allgather(own) if one]
+    (passes,) = {one.pop("passes") for one in every}
     together = {name: statistics.mean(one[name] for one in every) for name in every[0]}
     together |= {name: sum(one[name] for one in every) for name in ("steps_per_second", "environments", "flops_per_second")}
     limit = 1 / (1 / together["environments"] + together["flops_per_step"] / together["flops_per_second"])
-    return together | {"limit": limit, "reached": together["steps_per_second"] / limit}
+    return together | {"limit": limit, "reached": together["steps_per_second"] / limit, "passes": passes}
 
 
 def environments_alone(settings: Config, threads: int, updates: int) -> float:
@@ -130,7 +134,8 @@ def show(figures: dict[str, Any], bench: TrainBench, settings: Config) -> None:
     turns = {"one rank": figures["one_rank"], f"{ranks} ranks": figures["all_ranks"]}
     display.say(
         f"{settings.env}, {settings.exchange}, network {settings.network} in {settings.precision}, "
-        f"{settings.num_envs} environments a rank; medians of {bench.rounds} turns of {bench.updates} updates"
+        f"{settings.num_envs} environments a rank, {figures['passes']} forward passes; "
+        f"medians of {bench.rounds} turns of {bench.updates} updates"
     )
     speeds = Table("", *turns)
     for name, text in (

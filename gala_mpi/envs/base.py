@@ -21,6 +21,8 @@ class Spaces:
     image: bool  # uint8 pixels; otherwise float32 numbers
     actions: int | None  # how many discrete actions; None: a box of `action_shape`
     action_shape: tuple[int, ...] = ()
+    low: tuple[float, ...] | None = None  # the bounds of a box, flattened; actions beyond them are clipped
+    high: tuple[float, ...] | None = None
 
     @property
     def discrete(self) -> bool:

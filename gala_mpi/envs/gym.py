@@ -44,8 +44,9 @@ class GymEnvironments(Environments):
             self.spaces = Spaces(shape, image, int(action.n))
             self._first_action = int(action.start)
         elif isinstance(action, Box):
-            self.spaces = Spaces(shape, image, None, action.shape)
             self._low, self._high = action.low, action.high
+            bounds = (tuple(bound.ravel().tolist()) for bound in (action.low, action.high))
+            self.spaces = Spaces(shape, image, None, action.shape, *bounds)
         else:
             raise SettingError(f"--env {name}: actions are {action}; Discrete or Box is expected")
 

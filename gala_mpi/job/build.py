@@ -17,7 +17,7 @@ from gala_mpi.exchange import EXCHANGES
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.exchange.independent import Independent
 from gala_mpi.exchange.recorded import Recorded
-from gala_mpi.learners.a2c import A2C
+from gala_mpi.learners import LEARNERS
 from gala_mpi.mpi.world import rendezvous
 from gala_mpi.networks.policy import Network
 from gala_mpi.record.sketch import Sketcher
@@ -49,16 +49,17 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
     network = Network(config.network, environments[0].spaces, config.precision).to(where, memory_format=torch.channels_last)
     streams = partial(_streams, config, comm.rank)
-    learner = A2C(network, config.a2c, config.learning_rate(comm.size))
+    settings = config.learner_settings
+    learner = LEARNERS[config.learner].load()(network, settings, config.learning_rate(comm.size))
     rendezvous(comm)
     shared = build_exchange(config, comm, len(learner.flat))
-    clip_rewards = config.a2c.clip_rewards
+    clip_rewards = settings.clip_rewards
     collector = Collector(
-        network,
+        learner,
         environments,
         seeds=streams(0),
         length=config.rollout_length,
-        discount=config.a2c.discount,
+        discount=settings.discount,
         clip_rewards=registry.resolve(config.env)[0] == "atari" if clip_rewards is None else clip_rewards,
         progress=shared.progress,
         clock=clock,
@@ -66,8 +67,9 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     slow, seconds = config.slowness()
     sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
     rendezvous(comm)
-    learn = device.cuda_graph(lambda: learner.gradient(collector.batch()), where)
-    return Agent(collector, learn, learner, shared, clock, sketch, config, comm.size, streams, delay)
+    # Parts of a rollout may lie elsewhere each time, which a recording cannot follow.
+    gradient = device.cuda_graph(learner.gradient, where) if learner.one_pass else learner.gradient
+    return Agent(collector, learner, gradient, shared, clock, sketch, config, comm.size, streams, delay)
 
 
 def _streams(config: Config, rank: int, update: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import elastic, preflight, reproduce, resume
 from gala_mpi.job.resume import Origin
 from gala_mpi.mpi.world import World
-from gala_mpi.networks import encoders, policy
+from gala_mpi.networks import NETWORKS, policy
 from gala_mpi.record import provenance
 from gala_mpi.run import layout, reader, writer
 from gala_mpi.topology import Topology
@@ -113,14 +113,15 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     """The settings with everything filled in, and how many parameters the network has. Whether they fit is not asked."""
     spaces = _spaces(wanted)
     network = wanted.network or ("gala" if spaces.image else "mlp")
-    if network == "mlp" and spaces.image:
-        raise SettingError(f"--network mlp: {wanted.env} shows images; gala or nature is expected")
-    if network != "mlp" and not spaces.image:
-        raise SettingError(f"--network {network}: {wanted.env} shows no images; mlp is expected")
-    if spaces.image and min(spaces.observation_shape[1:]) < encoders.SMALLEST_IMAGE:
+    member = NETWORKS[network]
+    if member.images not in (None, spaces.image):
+        shown = "images" if spaces.image else "no images"
+        others = " or ".join(name for name, other in NETWORKS.items() if other.images in (None, spaces.image))
+        raise SettingError(f"--network {network}: {wanted.env} shows {shown}; {others} is expected")
+    if spaces.image and min(spaces.observation_shape[1:]) < member.smallest:
         height, width = spaces.observation_shape[1:]
         raise SettingError(
-            f"--env {wanted.env}: images of {height}×{width} pixels; {encoders.SMALLEST_IMAGE} or more a side are expected"
+            f"--env {wanted.env}: images of {height}×{width} pixels; {member.smallest} or more a side are expected"
         )
     wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology, world.hosts))
     _graph(wanted, world.size)
@@ -140,7 +141,14 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     _, game = registry.resolve(wanted.env)  # one name for one game, however it was typed
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
-    length = sum(parameter.numel() for parameter in policy.Network(network, spaces).parameters())
+    built = policy.Network(network, spaces)
+    unshared = sorted(set(built.state_dict()) - {name for name, _ in built.named_parameters(remove_duplicate=False)})
+    if unshared:
+        raise SettingError(
+            f"--network {network}: it keeps {', '.join(unshared)}, which agents neither share nor save; "
+            "parameters alone are expected"
+        )
+    length = sum(parameter.numel() for parameter in built.parameters())
     settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
     return dataclasses.replace(wanted, **settled), length
 
@@ -208,6 +216,13 @@ def _resume(settings: Config, world: World) -> Origin:
         raise SettingError(f"--env {settings.env}: the run in {run} plays {before.env}, and goes on with it")
     if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
         raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
+    if settings.learner != before.learner:
+        raise SettingError(f"--learner {settings.learner}: the run in {run} has {before.learner}, and goes on with it")
+    optimiser, saved = settings.learner_settings.optimiser, before.learner_settings.optimiser
+    if optimiser != saved:  # whose state means something else
+        raise SettingError(
+            f"--{settings.learner_field}.optimiser {optimiser}: the checkpoints in {run} are of {saved}; {saved} is expected"
+        )
     if settings.in_step and not before.in_step:
         raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
     resume.replace_lost(run)

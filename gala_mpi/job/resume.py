@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
-from gala_mpi.learners.a2c import A2C
+from gala_mpi.learners.base import Learner
 from gala_mpi.run import checkpoints, layout
 from gala_mpi.run.checkpoints import State
 
@@ -35,22 +36,27 @@ class Origin:
     shares: np.ndarray = field(default_factory=lambda: np.eye(1))
 
 
-def take(learner: A2C, network: str, agents: int, hours: float, score: float) -> State:
-    """This rank's state now."""
-    return State(network, agents, hours, score, learner.state())
+def take(learner: Learner, config: Config, agents: int, hours: float, score: float) -> State:
+    """Return this rank's state now."""
+    network = learner.network
+    policy = {"env": config.env, **network.description(), "parameters": learner.flat.table}
+    return State(network.name, agents, hours, score, learner.state(), policy)
 
 
-def restore(run: Path, origin: Origin, rank: int, learner: A2C) -> float:
-    """Put the saved state back; the hours that the run had trained.
+def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
+    """Put the saved state back; return the hours that the run had trained.
 
     When the number of agents has changed, vectors are averaged by `origin.shares`, all go on from the same update, later than
-    any that was done, and the run's steps are dealt anew, so that they still add up.
+    any that was done, and the run's steps are dealt anew, so that they still add up. Of other counters (Adam's) the largest
+    counts.
     """
     parts = [(share, checkpoints.load(run, origin.number, agent)) for agent, share in enumerate(origin.shares[rank]) if share]
     saved = parts[0][1].learner
     for name in [name for name, value in saved.items() if np.ndim(value)]:
         mean = sum(share * part.learner[name].astype(np.float64) for share, part in parts)
         saved[name] = mean.astype(saved[name].dtype)
+    for name in [name for name, value in saved.items() if not np.ndim(value)]:
+        saved[name] = max(part.learner[name] for _, part in parts)
     ranks = len(origin.shares)
     if ranks != origin.agents:
         saved["updates"] = np.int64(origin.updates)

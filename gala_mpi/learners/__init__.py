@@ -1,4 +1,8 @@
-"""Learning algorithms: a learner turns a rollout into losses. A new one is one file (see `base.Learner`) and one line here."""
+"""Learning algorithms: a learner turns a rollout into a loss.
+
+A new one is one file (a subclass of `base.Learner`) and one line here. Settings of its own are a dataclass in `settings.py`
+and a field of Config of the learner's name; a learner without them is told what A2C is told.
+"""
 
 from __future__ import annotations
 

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 
 
 @dataclass(frozen=True)
-class A2CSettings:
-    """The advantage actor-critic learner."""
+class LearnerSettings:
+    """What every learner is told."""
 
     discount: float = 0.99
     """γ, the weight of the next step's reward."""
-    gae_lambda: float = 1.0
-    """λ of the returns: 1 = n-step returns, less = lambda returns (GAE)."""
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus in the loss."""
-    value_coefficient: float = 0.5
-    """Weight of the squared value error in the loss."""
+    clip_rewards: Optional[bool] = None
+    """Learn from the sign of rewards; scores are never clipped. None: yes for Atari, no elsewhere."""
     max_grad_norm: float = 0.5
     """Gradients longer than this are scaled down to it."""
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    """How the gradient becomes a step: rmsprop, or adam (Kingma & Ba 2015). A run keeps its own when it is resumed."""
     rms_alpha: float = 0.99
     """Decay of RMSprop's running mean of squared gradients."""
     rms_eps: float = 1e-5
     """RMSprop's ε, added to the root."""
     decay_lr: bool = False
     """Let the learning rate fall linearly to 0 over the run's global steps."""
-    clip_rewards: Optional[bool] = None
-    """Learn from the sign of rewards; scores are never clipped. None: yes for Atari, no elsewhere."""
+
+
+@dataclass(frozen=True)
+class A2CSettings(LearnerSettings):
+    """The advantage actor-critic learner."""
+
+    gae_lambda: float = 1.0
+    """λ of the returns: 1 = n-step returns, less = lambda returns (GAE)."""
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus in the loss."""
+    value_coefficient: float = 0.5
+    """Weight of the squared value error in the loss."""

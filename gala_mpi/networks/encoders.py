@@ -1,4 +1,8 @@
-"""Encoders: observations → features. Weights are orthogonal (gain √2), biases zero."""
+"""Encoders: functions from an environment's spaces to a module that turns observations into features.
+
+An encoder takes float32 [N, *observation_shape] (pixels scaled to [0, 1]; under bf16 in bfloat16) and returns [N, F].
+Weights are orthogonal (gain √2), biases zero.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,9 @@ from torch import nn
 
 from gala_mpi.envs.base import Spaces
 
-SMALLEST_IMAGE = 36  # pixels a side that leave something for the third convolution
-
 
 class Flatten(nn.Module):
-    """Images to rows as they lie in memory, channels last; nn.Flatten would reorder them."""
+    """Flatten images in the order in which they lie in memory, channels last; nn.Flatten would reorder them."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] → [N, H · W · C]."""
@@ -21,17 +23,17 @@ class Flatten(nn.Module):
 
 
 def gala(spaces: Spaces) -> nn.Sequential:
-    """The network of the GALA authors' code, whose third convolution has 32 channels."""
+    """Build the network of the GALA authors' code, whose third convolution has 32 channels."""
     return convolutions((32, 64, 32), spaces)
 
 
 def nature(spaces: Spaces) -> nn.Sequential:
-    """The network of Mnih et al. 2015."""
+    """Build the network of Mnih et al. 2015."""
     return convolutions((32, 64, 64), spaces)
 
 
 def convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequential:
-    """Three convolutions with these channels, and a layer of 512 units, each followed by a ReLU."""
+    """Build three convolutions with these channels, and a layer of 512 units, each followed by a ReLU."""
     planes, height, width = spaces.observation_shape
     layers: list[nn.Module] = []
     for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1)):
@@ -41,18 +43,13 @@ def convolutions(channels: tuple[int, int, int], spaces: Spaces) -> nn.Sequentia
 
 
 def mlp(spaces: Spaces) -> nn.Sequential:
-    """Two layers of 64 tanh units, for observations that are vectors."""
+    """Build two layers of 64 tanh units, for observations that are vectors."""
     inputs = math.prod(spaces.observation_shape)
     return nn.Sequential(orthogonal(nn.Linear(inputs, 64)), nn.Tanh(), orthogonal(nn.Linear(64, 64)), nn.Tanh())
 
 
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
+    """Initialise a layer in place: an orthogonal weight (Saxe et al. 2014) times `gain`, a bias of zeros."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def pairs(torso: nn.Sequential) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
-    """(layer, activation function) in order; a Flatten between them only reshapes and is left out."""
-    layers = [layer for layer in torso if not isinstance(layer, Flatten)]
-    return list(zip(layers[::2], layers[1::2]))

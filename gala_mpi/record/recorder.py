@@ -41,21 +41,22 @@ class Learner(Protocol):
 
     updates: int
     steps: int
-    step_norm: float
 
 
 class Update(NamedTuple):
-    """The result of an update.
+    """The result of an update. Losses and norms are means where a learner takes several steps.
 
     Attributes:
         losses: of the batch.
         grad_norm: norm of the gradient, before clipping.
+        step_norm: length of the optimiser's step, learning rate included.
         episodes: those that ended.
         sketches: empty at most updates; else two: of this agent's own gradient, and of the parameters after the exchange.
     """
 
     losses: Losses
     grad_norm: float
+    step_norm: float
     episodes: list[Episode]
     sketches: list[np.ndarray]
 
@@ -115,7 +116,7 @@ class Recorder:
         update, steps, hours = learner.updates, learner.steps, self.hours
         lags = [update - mix.version for mix in counters.mixes]
         lag = sum(lags) / len(lags) if lags else np.nan
-        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, learner.step_norm]
+        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
         row += [counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]

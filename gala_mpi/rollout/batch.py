@@ -1,22 +1,139 @@
-"""A rollout, as a learner sees it."""
+"""A rollout, as a learner sees it.
+
+How the policy and values of its steps are differentiated is not the learner's concern: forward passes that were cached while
+the rollout was played (`cached.py`), or passes that are computed again (`stored.py`), behind the same calls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+
+from gala_mpi.networks.distributions import Policy
+from gala_mpi.networks.policy import Network
+
+
+class Player(Protocol):
+    """A learner, as rollouts see it: whose network plays, and whether each rollout is differentiated once, whole."""
+
+    network: Network
+
+    @property
+    def one_pass(self) -> bool: ...
+
+
+class Passes(Protocol):
+    """The forward passes of a rollout, step by step, turn by turn; each over other rows, [N / turns] of them.
+
+    Attributes:
+        name: which kind, in one word.
+    """
+
+    name: str
+
+    def load_parameters(self) -> None:
+        """Begin a new rollout with the network's parameters as they are now."""
+
+    def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
+        """Do pass `number` (from 0 on) over [N / turns, ...]: a distribution over actions and values, without gradient."""
+
+    def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
+        """Return what the network says of all steps, [T, N], or of `rows` of T · N, [M], with gradient."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Put the gradient of `loss` (a function of what `evaluate` returned) in place of the parameters' `grad`."""
+
+    def observations(self) -> torch.Tensor:
+        """Return what the network saw at all steps, [T, N, ...]."""
+
+
+class Acted(NamedTuple):
+    """What one pass brought: the policy, values [N / turns], and the actions that were drawn; None: it bootstraps."""
+
+    policy: Policy
+    values: torch.Tensor
+    actions: torch.Tensor | None
 
 
 @dataclass
 class Batch:
-    """A rollout. Tensors are [T, N] float32."""
+    """T steps of N environments. Tensors are [T, N] float32 where nothing else is said.
 
-    log_probs: torch.Tensor  # log π(a_t | s_t), with gradient
-    entropies: torch.Tensor  # H(π(· | s_t)), with gradient
-    values: torch.Tensor  # V(s_t), with gradient
-    rewards: torch.Tensor  # r_t as the learner sees them; γ V(cut-off observation) added where an episode was truncated
-    discounts: torch.Tensor  # γ, or 0 where the return ends
-    next_values: torch.Tensor  # V(s_{t+1}), without gradient
-    written: Sequence[nn.Parameter] = ()  # whose gradient the backward pass writes, whatever was there
+    What not every learner needs is computed when it is first asked for.
+
+    Attributes:
+        passes: of this rollout.
+        rewards: r_t as the learner sees them; γ V(cut-off observation) is added where an episode was truncated.
+        discounts: γ, or 0 where the return ends.
+        resets: bool; whether a return begins at this step: the first one of an episode or a life.
+        acted: what the passes brought, in their order.
+        state: recurrent state before the first step; None: the network has none.
+    """
+
+    passes: Passes
+    rewards: torch.Tensor
+    discounts: torch.Tensor
+    resets: torch.Tensor
+    acted: Sequence[Acted] = field(repr=False)
+    state: torch.Tensor | None = None
+
+    @cached_property
+    def actions(self) -> torch.Tensor:
+        """a_t, int64 [T, N] or float32 [T, N, *action_shape]."""
+        return self._grid([each.actions for each in self._playing])
+
+    @cached_property
+    def behaviour(self) -> Policy:
+        """The distributions from which the actions were drawn, [T, N], without gradient."""
+        policies = [each.policy for each in self._playing]
+        return policies[0].joined(policies, self.rewards.shape)
+
+    @cached_property
+    def log_probs(self) -> torch.Tensor:
+        """log π(a_t | s_t) by the policy that chose a_t, without gradient."""
+        return self.behaviour.log_prob(self.actions)
+
+    @cached_property
+    def values(self) -> torch.Tensor:
+        """V(s_t) by the network that played, without gradient."""
+        return self._grid([each.values for each in self._playing])
+
+    @cached_property
+    def next_values(self) -> torch.Tensor:
+        """V(s_{t+1}) by the network that played, without gradient; the last row bootstraps."""
+        return self._grid([each.values for each in self.acted[len(self.acted) - len(self._playing) :]])
+
+    @cached_property
+    def observations(self) -> torch.Tensor:
+        """s_t, [T, N, ...]: uint8 for images, else float32 as the network saw them (under bf16 rounded to bfloat16)."""
+        return self.passes.observations()
+
+    def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
+        """Return what the network says of the steps now, with gradient: a distribution over actions and values.
+
+        Args:
+            rows: int64 [M], some of the T · N steps, for learners that take a rollout in parts; None: all, [T, N].
+        """
+        if rows is not None:
+            return self.passes.evaluate(rows)
+        if self._evaluated is None:
+            self._evaluated = self.passes.evaluate()
+        return self._evaluated
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Put the gradient of `loss` (a function of what `evaluate` returned) in place of the parameters' `grad`."""
+        self.passes.backward(loss)
+        self._evaluated = None
+
+    def __post_init__(self):
+        self._evaluated: tuple[Policy, torch.Tensor] | None = None
+        self._playing = [each for each in self.acted if each.actions is not None]  # the others bootstrap
+
+    def _grid(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Join what the passes brought: [T, N, ...]."""
+        joined = torch.cat(parts)
+        return joined.view(*self.rewards.shape, *joined.shape[1:])

@@ -1,36 +1,75 @@
-"""A rollout's forward passes, kept for its backward pass.
+"""The fast path: the forward passes of a rollout, cached for its backward pass.
 
 Parameters do not change within a rollout, so the passes that chose the actions are the ones that A2C differentiates: there
-is no second forward pass. Observations (converted) and activations of all passes lie in buffers made once. The backward
-pass goes over them in parts that fit a core's cache, writes over what it has read, and puts the parameters' gradients where
-they lie: large blocks that are allocated anew have no pages yet, and getting those took a tenth of an update.
+is no second forward pass. It is for learners that differentiate a rollout once, and for encoders of known layers (`fits`).
+Observations (converted) and activations of all passes lie in buffers made once. The backward pass goes over them in parts
+that fit a core's cache, writes over what it has read, and puts the parameters' gradients where they lie: large blocks that
+are allocated anew have no pages yet, and getting those took a tenth of an update.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from gala_mpi.networks.encoders import pairs
+from gala_mpi.networks.distributions import Policy
+from gala_mpi.networks.encoders import Flatten
 from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.batch import Player
 from gala_mpi.rollout.kernels import Convolution, Linear, copy_planes, copy_words, images, rows_of
 
 PART_BYTES = 1 << 21  # of the largest activations that the backward pass works on at a time: about what a core's cache holds
 
 
+def fits(network: Network, learner: Player) -> bool:
+    """Say whether a network's passes can be cached for a learner.
+
+    They can if the learner differentiates each rollout once, and the encoder is a plain chain: convolutions without padding
+    (images have one at least), then linear layers, one at least, each followed by a ReLU or a Tanh.
+    """
+    if not learner.one_pass or type(network) is not Network or type(network.encoder) is not nn.Sequential:
+        return False
+    modules = list(network.encoder)
+    kinds = "".join(_LETTERS.get(type(module), "?") for module in modules)
+    chain = r"(Ca)+F(La)+" if network.spaces.image else r"(La)+"
+    layers = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return (
+        re.fullmatch(chain, kinds) is not None
+        and len(set(map(id, layers))) == len(layers)
+        and all(layer.bias is not None for layer in layers)
+        and all(_is_plain(layer) for layer in layers if isinstance(layer, nn.Conv2d))
+        and all(parameter.requires_grad for parameter in network.parameters())
+    )
+
+
+_LETTERS = {nn.Conv2d: "C", nn.Linear: "L", Flatten: "F", nn.ReLU: "a", nn.Tanh: "a"}
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    return (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1)
+
+
+def pairs(encoder: nn.Sequential) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
+    """Return (layer, activation function) in order; a Flatten between them only reshapes and is left out."""
+    layers = [layer for layer in encoder if not isinstance(layer, Flatten)]
+    return list(zip(layers[::2], layers[1::2]))
+
+
 class Cached:
-    """The observations and activations of the forward passes of T + 1 steps (the last one bootstraps) through a torso.
+    """The observations and activations of the forward passes of T + 1 steps (the last one bootstraps). See `Passes`.
 
     Args:
-        network: its torso is convolutions, then linear layers, each followed by a ReLU or a Tanh. Its parameters must have
-            a `grad` (see `flat.py`) when a gradient comes.
+        network: one that `fits`. Its parameters must have a `grad` (see `flat.py`) when a gradient comes.
         steps: T.
         observations: what one pass sees, [N, ...]; only its shape, dtype and device are used.
         turns: how many passes make a step, each over N other rows.
         between: called between the layers of a backward pass, which is the longest time without anything else.
     """
+
+    name = "cached"
 
     def __init__(
         self,
@@ -40,14 +79,15 @@ class Cached:
         turns: int = 1,
         between: Callable[[], None] = lambda: None,
     ):
-        self._dtype, self._between = network.dtype, between
+        self._network, self._dtype, self._between = network, network.dtype, between
+        self._grid = steps, turns * len(observations)
         self._batch, self._rows, passes = len(observations), steps * turns * len(observations), (steps + 1) * turns
         # Observations go in as they are, the first layer's weights are scaled instead: pixels are exact in bfloat16.
         seen, scale = observations, network.scale
         self._layers: list[Convolution | Linear] = []
         self._functions: list[nn.Module] = []
         self._activations: list[torch.Tensor] = []
-        for layer, function in pairs(network.torso):
+        for layer, function in pairs(network.encoder):
             convolves = isinstance(layer, nn.Conv2d)
             self._layers.append(Convolution(layer, self._dtype, scale, seen) if convolves else Linear(layer, self._dtype))
             self._functions.append(function)
@@ -69,35 +109,55 @@ class Cached:
         # The same memory, as the layers take it.
         self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]
 
-    @property
-    def written(self) -> list[nn.Parameter]:
-        """Parameters whose gradient a backward pass writes; it adds to the others'."""
-        return [layer.layer.weight for layer in self._layers if isinstance(layer, Linear)]
+        # A backward pass writes the gradients of linear layers' weights, and adds to all others.
+        written = {id(layer.layer.weight) for layer in self._layers if isinstance(layer, Linear)}
+        self._added = [parameter for parameter in network.parameters() if id(parameter) not in written]
 
     @torch.no_grad()
     def load_parameters(self) -> None:
-        """A new rollout: take the parameters as they are now."""
+        """Begin a new rollout with the parameters as they are now."""
         for layer in self._layers:
             layer.load_parameters()
 
     @torch.no_grad()
-    def forward(self, number: int, observations: torch.Tensor) -> torch.Tensor:
-        """Pass `number` (step by step, turn by turn, from 0 on) over what is seen now, [N, ...]: features [N, F]."""
+    def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
+        """Do pass `number` (step by step, turn by turn, from 0 on) over [N, ...]: a distribution over actions and values."""
         rows = slice(number * self._batch, (number + 1) * self._batch)
         self._keep(observations, self._observations[rows])
         for depth, (layer, function) in enumerate(zip(self._layers, self._functions)):
             y, out = layer.forward(self._inputs[depth][rows]), self._activations[depth][rows]
             torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
-        return out
+        return self._network.heads(out.float())
 
-    def features(self) -> torch.Tensor:
-        """The features of steps 0 .. T-1, float32 [T · turns · N, F]. Their gradient goes on to the torso's parameters."""
+    def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
+        """Run the heads again over the features of steps 0 .. T-1, with gradient: a distribution over actions and values,
+        [T, N]. The gradient of the features goes on to the encoder's parameters.
+
+        Raises:
+            ValueError: only all steps together can be differentiated.
+        """
+        if rows is not None:
+            raise ValueError("cached passes are differentiated all together; rows of them need passes that are stored")
         features = self._activations[-1][: self._rows].float().requires_grad_()
         features.register_hook(self._backward)
-        return features
+        return self._network.heads(features.view(*self._grid, -1))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Put the gradient of `loss` in place of the parameters' `grad`. Once a rollout: activations are written over."""
+        for parameter in self._added:
+            parameter.grad.zero_()
+        loss.backward()
+
+    @torch.no_grad()
+    def observations(self) -> torch.Tensor:
+        """Return what the network saw at steps 0 .. T-1, [T, N, ...], in the dtype of observations."""
+        seen, spaces = self._observations[: self._rows], self._network.spaces
+        if self._words:
+            seen = self._layers[0].unfold(seen)
+        return seen.to(self._laid_out.dtype).reshape(*self._grid, *spaces.observation_shape)
 
     def _keep(self, observations: torch.Tensor, room: torch.Tensor) -> None:
-        """Lay them out for the first layer, then convert: one after the other is much faster than both at a time."""
+        """Lay observations out for the first layer, then convert: one after the other is much faster than both at a time."""
         if self._words:
             copy_words(observations, self._laid_out)
         elif observations.dim() == 4:
@@ -108,7 +168,7 @@ class Cached:
 
     @torch.no_grad()
     def _backward(self, gradient: torch.Tensor) -> None:
-        """The gradient of the features, [T · turns · N, F], on to the `grad` of every layer's weight and bias.
+        """Bring the gradient of the features, [T · turns · N, F], to the `grad` of every layer's weight and bias.
 
         Those of convolutions and biases are added; those of linear layers' weights, which are the largest, are written.
         """
@@ -118,7 +178,8 @@ class Cached:
             self._descend(range(self._convolutions), gradient[rows], rows)
 
     def _descend(self, depths: range, gradient: torch.Tensor, rows: slice) -> torch.Tensor | None:
-        """The gradient of some rows' activations above the layers `depths` → of those below them (None below the first)."""
+        """Turn the gradient of some rows' activations above the layers `depths` into that of those below them (None below the
+        first)."""
         for depth in reversed(depths):
             y = self._activations[depth][rows]
             gradient = images(gradient, y) if y.dim() == 4 else gradient
@@ -132,6 +193,6 @@ class Cached:
 
 
 def _buffer(one: torch.Tensor, passes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Room for `passes` tensors like `one`, behind each other; images channels last, as convolutions read them fastest."""
+    """Make room for `passes` tensors like `one`, behind each other; images channels last, as convolutions read them fastest."""
     room = torch.zeros((passes * len(one), *one.shape[1:]), dtype=dtype, device=one.device)
     return room.contiguous(memory_format=torch.channels_last) if room.dim() == 4 else room

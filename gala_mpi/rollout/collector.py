@@ -1,4 +1,4 @@
-"""The collector: T steps of N environments become a batch that still carries the graph of its forward passes (`kept.py`)."""
+"""The collector: T steps of N environments become a batch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from gala_mpi.clock import Clock
 from gala_mpi.device import Upload, cuda_graph
 from gala_mpi.envs.base import Environments, Episode
-from gala_mpi.networks.policy import Network
-from gala_mpi.rollout.batch import Batch
-from gala_mpi.rollout.cached import Cached
+from gala_mpi.rollout.batch import Acted, Batch, Passes, Player
+from gala_mpi.rollout.cached import Cached, fits
+from gala_mpi.rollout.stored import Stored
 
 
 class Collector:
     """Steps an agent's environments with its network's policy.
 
     Args:
-        network: the policy and its value.
+        learner: whose network plays, and who decides how often a rollout is differentiated.
         environments: vectors of as many environments each, [N / G] of N. They take turns: while some play on, the network
             chooses actions for the next (--overlap). One vector waits for the network, and the network for it.
-        seeds: int64 [N], one a simulator.
+        seeds: int64 [N], one an environment.
         length: T.
         discount: γ.
         clip_rewards: show the learner only the sign of a reward. Scores stay real.
@@ -35,11 +35,12 @@ class Collector:
 
     Attributes:
         steps: of a rollout, T · N.
+        passes: cached where the network and the learner allow it, else stored.
     """
 
     def __init__(
         self,
-        network: Network,
+        learner: Player,
         environments: Sequence[Environments],
         seeds: np.ndarray,
         length: int,
@@ -48,7 +49,8 @@ class Collector:
         progress: Callable[[], None],
         clock: Clock,
     ):
-        self.network, self.environments, self.clock, self.progress = network, environments, clock, progress
+        network = self.network = learner.network
+        self.environments, self.clock, self.progress = environments, clock, progress
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.num_envs = sum(each.num_envs for each in environments)
         self.steps = length * self.num_envs
@@ -56,27 +58,29 @@ class Collector:
         # While others play, the network leaves them half of the cores: with all of them, both wait for each other's threads.
         self.threads = max(1, torch.get_num_threads() // len(environments))
         self._uploads = [Upload(self.device) for _ in environments]
-        self._upload_rewards, self._upload_discounts = Upload(self.device), Upload(self.device)
+        self._upload_rewards, self._upload_discounts, self._upload_resets = (Upload(self.device) for _ in range(3))
         self.reset(seeds)
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
         between = {"between": lambda: self.progress()} if self.device.type == "cpu" else {}
-        self.cached = Cached(network, length, self.observations[0], turns=len(environments), **between)
-        self._load_parameters = cuda_graph(self.cached.load_parameters, self.device)
-        passes = range((length + 1) * len(environments))
-        self._passes = [cuda_graph(partial(self._pass, number), self.device) for number in passes]
+        kind = Cached if fits(network, learner) else Stored
+        self.passes: Passes = kind(network, length, self.observations[0], turns=len(environments), **between)
+        self._load_parameters = cuda_graph(self.passes.load_parameters, self.device)
+        numbers = range((length + 1) * len(environments))
+        self._act_by_pass = [cuda_graph(partial(self._pass, number), self.device) for number in numbers]
 
     def reset(self, seeds: np.ndarray) -> None:
-        """Begin new games in all environments, from int64 [N]."""
+        """Begin new episodes in all environments, from seeds int64 [N]."""
         shares = np.split(seeds, len(self.environments))
         first = [each.reset(share) for each, share in zip(self.environments, shares)]
         self.observations = [upload(each) for upload, each in zip(self._uploads, first)]
+        self._resets = np.ones(self.num_envs, bool)  # whether the next step of each environment begins a return
 
     def close(self) -> None:
         for environments in self.environments:
             environments.close()
 
-    def collect(self) -> list[Episode]:
-        """T steps, which `batch` then holds. The episodes that ended in them."""
+    def collect(self) -> tuple[Batch, list[Episode]]:
+        """Play T steps; return them, and the episodes that ended in them."""
         record = self._record = _Record()
         self._load_parameters()
         with _threads(self.threads):
@@ -86,28 +90,35 @@ class Collector:
                         self._finish(turn)
                     self._act(t, turn)
                 self.progress()
-        self._rewards = self._upload_rewards(np.concatenate(record.rewards, dtype=np.float32))
-        self._discounts = self._upload_discounts(np.concatenate(record.discounts, dtype=np.float32))
-        return record.episodes
+        grid = self.length, self.num_envs
+        resets = np.concatenate([self._resets, *record.over]).reshape(-1, self.num_envs)
+        self._resets = resets[-1]
+        batch = Batch(
+            self.passes,
+            rewards=self._upload_rewards(np.concatenate(record.rewards, dtype=np.float32)).view(grid),
+            discounts=self._upload_discounts(np.concatenate(record.discounts, dtype=np.float32)).view(grid),
+            resets=self._upload_resets(resets[:-1]),
+            acted=record.acted,
+        )
+        return batch, record.episodes
 
     def _act(self, t: int, turn: int) -> None:
         """Run a pass over the observations at hand and send its actions, but for the last one, which bootstraps."""
         with self.clock("act"):
-            value, action = self._passes[t * len(self.environments) + turn]()
-            self._record.values.append(value)
-            if action is None:
+            acted = self._act_by_pass[t * len(self.environments) + turn]()
+            self._record.acted.append(acted)
+            if acted.actions is None:
                 return
-            self._record.actions.append(action)
-            chosen = action.cpu().numpy()
+            chosen = acted.actions.cpu().numpy()
         with self.clock("simulate"):
             self.environments[turn].send(chosen)
 
     @torch.no_grad()
-    def _pass(self, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Pass `number` of the rollout: values [N / G] and, unless it bootstraps, actions of the observations at hand."""
+    def _pass(self, number: int) -> Acted:
+        """Do pass `number` of the rollout over the observations at hand; draw actions, [N / G], unless it bootstraps."""
         t, turn = divmod(number, len(self.environments))
-        policy, value = self.network.heads(self.cached.forward(number, self.observations[turn]).float())
-        return value, policy.sample() if t < self.length else None
+        policy, values = self.passes.forward(number, self.observations[turn])
+        return Acted(policy, values, policy.sample() if t < self.length else None)
 
     def _finish(self, turn: int) -> None:
         """Wait for the step that these environments have begun, and write down what it brought."""
@@ -119,26 +130,14 @@ class Collector:
                 reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
             record = self._record
             record.rewards.append(reward)
-            record.discounts.append(self.discount * ~(step.terminated | step.truncated))
+            over = step.terminated | step.truncated
+            record.over.append(over)
+            record.discounts.append(self.discount * ~over)
             first = sum(each.num_envs for each in self.environments[:turn])
             record.episodes += [replace(episode, environment=first + episode.environment) for episode in step.episodes]
 
-    def batch(self) -> Batch:
-        """The rollout that was collected last. Operations on the device alone, so that they can be replayed."""
-        record, grid = self._record, (self.length, self.num_envs)
-        policy, values = self.network.heads(self.cached.features())  # of T · N rows, with gradient
-        return Batch(
-            log_probs=policy.log_prob(torch.cat(record.actions)).view(grid),
-            entropies=policy.entropy().view(grid),
-            values=values.view(grid),
-            rewards=self._rewards.view(grid),
-            discounts=self._discounts.view(grid),
-            next_values=torch.cat(record.values[len(self.environments) :]).view(grid),
-            written=self.cached.written,
-        )
-
     def _cut_off_values(self, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
-        """V of the observations that truncation cut off, 0 elsewhere. [N / G] float32."""
+        """Return V of the observations that truncation cut off, 0 elsewhere: float32 [N / G]."""
         values = np.zeros(len(truncated), np.float32)
         with torch.no_grad():
             values[truncated] = self.network(torch.from_numpy(final[truncated]).to(self.device))[1].cpu().numpy()
@@ -147,7 +146,7 @@ class Collector:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Torch computes with so many threads."""
+    """Let torch compute with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     yield
@@ -158,8 +157,8 @@ def _threads(number: int) -> Iterator[None]:
 class _Record:
     """A rollout as it comes, in the order of the passes: step by step, turn by turn, [N / G] each."""
 
-    actions: list[torch.Tensor] = field(default_factory=list)
-    values: list[torch.Tensor] = field(default_factory=list)
+    acted: list[Acted] = field(default_factory=list)
     rewards: list[np.ndarray] = field(default_factory=list)
     discounts: list[np.ndarray] = field(default_factory=list)
+    over: list[np.ndarray] = field(default_factory=list)
     episodes: list[Episode] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The layers of a torso, forward and backward, with the weights of a rollout. `kept.py` keeps what they compute.
+"""The layers of an encoder, forward and backward, with the weights of a rollout. `cached.py` keeps what they compute.
 
 A convolution is computed as one over fewer and fatter pixels where its stride allows: `across` pixels side by side are the
 channels of one. With channels last that is another view of the same memory, and oneDNN's gradients of images are then 10
@@ -122,6 +122,10 @@ class Convolution:
     def fold(self, images: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] → [N, across · C, H, W / across]. A view, but for words."""
         return self._split(images).flatten(1, 2)
+
+    def unfold(self, words: torch.Tensor) -> torch.Tensor:
+        """Undo `fold` (and `copy_words`) of images that come folded: [N, across · C, H, W / across] → [N, C, H, W]."""
+        return words.unflatten(1, (-1, self._across)).permute(0, 1, 3, 4, 2).flatten(3)
 
 
 def copy_words(images: torch.Tensor, to: torch.Tensor) -> None:

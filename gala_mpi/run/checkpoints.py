@@ -1,4 +1,4 @@
-"""All that a resume needs, one file a rank and number.
+"""All that a resume needs, and a policy that is rebuilt elsewhere (docs/checkpoints.md): one file a rank and number.
 
 Ranks save without waiting for each other. A number is a checkpoint's number, the same on every rank. A reader takes the
 newest number of which every rank's file is there and sound; nobody declares it complete. Ranks that have died
@@ -8,10 +8,12 @@ newest number of which every rank's file is there and sound; nobody declares it 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,9 @@ class State:
     agents: int
     hours: float  # training time of the run
     score: float  # mean of the last 100 scores over all agents, as rank 0 knew it; NaN before the first
-    learner: dict[str, np.ndarray]  # A2C.state()
+    learner: dict[str, np.ndarray]  # Learner.state()
+    # What `parameters` are the parameters of: see docs/checkpoints.md. None: an older checkpoint, which does not say.
+    policy: dict[str, Any] | None = None
 
 
 def write(run: Path, number: int, rank: int, state: State) -> None:
@@ -46,6 +50,9 @@ def write(run: Path, number: int, rank: int, state: State) -> None:
                 learner.create_dataset(name, data=value, fletcher32=True, chunks=True)
             else:
                 learner.attrs[name] = value
+        if state.policy is not None:  # of fixed length, and no attribute, which may not be so long
+            text = np.array([json.dumps(state.policy).encode()])
+            file.create_dataset("policy", data=text, fletcher32=True, chunks=True)
 
 
 def numbers(run: Path) -> list[int]:
@@ -140,6 +147,7 @@ def _read(path: Path) -> State:
             hours=float(file.attrs["hours"]),
             score=float(file.attrs["score"]),
             learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
+            policy=json.loads(file["policy"][0]) if "policy" in file else None,
         )
 
 

@@ -25,6 +25,7 @@ def figures(n: int, *arguments: object) -> dict:
 def test_train(exchange):
     found = figures(2, "train", *SMALL, "--exchange", exchange, "--rounds", 1, "--updates", 30)
     one, both = found["one_rank"], found["all_ranks"]
+    assert found["passes"] == "cached"
     assert found["ratio"] == pytest.approx(both["steps_per_second"] / one["steps_per_second"])
     for turn, ranks in ((one, 1), (both, 2)):
         assert 0 < sum(turn[section] for section in SECTIONS) <= 1.01 * turn["update"]
@@ -95,7 +96,7 @@ def test_agents():
     "n, arguments, words",
     [
         (2, ("agents", *SMALL, "--rounds", 1, "--seconds", 0.5), ("agents × environments", "GALA", "A2C", "2 × 16", "1 × 32")),
-        (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank", "2 ranks", "limit", *SECTIONS)),
+        (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank", "2 ranks", "limit", "cached", *SECTIONS)),
         (2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")),
         (3, ("frozen", *SMALL, "--seconds", 0.5, "--frozen", 1), ("rank 1 frozen", "before", "after", "stall")),
         (2, ("straggler", *SMALL, "--seconds", 0.5), ("gossip", "allreduce", "straggler")),

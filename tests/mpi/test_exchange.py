@@ -31,6 +31,7 @@ from descent import (
 )
 from mpi4py import MPI
 
+from batches import made_up
 from gala_mpi import topology
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs.base import Spaces
@@ -163,16 +164,9 @@ class Rollout:
         self.discounts = torch.from_numpy(np.where(random.random(shape) < 0.1, 0, 0.99).astype(np.float32))
 
     def batch(self, network: Network, chosen: slice) -> Batch:
-        log_probs, entropies, values = [], [], []
-        for observations, actions in zip(self.observations[:, chosen], self.actions[:, chosen]):
-            policy, value = network(observations)
-            log_probs.append(policy.log_prob(actions))
-            entropies.append(policy.entropy())
-            values.append(value)
-        values = torch.stack(values)
-        rewards, discounts = self.rewards[:, chosen], self.discounts[:, chosen]
-        after = torch.cat([values.detach()[1:], values.detach()[:1]])
-        return Batch(torch.stack(log_probs), torch.stack(entropies), values, rewards, discounts, after)
+        seen = self.observations[:, chosen]
+        steps = (each[:, chosen] for each in (self.actions, self.rewards, self.discounts))
+        return made_up(network, torch.cat([seen, seen[:1]]), *steps)
 
 
 # Periodic averages: local SGD.

@@ -1,4 +1,4 @@
-"""The kept forward passes give what ordinary passes over the same observations give: outputs, and the gradient."""
+"""Cached and stored forward passes give what ordinary passes over the same observations give: outputs, and the gradient."""
 
 import math
 
@@ -27,7 +27,7 @@ def some_observations(spaces: Spaces) -> list[torch.Tensor]:
 
 
 def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
-    return policy.log_prob(torch.zeros(len(values), dtype=torch.long)).sum() + values.pow(2).sum()
+    return policy.log_prob(torch.zeros(values.shape, dtype=torch.long)).sum() + values.pow(2).sum()
 
 
 @pytest.mark.parametrize(("name", "spaces"), NETWORKS)
@@ -46,16 +46,14 @@ def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, pre
         ordinary.load_state_dict(network.state_dict())
         for t, now in enumerate(observations):
             expected = ordinary(now)[1].detach()
-            got = network.heads(kept.forward(t, now).float())[1].detach()
+            got = kept.forward(t, now)[1].detach()
             torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
         ordinary.zero_grad()
         some_loss(*ordinary(torch.cat(observations[:T]))).backward()
         expected = torch.cat([parameter.grad.flatten() for parameter in ordinary.parameters()])
-        flat.grad.zero_()
-        for parameter in kept.written:
-            parameter.grad.fill_(math.nan)
-        some_loss(*network.heads(kept.features())).backward()
+        flat.grad.fill_(math.nan)
+        kept.backward(some_loss(*kept.evaluate()))
         assert torch.linalg.vector_norm(expected) > 1
         got = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
         distance = torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected)
@@ -75,7 +73,7 @@ def test_the_bootstrap_pass_has_no_part_in_the_gradient():
         kept.load_parameters()
         for t, now in enumerate([*observations[:T], last]):
             kept.forward(t, now)
-        some_loss(*network.heads(kept.features())).backward()
+        kept.backward(some_loss(*kept.evaluate()))
         gradients.append(flat.grad)
     assert torch.equal(*gradients)
 
