@@ -112,8 +112,8 @@ def cuda_graph(function: Callable[P, Result], device: torch.device) -> Callable[
     itself is returned.
 
     Args:
-        function: must read and write the same memory at every call, whatever its arguments, and may neither read values from the GPU nor have side
-            effects on the host. What it returns is overwritten by the next call.
+        function: must read and write the same memory at every call, whatever its arguments, and may neither read values from
+            the GPU nor have side effects on the host. What it returns is overwritten by the next call.
     """
     if not is_asynchronous(device):
         return function

@@ -9,8 +9,8 @@ from gala_mpi.doctor import start
 place, *flags = sys.argv[1:]
 start.SECONDS = 3.0
 # The ranks speak one after the other, so that the first ends all: on a busy machine, too.
-number = start.machine.rank_on_this_host()
-start.machine.rank_on_this_host = lambda: 30 * number
+number = start.host.rank_on_this_host()
+start.host.rank_on_this_host = lambda: 30 * number
 
 
 def stop_rank_1() -> None:
