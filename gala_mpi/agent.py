@@ -69,7 +69,8 @@ class Agent:
         with clock("exchange"):
             exchange.parameters(learner.flat.data)  # gossip mixes here; server pushes and pulls here
         sketches += self._sketches(learner.flat.data)
-        return Update(Losses(*_means(terms)), *_means(steps), episodes, sketches)
+        grad_norm, step_norm = _means(steps)
+        return Update(Losses(*_means(terms)), grad_norm, step_norm, episodes, sketches)
 
     def _sketches(self, vector: torch.Tensor) -> list[np.ndarray]:
         """Sketch `vector`, if this is an update to sketch it at."""

@@ -126,7 +126,9 @@ class Config:
         """Whom `slow_rank` slows down, and by how many seconds an update; (-1, 0.0): nobody."""
         if self.slow_rank is None:
             return -1, 0.0
-        rank, number, unit = SLOW_RANK.fullmatch(self.slow_rank).groups()
+        match = SLOW_RANK.fullmatch(self.slow_rank)
+        assert match is not None  # `check` refuses any other
+        rank, number, unit = match.groups()
         return int(rank), float(number) * {"ms": 1e-3, "s": 1.0}[unit]
 
     @property

@@ -23,7 +23,7 @@ from gala_mpi.exchange import EXCHANGES
 from gala_mpi.exchange.base import Counters
 from gala_mpi.job.membership import End
 from gala_mpi.job.resume import Origin
-from gala_mpi.learners.a2c import A2C
+from gala_mpi.learners.base import Learner
 from gala_mpi.mpi.live_board import COLUMNS, LiveBoard
 from gala_mpi.mpi.world import World
 
@@ -293,7 +293,7 @@ class LiveReport:
             return recent_score(dict(zip(COLUMNS, self._board.rows.T)))
         return float(np.mean(self._recent)) if self._recent else math.nan
 
-    def update(self, learner: A2C, episodes: list[Episode], counters: Counters) -> None:
+    def update(self, learner: Learner, episodes: list[Episode], counters: Counters) -> None:
         """Post this rank's row after an update; on rank 0, read the others' and draw them now and then."""
         self._episodes += len(episodes)
         self._recent.extend(episode.score for episode in episodes)

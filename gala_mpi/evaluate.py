@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from gala_mpi.envs.film import make_filmed
 from gala_mpi.errors import JobError, SettingError
 from gala_mpi.flat import Flat
 from gala_mpi.mpi.world import World
-from gala_mpi.networks.policy import Network
+from gala_mpi.networks.policy import Network, Precision
 from gala_mpi.run import checkpoints, layout, reader, writer
 
 MEAN = -1  # the policy with all agents' parameters averaged
@@ -132,7 +132,8 @@ def load(plan: Plan) -> dict[int, np.ndarray]:
     Raises:
         JobError: names the file that cannot be read.
     """
-    vectors, total = {}, 0.0
+    vectors: dict[int, np.ndarray] = {}
+    total: np.ndarray = np.zeros(())
     for agent in plan.agents:
         try:
             vector = checkpoints.load(plan.wanted.run, plan.number, agent).learner["parameters"]
@@ -165,7 +166,9 @@ def play_my_share(plan: Plan, policies: dict[int, np.ndarray], world: World) -> 
 
 def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:
     """A network of the run's kind, to be filled with parameters. On the CPU: a few games need no more."""
-    network = Network(settings.network, environments.spaces, settings.precision).to(memory_format=torch.channels_last)
+    name, precision = cast(str, settings.network), cast(Precision, settings.precision)  # settled by `job.prepare`
+    network = Network(name, environments.spaces, precision)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
     return network, Flat(network)
 
 
@@ -214,14 +217,15 @@ def film(plan: Plan, parameters: np.ndarray) -> None:
     """One game of the averaged policy as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
 
-    wanted = plan.wanted
+    wanted, video = plan.wanted, plan.wanted.video
+    assert video is not None  # else there is nothing to film
     environments = make_filmed(plan.settings.env, plan.settings.sticky)
     network, flat = make_network(plan.settings, environments)
     flat.data.copy_(torch.from_numpy(parameters))
-    temporary = wanted.video.with_name(f".{wanted.video.stem}.tmp{wanted.video.suffix}")
-    options = {"macro_block_size": 2} if wanted.video.suffix == ".mp4" else {"loop": 0}
+    temporary = video.with_name(f".{video.stem}.tmp{video.suffix}")
+    options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {"loop": 0}
     try:
-        with imageio.get_writer(temporary, fps=environments.frames_per_second, **options) as writer:
+        with cast(Any, imageio.get_writer(temporary, fps=environments.frames_per_second, **options)) as writer:
             observations, over = environments.reset(game_seeds(wanted.seed, [0])), False
             writer.append_data(environments.screen())
             while not over:
@@ -229,7 +233,7 @@ def film(plan: Plan, parameters: np.ndarray) -> None:
                 step = environments.step((policy.sample() if wanted.sample else policy.mode).numpy())
                 observations, over = step.observations, bool(step.episodes)
                 writer.append_data(environments.screen())
-        os.replace(temporary, wanted.video)
+        os.replace(temporary, video)
     finally:
         temporary.unlink(missing_ok=True)
     score = step.episodes[0].score

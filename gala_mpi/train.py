@@ -154,6 +154,7 @@ class Trainer:
 
 def _compare(world: World, config: Config) -> int:
     """Return the exit status of a replay: whether every rank's losses and norms are those that were recorded. Collective."""
+    assert config.replay is not None  # else there is nothing to compare
     repeated = world.all(reproduce.repeats(config.replay, config.directory, world.rank))
     if world.root and repeated:
         display.say(f"replayed: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")

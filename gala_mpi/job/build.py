@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from gala_mpi.exchange.independent import Independent
 from gala_mpi.exchange.recorded import Recorded
 from gala_mpi.learners import LEARNERS
 from gala_mpi.mpi.world import rendezvous
-from gala_mpi.networks.policy import Network
+from gala_mpi.networks.policy import Network, Precision
 from gala_mpi.record.sketch import Sketcher
 from gala_mpi.rollout.collector import Collector
 from gala_mpi.run import reader
@@ -47,7 +48,9 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     # as 0, which they become.
     torch.set_flush_denormal(True)
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
-    network = Network(config.network, environments[0].spaces, config.precision).to(where, memory_format=torch.channels_last)
+    name, precision = cast(str, config.network), cast(Precision, config.precision)  # settled by `job.prepare`
+    network = Network(name, environments[0].spaces, precision)
+    network.to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
     streams = partial(_streams, config, comm.rank)
     settings = config.learner_settings
     learner = LEARNERS[config.learner].load()(network, settings, config.learning_rate(comm.size))

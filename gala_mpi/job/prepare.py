@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -67,7 +68,7 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     graph = _graph(settings, world.size)
     metadata = provenance.metadata(graph, world.library, world.hosts, threads, origin.number)
     try:
-        writer.write_run(settings.run_dir, settings, world.size, metadata)
+        writer.write_run(settings.directory, settings, world.size, metadata)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
     propagation_delay = EXCHANGES[settings.exchange].load().propagation_delay(settings, world.size)
@@ -196,7 +197,7 @@ def _device(name: str) -> torch.device:
 
 
 def _new_run(settings: Config) -> Origin:
-    run = settings.run_dir
+    run = settings.directory
     if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
         raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
     parent = run
@@ -208,7 +209,7 @@ def _new_run(settings: Config) -> Origin:
 
 
 def _resume(settings: Config, world: World) -> Origin:
-    run = settings.run_dir
+    run = settings.directory
     if not os.access(run, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
     before = reader.read_config(run)
@@ -227,7 +228,7 @@ def _resume(settings: Config, world: World) -> Origin:
         raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
     resume.replace_lost(run)
     layout.forget_ends(run)
-    origin = resume.resumable(run, settings.network)
+    origin = resume.resumable(run, cast(str, settings.network))
     layout.remove_leftovers(run)
     if not origin.number:
         return origin

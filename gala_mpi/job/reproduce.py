@@ -30,6 +30,7 @@ def check(settings: Config, threads: list[int]) -> None:
         SettingError: names what differs.
     """
     run = settings.replay
+    assert run is not None  # else there is nothing to check
     before, starts, agents = reader.read_config(run, "--replay"), reader.read_starts(run), reader.read_agents(run)
     if "replay" not in EXCHANGES[before.exchange].load().takes:
         takers = " or ".join(name for name, member in EXCHANGES.items() if "replay" in member.load().takes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
     parts = [(share, checkpoints.load(run, origin.number, agent)) for agent, share in enumerate(origin.shares[rank]) if share]
     saved = parts[0][1].learner
     for name in [name for name, value in saved.items() if np.ndim(value)]:
-        mean = sum(share * part.learner[name].astype(np.float64) for share, part in parts)
+        mean = cast(np.ndarray, sum(share * part.learner[name].astype(np.float64) for share, part in parts))  # one at least
         saved[name] = mean.astype(saved[name].dtype)
     for name in [name for name, value in saved.items() if not np.ndim(value)]:
         saved[name] = max(part.learner[name] for _, part in parts)

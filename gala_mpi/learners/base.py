@@ -93,7 +93,7 @@ class Learner:
         lr = self.lr * (1 - progress if self.settings.decay_lr else 1)
         return self.optimiser.step(self.flat.grad, self.flat.data, lr, self.settings.max_grad_norm, into)
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> optimisers.State:
         """Return all that a resume needs of the learner: `parameters` (float32 [P]), counters, and the optimiser's state."""
         return {
             "parameters": self.flat.data.cpu().numpy().copy(),
@@ -102,7 +102,7 @@ class Learner:
             **self.optimiser.state(),
         }
 
-    def load(self, state: dict[str, np.ndarray]) -> None:
+    def load(self, state: optimisers.State) -> None:
         """Take in what `state` returned."""
         self.flat.data.copy_(torch.from_numpy(state["parameters"]))
         self.updates, self.steps = int(state["updates"]), int(state["steps"])

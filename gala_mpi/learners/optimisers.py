@@ -6,14 +6,14 @@ term, takes three times as long. Both optimisers here go through that pass.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from gala_mpi.learners.settings import LearnerSettings
 
-State = dict[str, np.ndarray]
+State = dict[str, Any]  # vectors float32 [P], and counters
 
 
 class Step(NamedTuple):
@@ -38,9 +38,11 @@ class Optimiser(Protocol):
             into: where the new parameters go; `data` then means nothing afterwards, and is for the caller to set. None: they
                 go into `data`.
         """
+        ...
 
     def state(self) -> State:
         """Return copies of all that a resume needs: vectors float32 [P], and counters."""
+        ...
 
     def load(self, state: State) -> None:
         """Take in what `state` returned."""
@@ -65,22 +67,29 @@ class _Fused:
         into: torch.Tensor | None,
         average: torch.Tensor,
         steps: torch.Tensor,
-        **constants: float,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
     ) -> Step:
         norm = torch.linalg.vector_norm(grad)
         before, after = self._from_and_to(data, into)
-        torch._fused_adam_(
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]  # torch.optim.Adam calls it too, and does more
             [after],
             [grad],
             [average],
             [self.square_average],
             [],
             [steps],
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
             weight_decay=0.0,
             amsgrad=False,
             maximize=False,
             grad_scale=(norm / max_norm).clamp_min(1),  # what the gradient is divided by
-            **constants,
         )
         moved = torch.linalg.vector_norm(torch.sub(after, before, out=before))
         return Step(*torch.stack([norm, moved]).tolist())

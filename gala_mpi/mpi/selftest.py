@@ -196,7 +196,7 @@ def gather(comm: MPI.Intracomm, answer: Any, seconds: float) -> dict[int, Any]:
     return answers
 
 
-def memory_refused(node: MPI.Intracomm) -> str:
+def memory_refused(node: MPI.Comm) -> str:
     """Return why this rank may not read the memory of the next one on its host (process_vm_readv, "CMA"); empty if it may.
 
     Collective.

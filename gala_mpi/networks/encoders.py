@@ -51,5 +51,6 @@ def mlp(spaces: Spaces) -> nn.Sequential:
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:
     """Initialise a layer in place: an orthogonal weight (Saxe et al. 2014) times `gain`, a bias of zeros."""
     nn.init.orthogonal_(layer.weight, gain)
+    assert layer.bias is not None  # the default
     nn.init.zeros_(layer.bias)
     return layer

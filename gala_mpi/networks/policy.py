@@ -41,7 +41,7 @@ class Network(nn.Module):
         self.encoder = NETWORKS[name].load()(spaces)
         with torch.no_grad():
             features = self.encoder(torch.zeros(1, *spaces.observation_shape)).shape[-1]
-        outputs = spaces.actions if spaces.discrete else math.prod(spaces.action_shape)
+        outputs = math.prod(spaces.action_shape) if spaces.actions is None else spaces.actions
         self.policy = orthogonal(nn.Linear(features, outputs), 0.01)
         self.value = orthogonal(nn.Linear(features, 1), 1.0)
         if not spaces.discrete:
@@ -80,7 +80,7 @@ class Network(nn.Module):
 
 def _finite(bounds: tuple[float, ...] | None) -> list[float | None] | None:
     """Bounds of a box as JSON can hold them: None for one that is infinite."""
-    return bounds and [bound if math.isfinite(bound) else None for bound in bounds]
+    return None if bounds is None else [bound if math.isfinite(bound) else None for bound in bounds]
 
 
 def fastest_precision(name: str, spaces: Spaces, batch: int, device: torch.device) -> Precision:
@@ -90,7 +90,9 @@ def fastest_precision(name: str, spaces: Spaces, batch: int, device: torch.devic
     """
     dtype = torch.uint8 if spaces.image else torch.float32
     observations = torch.zeros((batch, *spaces.observation_shape), dtype=dtype, device=device)
-    networks = {p: Network(name, spaces, p).to(device, memory_format=torch.channels_last) for p in get_args(Precision)}
+    networks = {p: Network(name, spaces, p) for p in get_args(Precision)}
+    for network in networks.values():
+        network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it
     best = dict.fromkeys(networks, math.inf)
     for _ in range(12):  # in turn, so that whatever else the machine does disturbs both; the first passes only set up
         for precision, network in networks.items():

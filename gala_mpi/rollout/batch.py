@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
@@ -40,15 +40,18 @@ class Passes(Protocol):
 
     def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Do pass `number` (from 0 on) over [N / turns, ...]: a distribution over actions and values, without gradient."""
+        ...
 
     def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
         """Return what the network says of all steps, [T, N], or of `rows` of T · N, [M], with gradient."""
+        ...
 
     def backward(self, loss: torch.Tensor) -> None:
         """Put the gradient of `loss` (a function of what `evaluate` returned) in place of the parameters' `grad`."""
 
     def observations(self) -> torch.Tensor:
         """Return what the network saw at all steps, [T, N, ...]."""
+        ...
 
 
 class Acted(NamedTuple):
@@ -84,13 +87,13 @@ class Batch:
     @cached_property
     def actions(self) -> torch.Tensor:
         """a_t, int64 [T, N] or float32 [T, N, *action_shape]."""
-        return self._grid([each.actions for each in self._playing])
+        return self._grid([each.actions for each in self._playing if each.actions is not None])
 
     @cached_property
     def behaviour(self) -> Policy:
         """The distributions from which the actions were drawn, [T, N], without gradient."""
         policies = [each.policy for each in self._playing]
-        return policies[0].joined(policies, self.rewards.shape)
+        return policies[0].joined(cast(Any, policies), self.rewards.shape)  # all are of the first one's kind
 
     @cached_property
     def log_probs(self) -> torch.Tensor:
@@ -133,7 +136,7 @@ class Batch:
         self._evaluated: tuple[Policy, torch.Tensor] | None = None
         self._playing = [each for each in self.acted if each.actions is not None]  # the others bootstrap
 
-    def _grid(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _grid(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """Join what the passes brought: [T, N, ...]."""
         joined = torch.cat(parts)
         return joined.view(*self.rewards.shape, *joined.shape[1:])

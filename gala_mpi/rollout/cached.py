@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def _is_plain(layer: nn.Conv2d) -> bool:
 def pairs(encoder: nn.Sequential) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
     """Return (layer, activation function) in order; a Flatten between them only reshapes and is left out."""
     layers = [layer for layer in encoder if not isinstance(layer, Flatten)]
-    return list(zip(layers[::2], layers[1::2]))
+    return cast(list[tuple[nn.Conv2d | nn.Linear, nn.Module]], list(zip(layers[::2], layers[1::2])))  # of an encoder that `fits`
 
 
 class Cached:
@@ -96,8 +97,8 @@ class Cached:
             self._activations.append(_buffer(seen, passes, self._dtype))
             scale = 1.0
         first = self._layers[0]
-        self._words = isinstance(first, Convolution) and first.words
-        one_pass = first.fold(observations) if self._words else observations
+        self._words = first if isinstance(first, Convolution) and first.words else None  # to which images come folded
+        one_pass = self._words.fold(observations) if self._words else observations
         self._laid_out = _buffer(one_pass, 1, observations.dtype)
         self._observations = _buffer(one_pass, passes, self._dtype)
         row = max(activations[0].nbytes for activations in self._activations)
@@ -145,6 +146,7 @@ class Cached:
     def backward(self, loss: torch.Tensor) -> None:
         """Put the gradient of `loss` in place of the parameters' `grad`. Once a rollout: activations are written over."""
         for parameter in self._added:
+            assert parameter.grad is not None  # see `flat.py`
             parameter.grad.zero_()
         loss.backward()
 
@@ -153,7 +155,7 @@ class Cached:
         """Return what the network saw at steps 0 .. T-1, [T, N, ...], in the dtype of observations."""
         seen, spaces = self._observations[: self._rows], self._network.spaces
         if self._words:
-            seen = self._layers[0].unfold(seen)
+            seen = self._words.unfold(seen)
         return seen.to(self._laid_out.dtype).reshape(*self._grid, *spaces.observation_shape)
 
     def _keep(self, observations: torch.Tensor, room: torch.Tensor) -> None:
@@ -172,10 +174,11 @@ class Cached:
 
         Those of convolutions and biases are added; those of linear layers' weights, which are the largest, are written.
         """
-        gradient = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
-        gradient = self._descend(range(self._convolutions, len(self._layers)), gradient, slice(0, self._rows))
-        for rows in self._parts if self._convolutions else ():
-            self._descend(range(self._convolutions), gradient[rows], rows)
+        copy = gradient.to(self._dtype, copy=True)  # the original is not ours to write over
+        below = self._descend(range(self._convolutions, len(self._layers)), copy, slice(0, self._rows))
+        if below is not None:  # there are convolutions
+            for rows in self._parts:
+                self._descend(range(self._convolutions), below[rows], rows)
 
     def _descend(self, depths: range, gradient: torch.Tensor, rows: slice) -> torch.Tensor | None:
         """Turn the gradient of some rows' activations above the layers `depths` into that of those below them (None below the
@@ -187,8 +190,11 @@ class Cached:
                 torch.ops.aten.tanh_backward.grad_input(gradient, y, grad_input=gradient)
             else:
                 torch.ops.aten.threshold_backward.grad_input(gradient, y, 0, grad_input=gradient)
-            gradient = self._layers[depth].backward(gradient, self._inputs[depth][rows], further=depth > 0)
+            below = self._layers[depth].backward(gradient, self._inputs[depth][rows], further=depth > 0)
             self._between()
+            if below is None:
+                return None
+            gradient = below
         return gradient
 
 

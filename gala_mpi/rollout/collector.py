@@ -127,6 +127,7 @@ class Collector:
             self.observations[turn] = self._uploads[turn](step.observations)
             reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
             if step.truncated.any():
+                assert step.final_observations is not None  # they come with a truncation
                 reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
             record = self._record
             record.rewards.append(reward)

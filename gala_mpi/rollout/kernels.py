@@ -49,12 +49,12 @@ class Linear:
             The gradient of the rows, None unless `further`.
         """
         below = gradient @ self._weight if further else None
-        to = self.layer.weight.grad
+        to = _gradient(self.layer.weight)
         if self._copied:
             to.copy_(torch.mm(gradient.T, x, out=self._weight))  # which is needed no more
         else:
             torch.mm(gradient.T, x, out=to)
-        self.layer.bias.grad.add_(gradient.sum(0))
+        _gradient(self.layer.bias).add_(gradient.sum(0))
         return below
 
 
@@ -86,9 +86,9 @@ class Convolution:
         """A new rollout: take the parameters as they are now."""
         if self._copied:
             self._weight.copy_(self.fold(self.layer.weight)).mul_(self._scale)
-            self._bias.copy_(self.layer.bias)
+            self._bias.copy_(_bias(self.layer))
         else:
-            self._weight, self._bias = self.fold(self.layer.weight), self.layer.bias
+            self._weight, self._bias = self.fold(self.layer.weight), _bias(self.layer)
 
     def view(self, memory: torch.Tensor) -> torch.Tensor:
         """Images (words: folded ones) as `forward` and `backward` take them, [N, across · C, H, W / across]."""
@@ -109,9 +109,9 @@ class Convolution:
             *(gradient, x, self._weight, [len(self._bias)], self._stride, nothing, [1, 1], False, nothing, 1),
             [further, True, True],
         )
-        to = self._split(self.layer.weight.grad)
+        to = self._split(_gradient(self.layer.weight))
         to.add_(of_weight.unflatten(1, to.shape[1:3]), alpha=self._scale)
-        self.layer.bias.grad.add_(of_bias)
+        _gradient(self.layer.bias).add_(of_bias)
         return below
 
     def _split(self, images: torch.Tensor) -> torch.Tensor:
@@ -157,4 +157,14 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def _copies(layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return layer.weight.detach().to(dtype, copy=True), layer.bias.detach().to(dtype, copy=True)
+    return layer.weight.detach().to(dtype, copy=True), _bias(layer).detach().to(dtype, copy=True)
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
+    assert layer.bias is not None  # see `cached.fits`
+    return layer.bias
+
+
+def _gradient(parameter: torch.Tensor | None) -> torch.Tensor:
+    assert parameter is not None and parameter.grad is not None  # see `flat.py`
+    return parameter.grad

@@ -38,8 +38,9 @@ class Stored:
         self._grid = steps, turns * len(observations)
         self._rows = steps * turns * len(observations)
         self._observations = torch.empty_like(observations[:1]).repeat(self._rows, *[1] * (observations.dim() - 1))
-        for parameter in network.parameters() if between else ():
-            parameter.register_post_accumulate_grad_hook(lambda _: between())
+        if between is not None:
+            for parameter in network.parameters():
+                parameter.register_post_accumulate_grad_hook(lambda _: between())
 
     def load_parameters(self) -> None:
         """Begin a new rollout. There is nothing to do: a pass takes the parameters as they are."""
@@ -64,6 +65,7 @@ class Stored:
     def backward(self, loss: torch.Tensor) -> None:
         """Put the gradient of `loss` in place of the parameters' `grad`."""
         for parameter in self._network.parameters():
+            assert parameter.grad is not None  # see `flat.py`
             parameter.grad.zero_()
         loss.backward()
 

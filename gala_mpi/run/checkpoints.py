@@ -28,7 +28,7 @@ class State:
     agents: int
     hours: float  # training time of the run
     score: float  # mean of the last 100 scores over all agents, as rank 0 knew it; NaN before the first
-    learner: dict[str, np.ndarray]  # Learner.state()
+    learner: dict[str, Any]  # Learner.state()
     # What `parameters` are the parameters of: see docs/checkpoints.md. None: an older checkpoint, which does not say.
     policy: dict[str, Any] | None = None
 

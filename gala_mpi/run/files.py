@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -22,7 +23,7 @@ BLOCK = 4096
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[h5py.File]:
+def atomic(path: Path) -> Iterator[Any]:
     """Create an HDF5 file that appears at `path`, whole and on disk, when the block ends; if it raises, nothing appears.
 
     The file is built in memory, because HDF5 itself crashes where a disk is full.
@@ -56,7 +57,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
+def reading(path: Path) -> Iterator[Any]:
     """Open an HDF5 file, read only. No lock is taken: files never change under a reader, and NFS may refuse locks."""
     with h5py.File(path, "r", locking=False) as file:
         yield file
@@ -123,7 +124,7 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 
 
 @contextmanager
-def revised(path: Path) -> Iterator[h5py.File]:
+def revised(path: Path) -> Iterator[Any]:
     """Change `path`: yield a copy of its contents, which replaces it atomically when the block ends."""
     with atomic(path) as file:
         if path.exists():

@@ -125,7 +125,7 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
         return _starts(file)
 
 
-def _starts(file: h5py.File) -> list[dict[str, Any]]:
+def _starts(file: Any) -> list[dict[str, Any]]:
     return [_metadata(file["starts"][name]) for name in sorted(file["starts"], key=int)]
 
 
