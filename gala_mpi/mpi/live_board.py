@@ -16,7 +16,7 @@ from gala_mpi.mpi.window import Window
 
 # updates, steps and episodes: of the agent so far; recent_score: mean of its last recent_episodes scores; mixes: messages that
 # it has mixed; staleness: updates since it last mixed one
-COLUMNS = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness")
+COLUMNS: tuple[str, ...] = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness")
 SECONDS_BETWEEN_ROUNDS = 0.5
 
 

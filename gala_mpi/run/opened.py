@@ -119,7 +119,7 @@ class Run:
             episodes = self.episodes(rank)
             table = np.empty(len(episodes), [("rank", "<i4"), ("agents", "<i4"), *TABLES["episodes"].descr])
             table["rank"], table["agents"] = rank, self.agents_at(rank, episodes["update"])
-            for name in episodes.dtype.names:
+            for name in episodes.dtype.names or ():
                 table[name] = episodes[name]
             tables.append(table)
         return np.concatenate(tables)
