@@ -95,7 +95,7 @@ def draw(ax, group: Group, lags: dict[tuple[int, int], np.ndarray]) -> None:
     more = "" if len(shown) == len(lags) else f", the {len(shown)} busiest of {len(lags)} edges"
     ax.set(
         title=f"{group.name}{more}",
-        xlabel="lag (updates): + the peer is behind, - it is ahead",
+        xlabel="lag (updates); positive: the peer is behind, negative: it is ahead",
         ylabel="sender→reader",
     )
 

@@ -281,7 +281,7 @@ def panel(run: Path, seen: RunStatus) -> Panel:
     table.add_row("speed", f"{seen.rate:,.0f} steps/s" + (f", {_duration(left)} left" if seen.state == "running" else ""))
     table.add_row("score", f"{_number(seen.score, '+.1f')}  [dim]mean of the newest {RECENT_EPISODES} episodes at most")
     if updates := seen.updates:
-        slowest, fastest = min(updates, key=updates.__getitem__), max(updates.values())
+        slowest, fastest = min(updates, key=lambda rank: updates[rank]), max(updates.values())
         table.add_row("updates", f"{updates[slowest]:,} to {fastest:,}  [dim]slowest and fastest agent")
         if seen.agents > 1:
             behind = fastest - updates[slowest]
@@ -289,7 +289,7 @@ def panel(run: Path, seen: RunStatus) -> Panel:
             table.add_row("behind", f"{_counted(behind)}{who}  [dim]the slowest agent, behind the fastest")
         if seen.mixing:
             staleness = {rank: int(row["staleness"]) for rank, row in seen.newest.items() if rank in updates}
-            stalest = max(staleness, key=staleness.__getitem__)
+            stalest = max(staleness, key=lambda rank: staleness[rank])
             who = f", rank {stalest}" if staleness[stalest] else ""
             table.add_row("staleness", f"{_counted(staleness[stalest])}{who}  [dim]the most since an agent's last mix")
         if len(seen.lags):

@@ -179,6 +179,8 @@ def test_groups(tmp_path):
     assert groups("network")[1:] == [("pong", "network unset", [0, 1, 4]), ("pong", "gala", [2])]
     assert groups("env") == [("breakout", "breakout", [3]), ("pong", "pong", [0, 1, 2, 4])]
     assert [group.name for group in grouped(found, "env")] == ["breakout", "pong"]
+    assert groups("simulators") == groups("environments")  # the older word
+    assert groups("environments")[0] == ("breakout", "environments 32", [3])
     assert groups("a2c.gae-lambda,exchange") == [
         ("breakout", "a2c.gae_lambda 1.0, gossip", [3]),
         ("pong", "a2c.gae_lambda 0.95, gossip", [1]),

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,18 +95,22 @@ def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[st
 
 
 def used(readings: list[Reading]) -> dict[str, float]:
-    """Return load and power, as means over the readings; NaN where not available."""
-    seconds = sum(reading.seconds for reading in readings)
+    """Return load and power, as means over the readings that have them; NaN where none has."""
 
-    def mean(name: str) -> float:
-        return sum(reading.seconds * getattr(reading, name) for reading in readings) / seconds
+    def mean(name: str, amount: Callable[[Reading], float]) -> float:
+        there = [reading for reading in readings if not math.isnan(getattr(reading, name))]
+        seconds = sum(reading.seconds for reading in there)
+        return sum(map(amount, there)) / seconds if seconds else math.nan
+
+    def share(name: str) -> float:
+        return mean(name, lambda reading: reading.seconds * getattr(reading, name))
 
     def watts(name: str) -> float:
-        return sum(getattr(reading, name) for reading in readings) / seconds
+        return mean(name, lambda reading: getattr(reading, name))
 
     return {
-        "cores_busy": mean("cores_busy"),
-        "gpus_busy": mean("gpus_busy"),
+        "cores_busy": share("cores_busy"),
+        "gpus_busy": share("gpus_busy"),
         "cpu_watts": watts("cpu_joules"),
         "gpu_watts": watts("gpu_joules"),
         "node_watts": watts("node_joules"),

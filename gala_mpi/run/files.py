@@ -20,6 +20,7 @@ import h5py
 from gala_mpi.errors import DiskError
 
 BLOCK = 4096
+Node = Any  # a file, group or dataset: by h5py's own types each may be any of them, and nothing could be done with it
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Any]:
+def reading(path: Path) -> Iterator[Node]:
     """Open an HDF5 file, read only. No lock is taken: files never change under a reader, and NFS may refuse locks."""
     with h5py.File(path, "r", locking=False) as file:
         yield file

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gala_mpi.run.files import reading
+from gala_mpi.run.files import Node, reading
 from gala_mpi.run.layout import FORMAT, metrics_files, metrics_files_by_rank
 from gala_mpi.run.tables import OPTIONAL, TABLES
 
@@ -58,7 +58,7 @@ def open_part(path: Path, report: Callable[[str], None] = lambda problem: None) 
         return _part(file, path, report)
 
 
-def _part(file: Any, path: Path, report: Callable[[str], None] = lambda problem: None) -> Part:
+def _part(file: Node, path: Path, report: Callable[[str], None] = lambda problem: None) -> Part:
     check_format(file)
     rows = {}
     for name in TABLES:
@@ -72,7 +72,7 @@ def _part(file: Any, path: Path, report: Callable[[str], None] = lambda problem:
     return Part(path, int(file.attrs["after_update"]), int(file.attrs.get("agents", 0)), rows)
 
 
-def check_format(file: Any) -> None:
+def check_format(file: Node) -> None:
     """Raise ValueError for a file that a newer version has written in another format."""
     if file.attrs["format"] != FORMAT:
         raise ValueError(f"format {file.attrs['format']}; {FORMAT} is expected")
@@ -126,7 +126,7 @@ def newest_row(part: Part, table: str, last_update: float = math.inf) -> np.ndar
         return _tail(file, part, table, 1, last_update)
 
 
-def _tail(file: Any, part: Part, table: str, count: int, last_update: float) -> np.ndarray:
+def _tail(file: Node, part: Part, table: str, count: int, last_update: float) -> np.ndarray:
     """Read the last `count` rows of a part that are there, up to an update, and not much more of the file."""
     found: list[np.ndarray] = [np.empty(0, TABLES[table])]
     end, size = part.rows[table], max(count, 16)

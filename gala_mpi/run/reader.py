@@ -12,12 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from gala_mpi.config import Config
 from gala_mpi.errors import RunError, SettingError
 from gala_mpi.run import layout
-from gala_mpi.run.files import reading
+from gala_mpi.run.files import Node, reading
 from gala_mpi.run.opened import Run, one_line
 from gala_mpi.run.parts import UNREADABLE, Part, check_format, open_part, read_rows
 
@@ -125,10 +123,10 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
         return _starts(file)
 
 
-def _starts(file: Any) -> list[dict[str, Any]]:
+def _starts(file: Node) -> list[dict[str, Any]]:
     return [_metadata(file["starts"][name]) for name in sorted(file["starts"], key=int)]
 
 
-def _metadata(node: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+def _metadata(node: Node) -> dict[str, Any]:
     """Return the attributes, as plain Python values."""
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in node.attrs.items()}
