@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
 
@@ -29,11 +29,11 @@ class Losses(Protocol):
     """The terms of a learner's loss, means over the batch."""
 
     @property
-    def policy(self) -> float: ...
+    def policy(self) -> SupportsFloat: ...
     @property
-    def value(self) -> float: ...
+    def value(self) -> SupportsFloat: ...
     @property
-    def entropy(self) -> float: ...
+    def entropy(self) -> SupportsFloat: ...
 
 
 class Learner(Protocol):

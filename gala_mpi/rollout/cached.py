@@ -56,9 +56,7 @@ def _is_plain(layer: nn.Conv2d) -> bool:
 def pairs(encoder: nn.Sequential) -> list[tuple[nn.Conv2d | nn.Linear, nn.Module]]:
     """Return (layer, activation function) in order; a Flatten between them only reshapes and is left out."""
     layers = [layer for layer in encoder if not isinstance(layer, Flatten)]
-    return cast(
-        list[tuple[nn.Conv2d | nn.Linear, nn.Module]], list(zip(layers[::2], layers[1::2]))
-    )  # of an encoder that `fits`
+    return cast(list[tuple[nn.Conv2d | nn.Linear, nn.Module]], list(zip(layers[::2], layers[1::2])))  # it `fits`
 
 
 class Cached:
