@@ -25,6 +25,11 @@ class ExchangeMember(Member):
     method: str
     variants: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def graph(self) -> bool:
+        """Whether agents read each other over the graph that --topology names."""
+        return "topology" in self.variants
+
     def label(self, settings: Mapping[str, Any]) -> str:
         """Return the method in a reader's words. Settings that are None are left out."""
         parts = [form.format(settings[name]) for name, form in self.variants.items() if settings.get(name) is not None]
