@@ -1,4 +1,4 @@
-"""Training over several hosts: a network with a delay and a rate between them (tests/network.py)."""
+"""Training over several hosts: a network with a delay and a rate between them (benchmarks/network.py)."""
 
 from __future__ import annotations
 

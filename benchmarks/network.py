@@ -1,6 +1,6 @@
 """Several hosts on one machine: namespaces joined by a switch that has a delay, a rate and a loss. Linux, as root.
 
-    python tests/network.py --hosts 4 --delay-ms 1 --rate-mbit 1000 -- -m gala_mpi.bench train
+    python benchmarks/network.py --hosts 4 --delay-ms 1 --rate-mbit 1000 -- -m gala_mpi.bench train
 
 runs `mpirun -n 4 python -m gala_mpi.bench train` over four hosts, and says at the end what went through the switch. With
 `--none` the same ranks run without a network, for comparison. As a library:
@@ -34,6 +34,8 @@ import tempfile
 import time
 from collections import deque
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # programs are started as the tests start them
 
 from launch import LAUNCHER, OPEN_MPI, environment
 
