@@ -1,6 +1,6 @@
 """The statistics of the analysis, each with its formula. Arrays in, arrays out; no files, no figures.
 
-Scores of several games are compared after normalisation (references.py). Runs are the unit that is resampled, within
+Scores of several games are compared after normalisation (published.py). Runs are the unit that is resampled, within
 each game: episodes of one run are not independent repetitions. Sources: Agarwal et al., Deep Reinforcement Learning at
 the Edge of the Statistical Precipice, NeurIPS 2021 (interquartile mean, stratified bootstrap, probability of
 improvement, performance profile); Wilson, J. Am. Stat. Assoc. 22, 1927 (interval of a share).

@@ -1,4 +1,4 @@
-"""gala_mpi beside Stable-Baselines3's A2C: the same game, network, simulators a process and rollout length, in turn.
+"""gala_mpi beside Stable-Baselines3's A2C: the same game, network, environments a process and rollout length, in turn.
 
     python benchmarks/against_sb3.py
 
@@ -37,9 +37,9 @@ class Options:
     cores: int = len(os.sched_getaffinity(0))
     """Ranks of gala_mpi; threads of one SB3 run, or SB3 runs of one thread."""
     num_envs: int = 16
-    """Simulators a process."""
+    """Environments a process."""
     updates: int = 60
-    """Updates (of 5 steps in every simulator) that each process does in a turn, after 10 to warm up."""
+    """Updates (of 5 steps in every environment) that each process does in a turn, after 10 to warm up."""
     rounds: int = 3
     """How often each program has its turn."""
 

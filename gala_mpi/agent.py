@@ -1,6 +1,6 @@
 """An agent = an MPI rank = an actor-learner: its own environments, network, optimiser and share of the exchange.
 
-`Agent.update` is the algorithm. GALA, A2C and A3C differ in the exchange alone; A2C, PPO and V-trace in the learner alone.
+`Agent.update` is the algorithm. GALA, A2C and A3C differ in the exchange alone. The loss is the learner's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Agent:
         with clock("simulate"):
             keep_busy(self.delay)
         learner.count(self.collector.steps)
-        parts = learner.parts(batch)  # A2C: the rollout.  PPO: epochs × minibatches
+        parts = learner.parts(batch)  # the rollout itself, unless the learner takes it in several parts
         terms, steps, sketches = [], [], []
         for number, part in enumerate(parts, start=1):
             with clock("learn"):
@@ -63,7 +63,7 @@ class Agent:
                 sketches += self._sketches(learner.flat.grad)  # before it is averaged (all-reduce) and clipped
             with clock("exchange"):
                 exchange.gradient(learner.flat.grad)  # all-reduce averages here
-                room = exchange.room() if number == len(parts) else None  # gossip: a slot of my window
+                room = exchange.room() if number == len(parts) else None  # gossip: a slot of its window
             with clock("optimise"):
                 steps.append(learner.step(progress, room))
         with clock("exchange"):

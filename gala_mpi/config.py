@@ -40,7 +40,7 @@ class Config:
     """Every setting of a training run."""
 
     env: str = "pong"
-    """Game: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
+    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
     exchange: ExchangeName = "gossip"
     """How agents share what they learn: one of those listed above."""
     topology: Graph = RING
@@ -59,14 +59,14 @@ class Config:
     """Verify every message by a checksum (gossip); for those who doubt their MPI, network or memory."""
     total_steps: int = 40_000_000
     """Steps of the whole run, over all agents; each does an equal share, in whole updates.
-    1 step = 1 action in 1 simulator = 4 Atari frames."""
+    1 step = 1 action in 1 environment = 4 Atari frames."""
     num_envs: int = 16
     """Environments per agent."""
     overlap: bool = False
     """Let two halves of an agent's environments take turns: one half plays while the network chooses the other's actions.
     Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and Atari."""
     rollout_length: int = 5
-    """Steps in each simulator per update."""
+    """Steps in each environment per update."""
     lr: Optional[float] = None
     """Learning rate. None: 7e-4 * sqrt(environments of all agents / 16)."""
     seed: int = 0
@@ -89,7 +89,7 @@ class Config:
     Its settings apply; those given here replace them."""
     exact_resume: bool = False
     """A run that is stopped and resumed equals one that never stopped, bit for bit: at each checkpoint all environments begin
-    new games. For ranks in step (--staleness 0, --exchange allreduce or periodic, one rank); it stops only at a checkpoint."""
+    new episodes. For ranks in step (--staleness 0, --exchange allreduce or periodic, one rank). Stops only at a checkpoint."""
     checkpoint_updates: Optional[int] = None
     """With --exact-resume: updates between checkpoints. None: 5000, some minutes."""
     replay: Optional[Path] = None
@@ -106,7 +106,7 @@ class Config:
     """Save and stop after this many minutes. None: no limit."""
     survive: Optional[float] = None
     """Go on without an agent that shows no sign of life for so many seconds (or 3 times its longest silence so far, if
-    that is more). Only with gossip, and where the launcher spares the other ranks: see the README.
+    that is more). Only with gossip, and where the launcher spares the other ranks: see docs/survival.md.
     None: a dead rank ends the job."""
     slow_rank: Optional[str] = None
     """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
@@ -148,7 +148,7 @@ class Config:
 
     @property
     def exact_updates(self) -> int:
-        """Updates from one checkpoint of an exact run to the next; its games are cut off at each, so not too few."""
+        """Updates from one checkpoint of an exact run to the next; its episodes are cut off at each, so not too few."""
         return self.checkpoint_updates or 5000
 
     def updates(self, agents: int, done: int = 0, steps: int = 0) -> int:

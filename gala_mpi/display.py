@@ -259,7 +259,7 @@ class LiveReport:
     """A context manager around the training loop. Collective to make and to close.
 
     Attributes:
-        score: mean of the last 100 scores, over all agents on rank 0 and over my own elsewhere; NaN before the first.
+        score: mean of the last 100 scores, over all agents on rank 0 and over the rank's own elsewhere; NaN before the first.
     """
 
     def __init__(self, world: World, config: Config, steps_before: int):

@@ -3,8 +3,8 @@
     python -m gala_mpi.evaluate runs/pong-gossip-...
     mpirun -n 8 python -m gala_mpi.evaluate runs/pong-gossip-... --episodes 100 --video pong.mp4
 
-Games start with up to 30 no-ops; actions are the most probable ones unless --sample. Under mpirun the games are dealt over
-the ranks. The table goes to the terminal and every game to the run's run.h5.
+Episodes start with up to 30 no-ops; actions are the most probable ones unless --sample. Under mpirun the episodes are dealt
+over the ranks. The table goes to the terminal and every episode to the run's run.h5.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Evaluation:
     run: Path
     """The run directory."""
     episodes: int = 10
-    """Games per policy."""
+    """Episodes per policy."""
     checkpoint: str = "newest"
     """newest, best (by training score) or a checkpoint's number."""
     policies: Literal["all", "mean"] = "all"
@@ -57,9 +57,9 @@ class Evaluation:
     sample: bool = False
     """Draw actions from the policy instead of taking the most probable one."""
     seed: int = 1
-    """Seeds the games: the same seed deals the same games to every policy, on any number of ranks."""
+    """Seeds the episodes: the same seed deals the same episodes to every policy, on any number of ranks."""
     video: Optional[Path] = None
-    """Also film one game of the averaged policy: FILE.mp4 or FILE.gif."""
+    """Also film one episode of the averaged policy: FILE.mp4 or FILE.gif."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def parse(arguments: list[str]) -> Evaluation:
 
 
 def check(wanted: Evaluation) -> None:
-    """Refuse what cannot work, before the first game. Raises SettingError."""
+    """Refuse what cannot work, before the first episode. Raises SettingError."""
     require_whole("--episodes", wanted.episodes, 1)
     require_whole("--seed", wanted.seed, 0)
     known = wanted.checkpoint in ("newest", "best") or wanted.checkpoint.isdigit()
@@ -127,7 +127,7 @@ def check(wanted: Evaluation) -> None:
 
 
 def load(plan: Plan) -> dict[int, np.ndarray]:
-    """The parameters of every policy that plays, float32 [P]: all before the first game, for a run that goes on deletes them.
+    """The parameters of every policy that plays, float32 [P]: all before the first episode: a run that goes on deletes them.
 
     Raises:
         JobError: names the file that cannot be read.
@@ -147,7 +147,7 @@ def load(plan: Plan) -> dict[int, np.ndarray]:
 
 
 def play_my_share(plan: Plan, policies: dict[int, np.ndarray], world: World) -> np.ndarray:
-    """My games of every policy: rows of GAMES."""
+    """Play this rank's episodes of every policy; return rows of GAMES."""
     mine = range(world.rank, plan.wanted.episodes, world.size)
     if not mine:
         return np.array([], GAMES)
@@ -165,7 +165,7 @@ def play_my_share(plan: Plan, policies: dict[int, np.ndarray], world: World) -> 
 
 
 def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:
-    """A network of the run's kind, to be filled with parameters. On the CPU: a few games need no more."""
+    """A network of the run's kind, to be filled with parameters. On the CPU: a few episodes need no more."""
     name, precision = cast(str, settings.network), cast(Precision, settings.precision)  # settled by `job.prepare`
     network = Network(name, environments.spaces, precision)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
@@ -173,14 +173,14 @@ def make_network(settings: Config, environments: Environments) -> tuple[Network,
 
 
 def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
-    """One seed per game, int64: the same for every policy and any number of ranks."""
+    """One seed per episode, int64: the same for every policy and any number of ranks."""
     sequences = (np.random.SeedSequence(seed, spawn_key=(game,)) for game in games)
     return np.array([sequence.generate_state(1)[0] >> 1 for sequence in sequences], np.int64)
 
 
 @torch.no_grad()
 def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool) -> list[Episode]:
-    """One game in each simulator; the first to end in each, in the order of the seeds."""
+    """Play one episode in each environment; return the first to end in each, in the order of the seeds."""
     observations = environments.reset(seeds)
     games: dict[int, Episode] = {}
     while len(games) < environments.num_envs:
@@ -193,7 +193,7 @@ def play(network: Network, environments: Environments, seeds: np.ndarray, sample
 
 
 def report(plan: Plan, games: np.ndarray) -> None:
-    """Print the table and add the games to run.h5."""
+    """Print the table and add the episodes to run.h5."""
     wanted, run = plan.wanted, plan.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
     table = Table(title=f"{plan.settings.env}, checkpoint {plan.number}, {wanted.episodes} games a policy, {how}")
@@ -214,7 +214,7 @@ def report(plan: Plan, games: np.ndarray) -> None:
 
 @torch.no_grad()
 def film(plan: Plan, parameters: np.ndarray) -> None:
-    """One game of the averaged policy as mp4 or gif, written under a temporary name."""
+    """One episode of the averaged policy as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
 
     wanted, video = plan.wanted, plan.wanted.video

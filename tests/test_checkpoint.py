@@ -80,7 +80,7 @@ def new_learner(seed: int = 0, updates: int = 0, steps: int = 0, optimiser: str 
 
 
 def save_agents(run: Path, *agents: A2C) -> Origin:
-    """Generation 1 of some agents, and what a start goes on from."""
+    """Checkpoint 1 of some agents, and what a start goes on from."""
     for rank, learner in enumerate(agents):
         Checkpoints(run, rank, Config(), 0).save(resume.take(learner, Config(), len(agents), 2.5, 3.0))
     return resume.resumable(run, "mlp")

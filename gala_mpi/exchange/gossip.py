@@ -103,14 +103,14 @@ class Gossip(Exchange):
             self._headers = Appointments(self._mailbox, self._inbox.values(), comm.rank, delay)
         super().__init__(comm, length, self._headers)
         self._liveness = Liveness(self._mailbox, survive) if survive is not None else None
-        self._receipts: dict[int, HeaderReader] = {}  # lock-step: the headers of those who read me
+        self._receipts: dict[int, HeaderReader] = {}  # lock-step: the headers of those who read this rank
         self._mixed = dict.fromkeys(self._inbox, 0)  # the version of each peer that was last mixed
         # A message that comes at once (shared memory) is read when it is mixed, so that it is as new as can be. One that
         # takes longer (a network) is asked for ahead, so that it comes while the environments run.
         self._slow = dict.fromkeys(self._inbox, False)
         self._version = self._started = 0
         self._room = NOTHING  # the slot that the next version is being written into
-        self._download: Download | None = None  # on a GPU: my last version on its way
+        self._download: Download | None = None  # on a GPU: this rank's last version on its way
         self._on_its_way = 0  # which one; 0: none
         self._staleness = self._corrupt = 0
         self._mixes: list[Mix] = []
@@ -125,7 +125,7 @@ class Gossip(Exchange):
         self._mixed = {peer: versions[peer] for peer in self._inbox}
         if self._liveness is None:
             self._mailbox.meet(self._inbox)
-        else:  # I may come to read anybody
+        else:  # this rank may come to read anybody
             self._mailbox.meet(peer for peer in range(self._comm.size) if peer != self._comm.rank)
             self._liveness.follow(self._inbox)
 
@@ -265,7 +265,7 @@ class Gossip(Exchange):
         self._wait(read, lambda: False, peers)
 
     def _wait(self, done: Callable[[], bool], give_up: Callable[[], bool], peers: list[int]) -> bool:
-        """Wait until `done`, with progress and back-off, naming whom we wait for; False if `give_up` comes first."""
+        """Wait until `done`, with progress and back-off, naming whom it waits for; False if `give_up` comes first."""
         began = warned = time.monotonic()
         pause = 0.0
         while not done():

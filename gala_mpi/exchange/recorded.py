@@ -39,7 +39,7 @@ class Recorded(Exchange):
         for update, *mix in mixes.tolist():
             self._script[update].append(Mix(*mix))
         needed = comm.alltoall([mixes["version"][mixes["peer"] == writer].tolist() for writer in range(comm.size)])
-        self._readers: dict[int, list[int]] = defaultdict(list)  # of each version of mine
+        self._readers: dict[int, list[int]] = defaultdict(list)  # of each version of this rank
         for reader, versions in enumerate(needed):
             for version in versions:
                 self._readers[version].append(reader)

@@ -32,7 +32,7 @@ class Server(Exchange):
         self._word = SharedWord()
         super().__init__(comm, length, self._word)
         self._window = MPI.Win.Allocate(VECTOR + 4 * length if comm.rank == 0 else 0, 1, comm=comm)
-        self._base = np.zeros(length, np.float32)  # the shared vector as I last saw it
+        self._base = np.zeros(length, np.float32)  # the shared vector as this rank last saw it
         self._step = np.zeros(length, np.float32)
         self._progress = Progress()
 

@@ -1,8 +1,8 @@
 """Returns from rewards, discounts and values. Pure functions on [T, N] tensors.
 
 A step carries a discount, not a done flag: γ inside an episode and 0 where it ends. A truncated episode also has discount
-0; the value of the observation that was cut off is added to its last reward (`rollout.py`), so that truncation bootstraps
-and termination does not.
+0; the value of the observation that was cut off is added to its last reward (`rollout/collector.py`), so that truncation
+bootstraps and termination does not.
 """
 
 from __future__ import annotations

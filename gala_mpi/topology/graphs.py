@@ -89,7 +89,7 @@ def _torus(n: int) -> tuple[Shifts, ...]:
 BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
     "ring": lambda n: _ring(n, [1]),
     "exponential": lambda n: _ring(n, _powers(n)),
-    # At my update k I read the agent 2^(k mod ceil(log2 n)) before me: ceil(log2 n) rounds reach everybody, and average
+    # At update k an agent reads the one 2^(k mod ceil(log2 n)) before it: ceil(log2 n) rounds reach everybody, and average
     # exactly when n is a power of two (Assran et al., Stochastic Gradient Push, 2019).
     "one-peer-exponential": lambda n: _ring(n, *([power] for power in _powers(n))),
     "complete": lambda n: _ring(n, list(range(1, n))),
