@@ -162,7 +162,10 @@ class Config:
     @staticmethod
     def from_json(text: str) -> Config:
         values: dict[str, Any] = json.loads(text)
-        values["a2c"] = A2CSettings(**values["a2c"])
+        for each in dataclasses.fields(Config):
+            kind = each.default_factory
+            if isinstance(kind, type) and issubclass(kind, LearnerSettings) and each.name in values:
+                values[each.name] = kind(**values[each.name])
         values["topology"] = Graph.from_stored(values["topology"])
         for name in ("run_dir", "replay"):
             values[name] = Path(values[name]) if values.get(name) else None

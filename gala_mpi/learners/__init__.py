@@ -1,7 +1,7 @@
 """Learning algorithms: a learner turns a rollout into a loss.
 
 A new one is one file (a subclass of `base.Learner`) and one line here. Settings of its own are a dataclass in `settings.py`,
-a field of Config of the learner's name, and a line of `Config.from_json`; a learner without them is told what A2C is told.
+a field of Config of the learner's name; a learner without them is told what A2C is told.
 """
 
 from __future__ import annotations
