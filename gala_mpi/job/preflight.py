@@ -14,6 +14,7 @@ from gala_mpi.config import Config
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.host import ENLARGE, SHARED_MEMORY, HostView
 from gala_mpi.mpi.mailbox import DIRECT, REMOTE
+from gala_mpi.networks import NETWORKS
 
 # Agents do not wait for each other, so that more ranks than cores cost them little but time: 2 per core need no warning.
 RANKS_PER_CORE = 2.0
@@ -76,7 +77,8 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
     if len(host_views) > 1:
         exchange = EXCHANGES[config.exchange].load()
         window = exchange.window_bytes(config, length, DIRECT if len(names) == 1 else REMOTE)
-    environment_bytes = NUMBERS_BYTES if config.network == "mlp" else IMAGES_BYTES
+    numbers = config.network is not None and NETWORKS[config.network].images is False
+    environment_bytes = NUMBERS_BYTES if numbers else IMAGES_BYTES
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length
     hosts = []
     for name in names:
