@@ -33,7 +33,7 @@ from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import GAMES, normalised
 from robustness import WINDOW, final, thresholds
-from script import Answer, Options, Table, legend, look, main, panels
+from script import Answer, Options, Table, legend, line_style, main, panels
 
 FEW = 3  # runs
 
@@ -145,7 +145,7 @@ def draw(table: Table, sides: list[Side], order: list[str]):
     heights = [0.4 * len(table.rows) + 1.2, 3.6]
     figure, (top, bottom) = panels(2, height=sum(heights) / 2, height_ratios=heights)
     for y, (label, _, _, value, low, high, *_) in enumerate(table.rows):
-        top.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=4, **look(order.index(label)))
+        top.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=4, **line_style(order.index(label)))
     top.axvline(0.5, color="black", linewidth=1, linestyle=":")
     top.set_yticks(range(len(table.rows)), [row[0] for row in table.rows])
     top.set(xlim=(-0.03, 1.03), xlabel=f"P(a run scores more than a run of {table.rows[0][1]}), 95% bootstrap interval")
@@ -162,9 +162,9 @@ def draw(table: Table, sides: list[Side], order: list[str]):
     grid = np.linspace(ends.min() - margin, ends.max() + margin, 200)
     for s, d in zip(sides, data):
         share, low, high = stats.profile(d, grid)
-        bottom.plot(grid, 100 * share, label=s.label, drawstyle="steps-post", **look(order.index(s.label)))
+        bottom.plot(grid, 100 * share, label=s.label, drawstyle="steps-post", **line_style(order.index(s.label)))
         bottom.fill_between(
-            grid, 100 * low, 100 * high, color=look(order.index(s.label))["color"], alpha=0.15, linewidth=0, step="post"
+            grid, 100 * low, 100 * high, color=line_style(order.index(s.label))["color"], alpha=0.15, linewidth=0, step="post"
         )
         points.rows += [(s.label, *point) for point in zip(grid, share, low, high)]
     unit = "normalised score (0 random, 1 human)" if normalise else "score (points)"

@@ -33,7 +33,7 @@ import checkout  # noqa: F401
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
-from script import Answer, Options, Table, legend, look, main, panels
+from script import Answer, Options, Table, legend, line_style, main, panels
 
 MOST_UPDATES = 200
 NEGLIGIBLE = 1e-10  # of a coefficient
@@ -201,7 +201,7 @@ class History:
 
 
 def draw(ax, group: Group, drifts: list[Drift], number: int) -> None:
-    colour = look(number)["color"]
+    colour = line_style(number)["color"]
     for n, d in enumerate(drift for drift in drifts if len(drift.updates)):
         first = n == 0
         ax.fill_between(d.updates, d.agents.min(axis=1), d.agents.max(axis=1), color=colour, alpha=0.2, linewidth=0)

@@ -39,7 +39,7 @@ import stats
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import GAMES, normalised
-from script import Answer, Options, Table, legend, look, main, panels
+from script import Answer, Options, Table, legend, line_style, main, panels
 
 MOST_BINS, FEWEST_BINS = 100, 10
 EPISODES_PER_BIN = 30  # wanted on average, at least
@@ -203,8 +203,8 @@ def short(lines: list[Line], axes: list[str]) -> list[str]:
 
 def plot(ax: Axes, curve: Curve, group: Group, number: int) -> None:
     marker = "." if len(curve.x) < 20 else ""  # a single point has no line
-    ax.plot(curve.x, curve.value, label=group.counted, linewidth=1.8, marker=marker, **look(number))
-    ax.fill_between(curve.x, curve.low, curve.high, color=look(number)["color"], alpha=0.18, linewidth=0)
+    ax.plot(curve.x, curve.value, label=group.counted, linewidth=1.8, marker=marker, **line_style(number))
+    ax.fill_between(curve.x, curve.low, curve.high, color=line_style(number)["color"], alpha=0.18, linewidth=0)
 
 
 def bands(lines: list[Line]) -> str:

@@ -26,7 +26,7 @@ import stats
 from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
 from published import PUBLISHED, RANDOM
-from script import MARKERS, Answer, Options, Table, legend, look, main, panels
+from script import MARKERS, Answer, Options, Table, legend, line_style, main, panels
 
 WINDOW = 100  # episodes
 A2C = next(reference for reference in PUBLISHED if reference.method == "A2C (SB3 zoo)")
@@ -118,11 +118,16 @@ def draw(ax, counts: list[Count], order: list[str]) -> None:
         share = np.array([count.share for count in mine])
         bars = np.clip(np.abs(np.array([count.interval for count in mine]).T - share), 0, 1)
         marker = MARKERS[number % len(MARKERS)]
-        ax.errorbar(x, 100 * share, 100 * bars, marker=marker, capsize=3, label=label, **look(number))
+        ax.errorbar(x, 100 * share, 100 * bars, marker=marker, capsize=3, label=label, **line_style(number))
         for place, count in zip(x, mine):
             words = f"{count.convergent}/{count.runs}"
             ax.annotate(
-                words, (place, 100 * count.share), (5, 4), textcoords="offset points", fontsize=8, color=look(number)["color"]
+                words,
+                (place, 100 * count.share),
+                (5, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=line_style(number)["color"],
             )
     ticks = sorted({count.environments for count in counts})
     ax.set_xscale("log", base=2)

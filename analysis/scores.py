@@ -31,7 +31,7 @@ import stats
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import PUBLISHED, normalised
-from script import Answer, Options, Table, look, main, panels, whole, write_csv
+from script import Answer, Options, Table, line_style, main, panels, whole, write_csv
 
 MEAN = -1  # the averaged policy's number
 
@@ -120,7 +120,7 @@ def draw(results: list[Result]):
         mine = [result for result in results if result.group.env == game]
         references = [reference for reference in PUBLISHED if game in reference.scores]
         for y, result in enumerate(mine):
-            colour = look(order.index(result.group.label))["color"]
+            colour = line_style(order.index(result.group.label))["color"]
             ax.plot(result.means, [y] * len(result.means), "o", color=colour, alpha=0.5)
             error = stats.standard_error(result.means) if len(result.means) > 1 else stats.standard_error(result.best)
             ax.errorbar(result.means.mean(), y, xerr=error, fmt="|", markersize=16, capsize=4, color=colour)

@@ -124,7 +124,7 @@ def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -
     return figure, list(axes.flat[:number])
 
 
-def look(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Return colour and dash of the group with this number."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 

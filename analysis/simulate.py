@@ -26,7 +26,7 @@ from gala_mpi.run import Run, RunError
 from gala_mpi.run.reader import read_config
 from groups import grouped
 from model import Case, Cluster, Measured, Outcome, simulate
-from script import COLOURS, MARKERS, Answer, Options, Table, legend, look, main, panels
+from script import COLOURS, MARKERS, Answer, Options, Table, legend, line_style, main, panels
 
 MOST_COMPLETE = 128  # ranks that all read all
 PARTS = (("act", "simulate"), ("learn", "optimise"))  # of an update: the rollout, and what comes after it
@@ -119,7 +119,7 @@ def prediction(options: Simulate, measured: Measured) -> Answer:
     figure, (top, bottom) = panels(2)
     for number, (name, points) in enumerate(lines.items()):
         ranks = [n for n, _ in points]
-        style = {"marker": MARKERS[number % len(MARKERS)], **look(number)}
+        style = {"marker": MARKERS[number % len(MARKERS)], **line_style(number)}
         top.plot(ranks, [outcome.rate for _, outcome in points], label=name, **style)
         bottom.plot(ranks, [outcome.distance for _, outcome in points], **style)
     for ax in (top, bottom):

@@ -33,7 +33,7 @@ from gala_mpi.clock import SECTIONS
 from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
 from published import is_atari
-from script import COLOURS, MARKERS, Answer, Options, Table, look, main, panels
+from script import COLOURS, MARKERS, Answer, Options, Table, line_style, main, panels
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callab
     for speed in speeds:
         lines.setdefault((speed.group.name, speed.run.config["num_envs"]), []).append(speed)
     for (name, environments), mine in lines.items():
-        style = look(order.index(mine[0].group.label))
+        style = line_style(order.index(mine[0].group.label))
         marker = MARKERS[order.index(mine[0].group.label) % len(MARKERS)]
         ranks = sorted({speed.ranks for speed in mine})
         middle = [np.mean([value(speed) for speed in mine if speed.ranks == n]) for n in ranks]

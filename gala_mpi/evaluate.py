@@ -23,7 +23,7 @@ from typing import Any, Literal, Optional, cast
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from gala_mpi import cli, display
@@ -63,7 +63,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Selection:
     """What all ranks agree on: what is asked, the run's settings, the checkpoint and whose policies it holds."""
 
     wanted: Evaluation
@@ -74,35 +74,35 @@ class Plan:
 
 def main(arguments: list[str]) -> None:
     with World() as world:
-        plan = world.decide(lambda: make_plan(arguments))
-        policies = load(plan)
+        selection = world.decide(lambda: choose(arguments))
+        policies = load(selection)
         torch.set_num_threads(world.threads)
-        games = np.concatenate(world.comm.allgather(play_my_share(plan, policies, world)))
+        games = np.concatenate(world.comm.allgather(play_my_share(selection, policies, world)))
         if world.root:
-            report(plan, games)
-            if plan.wanted.video:
-                film(plan, policies[MEAN])
+            report(selection, games)
+            if selection.wanted.video:
+                film(selection, policies[MEAN])
 
 
-def make_plan(arguments: list[str]) -> Plan:
+def choose(arguments: list[str]) -> Selection:
     """Parse and check. Raises SettingError."""
     wanted = parse(arguments)
     check(wanted)
     settings = reader.read_config(wanted.run, "run directory")
-    choose = {"newest": checkpoints.newest, "best": checkpoints.best}.get(wanted.checkpoint)
-    number = choose(wanted.run) if choose else int(wanted.checkpoint)
+    named = {"newest": checkpoints.newest, "best": checkpoints.best}.get(wanted.checkpoint)
+    number = named(wanted.run) if named else int(wanted.checkpoint)
     available = checkpoints.complete(wanted.run)
     if number not in available:
         numbers = ", ".join(map(str, available)) or "none is complete yet"
         raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
     if wanted.video:
         make_filmed(settings.env).close()
-    plan = Plan(wanted, settings, number, checkpoints.ranks(wanted.run, number))
+    selection = Selection(wanted, settings, number, checkpoints.ranks(wanted.run, number))
     try:
-        load(plan)
+        load(selection)
     except JobError as error:
         raise SettingError(f"--checkpoint {wanted.checkpoint}: {error}") from None
-    return plan
+    return selection
 
 
 def parse(arguments: list[str]) -> Evaluation:
@@ -126,7 +126,7 @@ def check(wanted: Evaluation) -> None:
     require_file("--video", wanted.video, ".mp4", ".gif")
 
 
-def load(plan: Plan) -> dict[int, np.ndarray]:
+def load(selection: Selection) -> dict[int, np.ndarray]:
     """The parameters of every policy that plays, float32 [P]: all before the first episode: a run that goes on deletes them.
 
     Raises:
@@ -134,31 +134,31 @@ def load(plan: Plan) -> dict[int, np.ndarray]:
     """
     vectors: dict[int, np.ndarray] = {}
     total: np.ndarray = np.zeros(())
-    for agent in plan.agents:
+    for agent in selection.agents:
         try:
-            vector = checkpoints.load(plan.wanted.run, plan.number, agent).learner["parameters"]
+            vector = checkpoints.load(selection.wanted.run, selection.number, agent).learner["parameters"]
         except Exception as error:  # h5py raises many kinds
-            path = layout.checkpoint_file(plan.wanted.run, plan.number, agent)
+            path = layout.checkpoint_file(selection.wanted.run, selection.number, agent)
             raise JobError(f"{path} is damaged or deleted ({error})") from None
         total = total + vector.astype(np.float64)
-        if plan.wanted.policies == "all":
+        if selection.wanted.policies == "all":
             vectors[agent] = vector
-    return vectors | {MEAN: (total / len(plan.agents)).astype(np.float32)}
+    return vectors | {MEAN: (total / len(selection.agents)).astype(np.float32)}
 
 
-def play_my_share(plan: Plan, policies: dict[int, np.ndarray], world: World) -> np.ndarray:
+def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: World) -> np.ndarray:
     """Play this rank's episodes of every policy; return rows of GAMES."""
-    mine = range(world.rank, plan.wanted.episodes, world.size)
+    mine = range(world.rank, selection.wanted.episodes, world.size)
     if not mine:
         return np.array([], GAMES)
-    environments = registry.make(plan.settings.env, len(mine), threads=world.threads, sticky=plan.settings.sticky)
-    network, flat = make_network(plan.settings, environments)
-    torch.manual_seed(plan.wanted.seed + world.rank)  # of sampled actions
+    environments = registry.make(selection.settings.env, len(mine), threads=world.threads, sticky=selection.settings.sticky)
+    network, flat = make_network(selection.settings, environments)
+    torch.manual_seed(selection.wanted.seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
-    with Progress(console=display.console(), transient=True, disable=not world.root) as bar:
+    with RichProgress(console=display.console(), transient=True, disable=not world.root) as bar:
         for policy, parameters in bar.track(policies.items(), description="playing"):
             flat.data.copy_(torch.from_numpy(parameters))
-            games = play(network, environments, game_seeds(plan.wanted.seed, mine), plan.wanted.sample)
+            games = play(network, environments, game_seeds(selection.wanted.seed, mine), selection.wanted.sample)
             rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
     environments.close()
     return np.array(rows, GAMES)
@@ -192,14 +192,14 @@ def play(network: Network, environments: Environments, seeds: np.ndarray, sample
     return [games[i] for i in range(environments.num_envs)]
 
 
-def report(plan: Plan, games: np.ndarray) -> None:
+def report(selection: Selection, games: np.ndarray) -> None:
     """Print the table and add the episodes to run.h5."""
-    wanted, run = plan.wanted, plan.wanted.run
+    wanted, run = selection.wanted, selection.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
-    table = Table(title=f"{plan.settings.env}, checkpoint {plan.number}, {wanted.episodes} games a policy, {how}")
+    table = Table(title=f"{selection.settings.env}, checkpoint {selection.number}, {wanted.episodes} games a policy, {how}")
     for heading in ("policy", "mean", "± standard error", "lowest", "highest", "mean length (steps)"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for policy in [*plan.agents, MEAN] if plan.wanted.policies == "all" else [MEAN]:
+    for policy in [*selection.agents, MEAN] if selection.wanted.policies == "all" else [MEAN]:
         mine = games[games["policy"] == policy]
         scores = mine["score"].astype(float)
         error = scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan
@@ -207,20 +207,25 @@ def report(plan: Plan, games: np.ndarray) -> None:
         name = "mean of all agents" if policy == MEAN else f"agent {policy}"
         table.add_row(name, *(f"{cell:.1f}" if np.isfinite(cell) else "–" for cell in cells))
     display.console().print(table)
-    metadata = {"checkpoint": plan.number, "arg_max": not wanted.sample, "seed": wanted.seed, "time": time.strftime("%FT%T%z")}
+    metadata = {
+        "checkpoint": selection.number,
+        "arg_max": not wanted.sample,
+        "seed": wanted.seed,
+        "time": time.strftime("%FT%T%z"),
+    }
     writer.write_evaluation(run, games, metadata)
     display.say(f"written to {layout.run_file(run)}")
 
 
 @torch.no_grad()
-def film(plan: Plan, parameters: np.ndarray) -> None:
+def film(selection: Selection, parameters: np.ndarray) -> None:
     """One episode of the averaged policy as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
 
-    wanted, video = plan.wanted, plan.wanted.video
+    wanted, video = selection.wanted, selection.wanted.video
     assert video is not None  # else there is nothing to film
-    environments = make_filmed(plan.settings.env, plan.settings.sticky)
-    network, flat = make_network(plan.settings, environments)
+    environments = make_filmed(selection.settings.env, selection.settings.sticky)
+    network, flat = make_network(selection.settings, environments)
     flat.data.copy_(torch.from_numpy(parameters))
     temporary = video.with_name(f".{video.stem}.tmp{video.suffix}")
     options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {"loop": 0}
