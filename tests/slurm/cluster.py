@@ -77,6 +77,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 KillWait=5
+UnkillableStepTimeout=300
 MinJobAge=3600
 SlurmdTimeout=300
 SlurmctldTimeout=300
