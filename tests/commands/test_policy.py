@@ -49,7 +49,7 @@ def some_observations(spaces: Spaces) -> torch.Tensor:
 @torch.no_grad()
 def test_the_document_is_enough_to_rebuild_a_policy(tmp_path, game):
     run = tmp_path / "run"
-    train(2, run, *GAMES[game], "--precision", "fp32", "--total-steps", 2 * 20 * 5 * 4, "--lr", 0.01)
+    train(2, run, *GAMES[game], "--precision", "fp32", "--total-steps", 2 * 20 * 5 * 4, "--staleness", 0)
     settings = reader.read_config(run)
     environments = registry.make(settings.env, 1)
     network, flat = evaluate.make_network(settings, environments)
@@ -61,9 +61,9 @@ def test_the_document_is_enough_to_rebuild_a_policy(tmp_path, game):
         policy, parameters = names["read_policy"](path)
         outputs, same_values = names["run_policy"](policy, parameters, observations)
         expected = distribution.mean if game == "pendulum" else distribution.logits
-        assert expected.std() > 1e-3 and values.std() > 1e-3
-        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(same_values, values, rtol=1e-4, atol=1e-5)
+        assert expected.std() > 1e-4 and values.std() > 1e-4  # ten times what may differ
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(same_values, values, rtol=0, atol=1e-5)
         assert (policy["env"], policy["network"], policy["precision"]) == (settings.env, settings.network, "fp32")
         assert {name: tuple(value.shape) for name, value in parameters.items()} == shapes(network)
     if game == "pendulum":
