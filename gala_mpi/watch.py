@@ -65,7 +65,7 @@ class RunStatus:
         recent: the newest `updates` rows of every agent that has some, by rank.
         lags: how many updates each of the newest mixed messages was behind its reader; negative: ahead; int64 [messages].
         score: mean of the newest scores; NaN before the first.
-        checkpoint: the newest number that all agents have saved; 0 before the first.
+        checkpoint: the number of the newest one that all agents have saved; 0 before the first.
         saved: the update of every agent in it, by rank.
         saved_ago: s.
         lost: the ranks that have died since the run was last started.
@@ -235,7 +235,7 @@ def _update_at(rows: np.ndarray, hours: float) -> int:
 
 
 def _newest_checkpoint(run: Path) -> tuple[int, dict[int, int], float]:
-    """Return the newest complete number, each agent's update in it, and when it was saved; 0 before the first."""
+    """Return the newest complete checkpoint's number, each agent's update in it, and when it was saved; 0 before the first."""
     for number in reversed(checkpoints.numbers(run)):
         try:
             if saved := checkpoints.saved_updates(run, number):

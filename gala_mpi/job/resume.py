@@ -21,8 +21,8 @@ class Origin:
 
     Attributes:
         number: the checkpoint; 0: from scratch.
-        last: the newest number in use, by damaged and incomplete checkpoints too. Later ones come after it, so that no file of
-            another start ever seems to complete them.
+        last: the newest checkpoint number in use, by damaged and incomplete checkpoints too. Later ones come after it, so that
+            no file of another start ever seems to complete them.
         agents: whose checkpoint it is.
         updates: of the agent that had done most.
         steps: of all agents.
@@ -88,7 +88,7 @@ def resumable(run: Path, network: str) -> Origin:
 
 
 def replace_lost(run: Path) -> None:
-    """Give every rank that has died a file in the newest number of the living: its own newest, else its neighbour's.
+    """Give every rank that has died a file in the newest checkpoint of the living: its own newest, else its neighbour's.
 
     From its own it does again what it did after it. In a neighbour's place it goes on from that one's parameters and
     optimiser, and does all its updates.
@@ -99,9 +99,8 @@ def replace_lost(run: Path) -> None:
     for rank in sorted(lost & {*range(checkpoints.agents(run, number))} - {*there}):
         own = checkpoints.newest_of(run, rank)
         state = checkpoints.load(run, own, rank) if own else None
-        if state is None or state.agents != checkpoints.agents(
-            run, number
-        ):  # of a run that has since had another number of agents
+        # It may be of a start with another number of agents.
+        if state is None or state.agents != checkpoints.agents(run, number):
             state = checkpoints.load(run, number, max((other for other in there if other < rank), default=there[-1]))
             state.learner |= {"updates": 0, "steps": 0}
         checkpoints.write(run, number, rank, state)

@@ -19,9 +19,9 @@ class Checkpoints:
     Args:
         run: the run directory.
         rank: whose files.
-        config: how often, and how many of the newest complete numbers stay; the one with the best score stays as well, and
+        config: how often, and how many of the newest complete checkpoints stay; the one with the best score stays as well, and
             the last of every rank that has died.
-        number: the newest number in use.
+        number: the newest checkpoint number in use.
 
     Attributes:
         slowest: the longest that a checkpoint has taken, s.

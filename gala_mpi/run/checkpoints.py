@@ -1,7 +1,7 @@
-"""All that a resume needs, and a policy that is rebuilt elsewhere (docs/checkpoints.md): one file a rank and number.
+"""All that a resume needs, and a policy that is rebuilt elsewhere (docs/checkpoints.md): one file a rank and checkpoint.
 
-Ranks save without waiting for each other. A number is a checkpoint's number, the same on every rank. A reader takes the
-newest number of which every rank's file is there and sound; nobody declares it complete. Ranks that have died
+Ranks save without waiting for each other. A checkpoint has the same number on every rank. A reader takes the
+newest one of which every rank's file is there and sound; nobody declares it complete. Ranks that have died
 (`layout.lost`) are not waited for; a resume gives them a file.
 """
 
@@ -77,7 +77,7 @@ def complete(run: Path) -> list[int]:
 
 
 def saved_updates(run: Path, number: int) -> dict[int, int]:
-    """Return the update at which each rank saved a number; empty unless it is complete. No vector is read.
+    """Return the update at which each rank saved a checkpoint; empty unless it is complete. No vector is read.
 
     Raises:
         Exception: a file is damaged; h5py raises many kinds.
@@ -99,12 +99,12 @@ def ranks(run: Path, number: int) -> list[int]:
 
 
 def best(run: Path) -> int | None:
-    """The complete number with the best training score, or None. A later one wins a tie."""
+    """The complete checkpoint with the best training score, or None. A later one wins a tie."""
     return max(complete(run), key=lambda number: (_score(run, number), number), default=None)
 
 
 def newest(run: Path) -> int | None:
-    """The newest number of which every file is there and sound, or None."""
+    """The newest checkpoint of which every file is there and sound, or None."""
     return next((number for number, _ in sound(run)), None)
 
 
@@ -152,7 +152,7 @@ def _read(path: Path) -> State:
 
 
 def newest_of(run: Path, rank: int) -> int:
-    """The newest number that has a sound file of `rank`, or 0."""
+    """The newest checkpoint that has a sound file of `rank`, or 0."""
     for number in reversed(numbers(run)):
         try:
             load(run, number, rank)

@@ -32,7 +32,7 @@ def checkpoint_file(run: Path, number: int, rank: int) -> Path:
 
 
 def checkpoint_files(run: Path, number: int) -> list[Path]:
-    """Return the files of one number that are there, in the order of the ranks."""
+    """Return the files of one checkpoint that are there, in the order of the ranks."""
     return sorted(checkpoint_file(run, number, 0).parent.glob("rank*.h5"))
 
 
