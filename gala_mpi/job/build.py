@@ -35,9 +35,10 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
         node_rank: which rank of its host this is; GPUs are dealt by it.
         threads: for torch and the emulators.
     """
-    torch.set_num_threads(threads)
     clock = Clock()
     where = device.pick(config.device, node_rank)
+    # Beside a GPU torch has little to do on the CPU: its threads would wait for more, and take the cores from the emulators.
+    torch.set_num_threads(1 if device.is_asynchronous(where) else threads)
     if where.type == "cuda":
         torch.cuda.set_device(where)  # streams and graphs are made on the current one
     turns = 2 if config.overlap else 1
