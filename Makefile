@@ -140,7 +140,7 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
-	for script in jobs/slurm/*.sh; do bash -n $$script || exit; done
+	for script in jobs/slurm/*.sh benchmarks/*.sh; do bash -n $$script || exit; done
 
 bench: .venv/ready
 	$(MPICH) mpirun -n $(N) python -m gala_mpi.bench train

@@ -1,6 +1,6 @@
 """Where the time of an update goes on a device: the clock's sections, and the kernels that take longest (torch.profiler).
 
-    python benchmarks/profile_update.py --device cuda --num-envs 64
+python benchmarks/profile_update.py --device cuda --num-envs 64
 """
 
 from __future__ import annotations

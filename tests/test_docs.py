@@ -282,7 +282,7 @@ def is_a_target(command: str, _: Laboratory) -> None:
 
 def names_files(command: str, _: Laboratory) -> None:
     """An installation, a test or a tool: the files that it names are there."""
-    names = [word for word in shlex.split(command) if re.search(r"\w\.(txt|yml|py|pml)$", word)]
+    names = [word for word in shlex.split(command) if re.search(r"\w\.(txt|yml|py|pml|sh)$", word)]
     for name in names:
         assert (ROOT / name).exists() or (ROOT / "docs" / name).exists(), name
 
@@ -308,6 +308,7 @@ RULES: list[tuple[str, Callable[[str, Laboratory], None]]] = [
     (r"python analysis/\w+\.py ", runs(small_analysis)),
     (r"python my_figure\.py$", runs(list)),
     (r"python benchmarks/", has_its_flags),
+    (r"benchmarks/gpu\.sh$", names_files),
     (r"(job=\$\()?sbatch ", is_a_job),
     (r"run=\$\(ls ", finds_the_first_run),
     (r"python -m pytest ", names_files),
