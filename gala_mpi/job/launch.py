@@ -13,6 +13,11 @@ from gala_mpi.job import signals
 # Keep libraries from starting a thread per core of the machine on every rank (OpenBLAS, OpenMP); they read these variables
 # when they are imported. `job.build` then raises torch's own count to the rank's share of the cores.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Threads of torch that wait for the next operation sleep. By default they spin for some milliseconds, and keep cores from
+# emulators, other ranks and other programs: beside two busy programs on two cores a rank of two threads then trains at a
+# tenth to a third of the speed. On idle cores there is no difference. (The first is read by GNU's library, which torch's
+# wheels bring, the second by Intel's.)
+WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 # UCX over TCP moves a message in pieces of 8 KB by default, which takes four times the tests and the time.
 SEGMENTS = ("UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE")
 
@@ -21,6 +26,8 @@ def set_environment() -> None:
     """Set the variables that numerical libraries and MPI read when they are loaded. What the user has set stays."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
+    for variable, value in WAITING.items():
+        os.environ.setdefault(variable, value)
     for variable in SEGMENTS:
         os.environ.setdefault(variable, "256K")
 
