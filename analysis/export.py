@@ -20,6 +20,7 @@ import tyro
 
 import checkout  # noqa: F401
 from gala_mpi.run import Run, RunError
+from gala_mpi.run.opened import run_steps
 from groups import incomplete, load
 from script import Table, reader_may_leave, write_csv
 
@@ -65,7 +66,7 @@ def scalars(tables: dict[str, np.ndarray], folder: Path, agents: np.ndarray) -> 
         from tensorboardX import SummaryWriter  # only who wants its files needs it
     except ImportError:
         raise RunError("--format tensorboard: tensorboardX is not installed (pip install tensorboardX)") from None
-    steps = dict(zip(tables["updates"]["update"].tolist(), (tables["updates"]["steps"] * agents).tolist()))
+    steps = dict(zip(tables["updates"]["update"].tolist(), run_steps(tables["updates"], agents).tolist()))
     with SummaryWriter(str(folder), write_to_disk=True) as writer:
         for name in ("updates", "episodes", "energy"):
             rows = tables[name]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from gala_mpi.clock import Clock
-from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.learners.base import Learner, Losses
 from gala_mpi.record.recorder import Update
@@ -28,8 +27,6 @@ class Agent:
 
     Attributes:
         gradient: the learner's, recorded where a GPU can repeat it.
-        config: the run's settings.
-        agents: how many the run has.
         streams: update → seeds of the environments (int64 [N]); also seeds the actions.
         delay: by how many seconds each update is slowed down (--slow-rank).
     """
@@ -40,16 +37,16 @@ class Agent:
     exchange: Exchange
     clock: Clock
     sketch: Sketcher
-    config: Config
-    agents: int
     streams: Callable[[int], np.ndarray]
     delay: float = 0.0
 
-    def update(self) -> Update:
-        """Play a rollout, learn from it, and share what was learnt."""
+    def update(self, progress: float = 0.0) -> Update:
+        """Play a rollout, learn from it, and share what was learnt.
+
+        Args:
+            progress: share of the run's steps that are done, in [0, 1]; the learning rate's decay goes by it.
+        """
         clock, learner, exchange = self.clock, self.learner, self.exchange
-        # By the steps before this update: the first one has the full rate.
-        progress = min(1.0, learner.steps * self.agents / self.config.total_steps)
         batch, episodes = self.collector.collect()
         with clock("simulate"):
             keep_busy(self.delay)

@@ -58,7 +58,8 @@ class Config:
     checksum: bool = False
     """Verify every message by a checksum (gossip); for those who doubt their MPI, network or memory."""
     total_steps: int = 40_000_000
-    """Steps of the whole run, over all agents; each does an equal share, in whole updates.
+    """Steps of the whole run, counted over all agents. Agents that wait for each other do an equal share each; of others the
+    faster ones do more, and all stop once the sum is reached.
     1 step = 1 action in 1 environment = 4 Atari frames."""
     num_envs: int = 16
     """Environments per agent."""
@@ -151,9 +152,15 @@ class Config:
         """Updates from one checkpoint of an exact run to the next; its episodes are cut off at each, so not too few."""
         return self.checkpoint_updates or 5000
 
+    @property
+    def steps_per_update(self) -> int:
+        """Steps of one agent's update."""
+        return self.num_envs * self.rollout_length
+
     def updates(self, agents: int, done: int = 0, steps: int = 0) -> int:
-        """The update at which each of `agents` agents ends, when they have done `done` updates and `steps` steps in all."""
-        per_update = self.num_envs * self.rollout_length
+        """The update at which each of `agents` agents ends that share equally, when they have done `done` updates and `steps`
+        steps in all."""
+        per_update = self.steps_per_update
         return math.ceil((self.total_steps - steps + done * per_update) / (agents * per_update))
 
     def to_json(self) -> str:

@@ -259,18 +259,19 @@ class LiveReport:
     """A context manager around the training loop. Collective to make and to close.
 
     Attributes:
-        score: mean of the last 100 scores, over all agents on rank 0 and over the rank's own elsewhere; NaN before the first.
+        steps: of all agents, as far as this rank has heard: never more than there are (see `mpi.live_board`).
+        score: mean of the last 100 scores of all agents; NaN before the first.
     """
 
-    def __init__(self, world: World, config: Config, steps_before: int):
-        self._board = LiveBoard(world.comm)
+    def __init__(self, world: World, config: Config, learner: Learner):
+        self._board = LiveBoard(world.comm, updates=learner.updates, steps=learner.steps)
         self._recent: deque[float] = deque(maxlen=math.ceil(RECENT / world.size))
         self._episodes = 0
         self._mixes = 0
         self._display = None
         if world.root:
             atari = registry.resolve(config.env)[0] == "atari"
-            self._display = Display(config, steps_before * world.size, atari)
+            self._display = Display(config, self.steps, atari)
 
     def __enter__(self) -> LiveReport:
         if self._display:
@@ -288,13 +289,15 @@ class LiveReport:
             self._board.close()
 
     @property
+    def steps(self) -> int:
+        return self._board.steps
+
+    @property
     def score(self) -> float:
-        if self._display:
-            return recent_score(dict(zip(COLUMNS, self._board.rows.T)))
-        return float(np.mean(self._recent)) if self._recent else math.nan
+        return recent_score(dict(zip(COLUMNS, self._board.rows.T)))
 
     def update(self, learner: Learner, episodes: list[Episode], counters: Counters) -> None:
-        """Post this rank's row after an update; on rank 0, read the others' and draw them now and then."""
+        """Post this rank's row after an update, and take in others'."""
         self._episodes += len(episodes)
         self._recent.extend(episode.score for episode in episodes)
         self._mixes += len(counters.mixes)
@@ -307,7 +310,10 @@ class LiveReport:
             mixes=self._mixes,
             staleness=counters.staleness,
         )
-        if self._display:
-            self._board.poll()
-            if self._display.due():
-                self._display.show(self._board.rows)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in others' rows; on rank 0, draw them now and then."""
+        self._board.poll()
+        if self._display and self._display.due():
+            self._display.show(self._board.rows)

@@ -24,6 +24,7 @@ from gala_mpi.job.membership import Membership
 from gala_mpi.job.prepare import Plan
 from gala_mpi.job.schedule import Checkpoints
 from gala_mpi.job.signals import Stop
+from gala_mpi.job.steps import Steps
 from gala_mpi.mpi.world import World
 from gala_mpi.record.energy import Meter
 from gala_mpi.record.recorder import Recorder, Update
@@ -38,15 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(world: World, plan: Plan) -> int:
-    """Train until this agent's updates are done, or all have agreed to stop. Return the exit status. Collective."""
+    """Train until all steps are done, or all have agreed to stop. Return the exit status. Collective."""
     if world.root:
         display.welcome(plan.config, world.size, world.library, world.threads, plan.origin, plan.advice)
     trainer = Trainer(world, plan)
     agent, order = trainer.agent, Order()
     agent.start()
     with trainer.report:
-        while agent.learner.updates < trainer.last and not order.stop:
-            update = agent.update()  # rollout, gradient, step, exchange
+        while not (trainer.steps.done() or order.stop):
+            update = agent.update(trainer.steps.progress())  # rollout, gradient, step, exchange
             with agent.clock("record"):
                 trainer.record(update)  # in metrics/ and on the terminal
                 order = trainer.agree()  # what all do next
@@ -62,7 +63,7 @@ class Trainer:
     """One rank's part of a run: its agent, and what records, shows, saves and stops it. Collective to make.
 
     Attributes:
-        last: the update after which this agent is done.
+        steps: the run's count of them.
         stop: whether somebody has asked to stop early, and why.
     """
 
@@ -75,25 +76,25 @@ class Trainer:
         if origin.number:
             hours = resume.restore(run, origin, world.rank, self.learner)
             self.agent.restart_environments()
+        self.report = LiveReport(world, config, self.learner)
+        self.steps = Steps(config, world, self.learner, heard=lambda: self.report.steps)
         updates = self.learner.updates
-        self.last = config.updates(world.size, world.sum(updates), world.sum(self.learner.steps))
         self.recorder = Recorder(
-            *(run, world.rank, updates, self.last - updates, plan.mixes_per_update, config.sketch_updates, hours),
+            *(run, world.rank, updates, self.steps.last - updates, plan.mixes_per_update, config.sketch_updates, hours),
             meter=Meter() if world.node.rank == 0 else None,
             agents=world.size,
             resumed_from=origin.number,
             new_episodes=not (origin.number and config.exact_resume),
         )
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
-        self.report = LiveReport(world, config, self.learner.steps)
         self.stop = Stop(config.wall_minutes, plan.propagation_delay)
         self.membership = Membership(run, world) if config.survive is not None and world.size > 1 else None
 
     def record(self, update: Update) -> None:
         """Write an update down, and show it."""
         counters = self.exchange.counters()
-        self.recorder.record(self.learner, update, counters, self.agent.clock.lap())
         self.report.update(self.learner, update.episodes, counters)
+        self.recorder.record(self.learner, self.steps.of_all(), update, counters, self.agent.clock.lap())
         if self.membership:
             self.membership.report_lost(counters.lost)
 
@@ -122,14 +123,15 @@ class Trainer:
         """Say how the run ended, and return the exit status (see `errors` and `job.signals`). Collective."""
         if self.config.replay:
             return _compare(self.world, self.config)
-        finished = self.world.all(self.learner.updates >= self.last)
+        finished = self.steps.all_done()
         status, reason = (errors.FINISHED, "") if finished else self.world.largest(self.stop.verdict)
         if self.world.root:
             display.farewell(self.config, self.world.size, reason)
         return status
 
     def _attend(self) -> None:
-        """While others still train: save with them, for a checkpoint is of all ranks; pass on a wish to stop."""
+        """While others still train: show them; save with them, for a checkpoint is of all ranks; pass on a wish to stop."""
+        self.report.refresh()
         if self.checkpoints.due():
             self.save()
         if self.stop.verdict[0] != errors.FINISHED:

@@ -42,9 +42,10 @@ def write(path: Path, rank: int, after_update: int, agents: int = 0, **tables: n
 
 
 def update_rows(first: int, last: int) -> np.ndarray:
+    """As of a version that did not record `run_steps`."""
     rows = np.zeros(last - first + 1, TABLES["updates"])
     rows["update"] = np.arange(first, last + 1)
-    rows["steps"], rows["hours"] = STEPS * rows["update"], rows["update"] / 50
+    rows["steps"], rows["run_steps"], rows["hours"] = STEPS * rows["update"], -1, rows["update"] / 50
     rows["entropy"] = np.sqrt(rows["update"])
     return rows
 
@@ -52,7 +53,8 @@ def update_rows(first: int, last: int) -> np.ndarray:
 def episode_rows(random: np.random.Generator, number: int, last: int = 100, first: int = 1) -> np.ndarray:
     rows = np.zeros(number, TABLES["episodes"])
     rows["update"] = np.sort(random.integers(first, last + 1, number))
-    rows["steps"], rows["hours"] = STEPS * rows["update"], rows["update"] / 50 + random.uniform(0, 1e-3)
+    rows["steps"], rows["run_steps"] = STEPS * rows["update"], -1
+    rows["hours"] = rows["update"] / 50 + random.uniform(0, 1e-3)
     rows["simulator"] = random.integers(0, 16, number)
     rows["length"] = random.integers(10, 500, number)
     rows["score"] = random.normal(rows["update"], 10)

@@ -91,6 +91,19 @@ def test_later_files_supersede_rows_beyond_their_start(tmp_path):
     assert run.state == "64% done" and run.problems == []
 
 
+def test_steps_are_those_of_all_agents_as_they_were_recorded(tmp_path):
+    """A slow agent's episode is drawn where the run was, not where it would have been if all were as slow."""
+    run_dir, random = begin(tmp_path / "r", agents=2), np.random.default_rng(3)
+    recorded = []
+    for rank, speed in enumerate((9, 1)):
+        rows, episodes = update_rows(1, 10 * speed), episode_rows(random, 20, 10 * speed)
+        for table in (rows, episodes):
+            table["run_steps"] = 10 * STEPS * table["update"] // speed
+        recorded += episodes["run_steps"].tolist()
+        write(run_dir, rank, 0, 2, updates=rows, episodes=episodes)
+    assert sorted(open_run(run_dir).scores["steps"]) == sorted(recorded)
+
+
 def test_steps_are_of_the_agents_that_there_were(tmp_path):
     """Four agents for 50 updates, then two."""
     run_dir = begin(tmp_path / "r", agents=2)
@@ -222,7 +235,8 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
         learner = SimpleNamespace(updates=update, steps=update * STEPS)
         counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, progress_gap=0.0)
         episode = SimpleNamespace(environment=0, length=5, score=score)
-        tables.record(learner, Update(losses, 0.1, 0.1, [episode], []), counters, dict.fromkeys(recorder.SECTIONS, 0.0))
+        done, seconds = Update(losses, 0.1, 0.1, [episode], []), dict.fromkeys(recorder.SECTIONS, 0.0)
+        tables.record(learner, 3 * learner.steps, done, counters, seconds)
         tables.flush()
 
     run_dir = begin(tmp_path / "r", agents=1)

@@ -302,7 +302,7 @@ class Writer:
             sketches = [np.full(SIZE, float(update + i)) for i in range(2)] if update % SKETCH_UPDATES == 0 else []
             seconds = {section: i + update for i, section in enumerate(SECTIONS)}
             done = Update(Losses(0.1 * update, 2.0, 3.0), 4.0, 0.0, episodes, sketches)
-            self.metrics.record(self.learner, done, counters, seconds)
+            self.metrics.record(self.learner, 160 * update, done, counters, seconds)
 
 
 def test_there_is_room_for_more_mixes_than_the_graph_has(tmp_path):
@@ -332,13 +332,14 @@ def assert_nothing_lost(run: Path, updates: int) -> None:
     every = range(1, updates + 1)
     assert found["update"].tolist() == list(every)
     assert found["steps"].tolist() == [80 * update for update in every]
+    assert found["run_steps"].tolist() == [160 * update for update in every]
     assert np.allclose(found["policy_loss"], [0.1 * update for update in every])
     assert found["staleness"].tolist() == [update % 5 for update in every]
     ages = [[np.nan, 1, 2][update % 3] for update in every]
     assert np.array_equal(found["age"], ages, equal_nan=True)
     assert [[row[section] for section in SECTIONS] for row in found] == [[i + u for i in range(6)] for u in every]
-    expected = [(u, 80 * u, i, 100 + i, 10.0 * u + i) for u in every for i in range(u % 3)]
-    assert [row.item() for row in episodes[["update", "steps", "simulator", "length", "score"]]] == expected
+    expected = [(u, 80 * u, 160 * u, i, 100 + i, 10.0 * u + i) for u in every for i in range(u % 3)]
+    assert [row.item() for row in episodes[["update", "steps", "run_steps", "simulator", "length", "score"]]] == expected
     assert [row.item() for row in mixes] == [(u, *mix) for u in every for mix in mixes_of(u)]
     sketches = read(run, "sketches")
     assert sketches["update"].tolist() == [u for u in every if u % SKETCH_UPDATES == 0]

@@ -1,4 +1,9 @@
-"""Measure what one slow rank costs the others: gossip and all-reduce, each without and with a straggler, in turn."""
+"""Measure what one slow rank costs: gossip and all-reduce, each without and with a straggler, in turn.
+
+What the others keep of their speed says how much they wait. When a run ends says it once more: gossip trains until the steps
+of all agents add up to what they do together in a turn, which takes a turn if nobody waits for the slow one. All-reduce does
+equal shares, at the speed that was measured.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,8 @@ from gala_mpi import display
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Order
 from gala_mpi.job import build
+from gala_mpi.job.steps import Steps
+from gala_mpi.mpi.live_board import COLUMNS, LiveBoard
 from gala_mpi.mpi.world import World
 
 EXCHANGES = ("gossip", "allreduce")
@@ -28,7 +35,7 @@ class StragglerBench:
     settings: Config = field(default_factory=Config)
     """What is trained. Without --slow-rank the last rank is slowed tenfold."""
     seconds: float = 15.0
-    """How long each of the four turns lasts."""
+    """How long each of the five turns lasts."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -49,7 +56,13 @@ def measure(world: World, bench: StragglerBench, settings: Config) -> dict[str, 
         kept = [uneven / even for even, uneven in zip(figure["even"], figure["uneven"])]
         figure["straggler"] = kept.pop(straggler)
         figure |= {"kept": statistics.mean(kept), "worst": min(kept)}
-    return figures | {"slow_rank": slow_rank}
+    rates = figures["gossip"]["uneven"]
+    total = max(1, round(sum(rates) * bench.seconds))
+    uneven = dataclasses.replace(settings, exchange="gossip", slow_rank=slow_rank, total_steps=total)
+    figures["gossip"]["seconds_to_finish"], own = finish(world, uneven)
+    figures["allreduce"]["seconds_to_finish"] = total / sum(figures["allreduce"]["uneven"])
+    # Of the same turn: speeds differ from one to the next.
+    return figures | {"slow_rank": slow_rank, "steps": total, "seconds_if_nobody_waits": total / sum(own)}
 
 
 def turn(world: World, settings: Config, seconds: float) -> list[float]:
@@ -69,6 +82,26 @@ def turn(world: World, settings: Config, seconds: float) -> list[float]:
     return world.comm.allgather(updates * settings.num_envs * settings.rollout_length / elapsed)
 
 
+def finish(world: World, settings: Config) -> tuple[float, list[float]]:
+    """Train until the run's steps are done; return after how many seconds the last rank was, and the steps/s of all ranks up
+    to their own ends. Collective."""
+    agent = build.build(settings, world.comm, world.node.rank, world.threads)
+    board = LiveBoard(world.comm)
+    steps = Steps(settings, world, agent.learner, heard=lambda: board.steps)
+    agent.start()
+    world.wait()
+    began = time.perf_counter()
+    while not steps.done():
+        agent.update(steps.progress())
+        board.post(**dict.fromkeys(COLUMNS, 0.0) | {"updates": agent.learner.updates, "steps": agent.learner.steps})
+        board.poll()
+        agent.exchange.agree(Order())
+    elapsed = time.perf_counter() - began
+    agent.close(meanwhile=board.poll)
+    board.close()
+    return world.largest(elapsed), world.comm.allgather(agent.learner.steps / elapsed)
+
+
 def show(figures: dict[str, Any], bench: StragglerBench, settings: Config) -> None:
     """Print the figures as a table."""
     display.say(
@@ -84,3 +117,9 @@ def show(figures: dict[str, Any], bench: StragglerBench, settings: Config) -> No
             *(f"{figure[part]:.1%}" for part in ("kept", "worst", "straggler")),
         )
     display.console().print(table)
+    gossip, allreduce = (figures[exchange]["seconds_to_finish"] for exchange in EXCHANGES)
+    alone = figures["seconds_if_nobody_waits"]
+    display.say(
+        f"{figures['steps']:,} steps with the straggler: gossip {gossip:.1f} s ({alone:.1f} s if nobody waits), "
+        f"{gossip / allreduce:.2f} of all-reduce's {allreduce:.1f} s (by its speed)"
+    )

@@ -73,7 +73,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     rendezvous(comm)
     # Parts of a rollout may lie elsewhere each time, which a recording cannot follow.
     gradient = device.cuda_graph(learner.gradient, where) if learner.one_pass else learner.gradient
-    return Agent(collector, learner, gradient, shared, clock, sketch, config, comm.size, streams, delay)
+    return Agent(collector, learner, gradient, shared, clock, sketch, streams, delay)
 
 
 def _streams(config: Config, rank: int, update: int) -> np.ndarray:

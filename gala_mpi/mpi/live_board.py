@@ -1,12 +1,15 @@
-"""The live board: every rank posts one row of numbers about itself, and rank 0 reads them all for the live display.
+"""The live board: one row of numbers about every rank, on every rank. All count the run's steps by it, and rank 0 shows it.
 
-Rows are read by tested gets, so that nobody waits. They are for people: a row may be half a second old, and that of a rank that
-cannot be reached stays as it was. All rows are of about the same moment, rank 0's own too, so that they can be compared.
+Every rank keeps the whole table in its own window, and after each of its updates reads that of one other: the rank 1, 2, 4, ...
+places after it, in turn (the one-peer exponential graph). So what a rank posts is known to all after log2 n updates; over a
+network, where a read takes until the next update, after twice as many. Nobody waits, and no rank is read by more than log2 n
+others. A table that cannot be read (its rank has died, or was stopped) is left out; what it would have brought comes by another
+way.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
@@ -17,7 +20,7 @@ from gala_mpi.mpi.window import Window
 # updates, steps and episodes: of the agent so far; recent_score: mean of its last recent_episodes scores; mixes: messages that
 # it has mixed; staleness: updates since it last mixed one
 COLUMNS: tuple[str, ...] = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness")
-SECONDS_BETWEEN_ROUNDS = 0.5
+STEPS = COLUMNS.index("steps")
 
 
 class LiveBoard:
@@ -25,53 +28,78 @@ class LiveBoard:
 
     Args:
         comm: all agents.
+        row: this rank's first one. All ranks know all of these from the start.
 
     Attributes:
-        rows: rank 0's view, float64 [ranks, len(COLUMNS)], as last seen.
+        rows: as far as is known here, float64 [ranks, len(COLUMNS)].
     """
 
-    def __init__(self, comm: MPI.Intracomm):
+    def __init__(self, comm: MPI.Intracomm, **row: float):
         self._comm = comm
         self.rows = np.zeros((comm.size, len(COLUMNS)))
-        self._others = list(range(1, comm.size)) if comm.rank == 0 else []
         self._progress = Progress()
-        self._window = Window(comm, 8 * len(COLUMNS)) if comm.size > 1 else None
+        self._window = Window(comm, self.rows.nbytes) if comm.size > 1 else None
         if self._window:
-            self._window.meet(self._others, self._progress)
-            comm.Barrier()
-        self._incoming = np.zeros_like(self.rows)
+            self.rows = self._window.memory.view(np.float64).reshape(self.rows.shape)
+        self.rows[:] = comm.allgather([row.get(column, 0.0) for column in COLUMNS])
+        distances = [1 << k for k in range((comm.size - 1).bit_length())]
+        self._peers = [(comm.rank + distance) % comm.size for distance in distances]
+        self._incoming = {peer: np.zeros_like(self.rows) for peer in self._peers}
         self._asked: dict[int, MPI.Request] = {}
-        self._round_began = -SECONDS_BETWEEN_ROUNDS
+        if self._window:
+            self._window.sync()
+            self._window.meet(self._peers, self._progress)
+            comm.Barrier()
+
+    @property
+    def steps(self) -> int:
+        """Steps of all agents, as far as this rank has heard: never more than there are."""
+        return int(self.rows[:, STEPS].sum())
 
     def post(self, **row: float) -> None:
         """Write this rank's row."""
-        values = [row[column] for column in COLUMNS]
+        self.rows[self._comm.rank] = [row[column] for column in COLUMNS]
         if self._window:
-            self._window.memory.view(np.float64)[:] = values
             self._window.sync()
-        self._incoming[self._comm.rank] = values
-        if not self._others:
-            self.rows[self._comm.rank] = values
 
     def poll(self) -> None:
-        """Take the rows that have come; every half second, ask for those that are not on their way. For rank 0."""
+        """Take the tables that have come, and ask the next peer for its own."""
         if self._window is None:
             return
-        due = time.monotonic() - self._round_began >= SECONDS_BETWEEN_ROUNDS
-        if due:
-            self._round_began = time.monotonic()
-            self.rows[self._comm.rank] = self._incoming[self._comm.rank]
-        for rank in list(self._others):
-            try:
-                if rank in self._asked and self._asked[rank].Test():
-                    self._window.arrived(rank)
-                    self.rows[rank] = self._incoming[rank]
-                    del self._asked[rank]
-                if due and rank not in self._asked:
-                    self._asked[rank] = self._window.get(rank, 0, self._incoming[rank], MPI.DOUBLE)
-            except MPI.Exception:  # it has died, and this run goes on without it, or ends for better reasons than a display
-                self._others.remove(rank)
-                self._asked.pop(rank, None)
+        for peer in list(self._asked):
+            self._reach(peer, self._take)
+        if not self._peers:
+            return
+        peer = self._peers.pop(0)
+        self._peers.append(peer)
+        if peer not in self._asked:
+            self._reach(peer, self._ask)
+
+    def _ask(self, peer: int) -> None:
+        assert self._window is not None  # else there are no peers
+        self._asked[peer] = self._window.get(peer, 0, self._incoming[peer].reshape(-1), MPI.DOUBLE)
+        self._take(peer)  # within a host it is there at once
+
+    def _take(self, peer: int) -> None:
+        """Merge a table that has come into this rank's: of every row, the one with more steps."""
+        assert self._window is not None  # else there are no peers
+        if not self._asked[peer].Test():
+            return
+        del self._asked[peer]
+        self._window.arrived(peer)
+        newer = self._incoming[peer][:, STEPS] > self.rows[:, STEPS]
+        newer[self._comm.rank] = False
+        self.rows[newer] = self._incoming[peer][newer]
+        self._window.sync()
+
+    def _reach(self, peer: int, step: Callable[[int], None]) -> None:
+        """Do `step`; where MPI cannot reach the peer any more, leave it out: this run goes on without it, or ends for better
+        reasons than a display."""
+        try:
+            step(peer)
+        except MPI.Exception:
+            self._peers.remove(peer)
+            self._asked.pop(peer, None)
 
     def close(self) -> None:
         """Free the window, after all ranks have left the training loop. Collective."""
@@ -79,5 +107,6 @@ class LiveBoard:
             for request in self._asked.values():
                 self._progress.wait(request)
             self._progress.wait(self._comm.Ibarrier())
+            self.rows = self.rows.copy()  # the view of memory that is freed next is given up
             self._window.free()
         self._progress.close()

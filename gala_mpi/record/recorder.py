@@ -103,11 +103,12 @@ class Recorder:
         """Training time of the run so far."""
         return (time.monotonic() - self._began) / 3600
 
-    def record(self, learner: Learner, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
+    def record(self, learner: Learner, run_steps: int, done: Update, counters: Counters, seconds: dict[str, float]) -> None:
         """Record one update.
 
         Args:
             learner: after the update.
+            run_steps: of all agents, as far as this one knows.
             done: the result of the update.
             counters: those of the exchange.
             seconds: the time spent in each section (see `clock.SECTIONS`).
@@ -116,12 +117,14 @@ class Recorder:
         update, steps, hours = learner.updates, learner.steps, self.hours
         lags = [update - mix.version for mix in counters.mixes]
         lag = sum(lags) / len(lags) if lags else np.nan
-        row = [update, steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
+        row = [update, steps, run_steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
         row += [counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]
         self._pending["updates"].append(tuple(row))
-        self._pending["episodes"] += [(update, steps, hours, e.environment, e.length, e.score) for e in done.episodes]
+        self._pending["episodes"] += [
+            (update, steps, run_steps, hours, e.environment, e.length, e.score) for e in done.episodes
+        ]
         self._pending["mixes"] += [(update, *mix) for mix in counters.mixes]
         if done.sketches:
             gradient, parameters = done.sketches

@@ -98,13 +98,13 @@ class Run:
     def scores(self) -> np.ndarray:
         """The finished episodes in the order of time: steps (of all agents), hours, kilojoules (NaN unless measured), score.
 
-        Steps are the agent's at the end of the update in which the episode ended, times the agents that there were then.
+        Steps are those at the end of the update in which the episode ended (see `run_steps`).
         """
         episodes = self.all_episodes()
         episodes = episodes[np.argsort(episodes["hours"], kind="stable")]
         hours, joules, _ = self.joules
         table = np.empty(len(episodes), SCORES)
-        table["steps"], table["hours"] = episodes["steps"] * episodes["agents"], episodes["hours"]
+        table["steps"], table["hours"] = run_steps(episodes, episodes["agents"]), episodes["hours"]
         table["kilojoules"] = np.interp(episodes["hours"], hours, joules / 1000) if len(hours) else np.nan
         table["score"] = episodes["score"]
         return table
@@ -176,6 +176,14 @@ class Run:
     def _report(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def run_steps(rows: np.ndarray, agents: np.ndarray) -> np.ndarray:
+    """Return the steps of all agents at rows of updates or episodes, int64 [rows], as far as the rows' agent had heard.
+
+    Older runs have not recorded them: there they are the agent's own, times the agents that there were then.
+    """
+    return np.where(rows["run_steps"] >= 0, rows["run_steps"], rows["steps"] * agents)
 
 
 def share_done(steps: int, readable: int, agents: int, total_steps: int) -> float:

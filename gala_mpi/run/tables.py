@@ -31,6 +31,7 @@ COLUMNS: dict[str, list[tuple]] = {
     "updates": [
         ("update", "<i8", "", "the agent's update counter: its version"),
         ("steps", "<i8", "steps", "this agent's so far, over all restarts"),
+        ("run_steps", "<i8", "steps", "of all agents, as far as this one had heard; the learning rate's decay goes by it"),
         ("hours", "<f8", "h", "training time of the run so far, over all restarts"),
         ("policy_loss", "<f4", "", "mean over the batch"),
         ("value_loss", "<f4", "", "mean over the batch, without its coefficient"),
@@ -54,6 +55,7 @@ COLUMNS: dict[str, list[tuple]] = {
     "episodes": [
         ("update", "<i8", "", "in which the episode ended"),
         ("steps", "<i8", "steps", "this agent's at the end of that update"),
+        ("run_steps", "<i8", "steps", "of all agents then, as far as this one had heard"),
         ("hours", "<f8", "h", "training time of the run so far, over all restarts"),
         ("simulator", "<i4", "", "the number of the environment among this agent's, from 0"),
         ("length", "<i4", "steps", "of the whole episode"),

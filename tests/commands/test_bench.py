@@ -72,6 +72,9 @@ def test_straggler():
     assert gossip["uneven"][0] > 2 * gossip["uneven"][1]
     assert allreduce["uneven"][0] == pytest.approx(allreduce["uneven"][1], rel=0.2)
     assert gossip["kept"] == pytest.approx(gossip["uneven"][0] / gossip["even"][0])
+    assert found["steps"] == round(3 * sum(gossip["uneven"]))
+    assert allreduce["seconds_to_finish"] == pytest.approx(found["steps"] / sum(allreduce["uneven"]))
+    assert gossip["seconds_to_finish"] < allreduce["seconds_to_finish"]
 
 
 def test_agents():

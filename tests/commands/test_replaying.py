@@ -32,7 +32,7 @@ def test_an_asynchronous_run_repeats_bit_for_bit(tmp_path, topology):
     graph = tmp_path / topology if topology.endswith(".txt") else topology
     run, again = tmp_path / "run", tmp_path / "again"
     # Without a bound, an agent that the machine favours may do all its updates before a peer has begun.
-    train(4, run, *FREE_RUNNING, "--topology", graph, "--slow-rank", "2:5ms", "--staleness", 4)
+    train(4, run, *FREE_RUNNING, "--topology", graph, "--slow-rank", "2:5ms", "--staleness", 4, "--a2c.decay-lr")
     matters(run, 4)
     said = train(4, again, "--replay", run).stdout
     assert f"that of {run}, bit for bit" in said
