@@ -104,6 +104,10 @@ def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
 
 
 def incomplete(found: list[Run]) -> list[str]:
-    """Return a line for each run that has not ended or cannot be read whole. Ask after reading: it brings more to light."""
+    """Return a line for each run that has not ended, has skipped updates or cannot be read whole. Ask after reading: it brings
+    more to light."""
     lines = [f"{run.path}: {run.state}; read as far as it goes" for run in found if run.state != "finished"]
+    for run in found:
+        agents = ", ".join(f"{number:,} of agent {rank}" for rank, number in run.skipped.items())
+        lines += [f"{run.path}: updates skipped because a number was not finite: {agents}"] if agents else []
     return lines + [problem for run in found for problem in run.problems]

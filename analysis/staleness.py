@@ -23,6 +23,7 @@ import numpy as np
 
 import checkout  # noqa: F401
 from gala_mpi.run import Run, RunError
+from gala_mpi.run.parts import counted
 from groups import Group, grouped, mixtures
 from script import Answer, Options, Table, main, panels
 
@@ -106,13 +107,6 @@ def skipped(run: Run) -> tuple[int, int]:
     return sum(int((table["staleness"] > 0).sum()) for table in updates), sum(map(len, updates))
 
 
-def torn_messages(table: np.ndarray) -> int:
-    """Return how many messages of one agent's `updates` were torn; each start counts from 0."""
-    torn = np.maximum(table["torn"].astype(int), 0)  # -1: the file does not say
-    grown = np.diff(torn, prepend=0)
-    return int(np.where(grown < 0, torn, grown).sum())
-
-
 def tables(groups: list[Group], lags: list[dict[tuple[int, int], np.ndarray]]) -> tuple[Table, Table]:
     """Return a table for people, a line a group, and the histogram of every edge."""
     headings = ("group", "edges", "messages", "median lag", "95% under", "largest lag", "skipped (%)", "longest staleness")
@@ -124,7 +118,7 @@ def tables(groups: list[Group], lags: list[dict[tuple[int, int], np.ndarray]]) -
         updates = [run.updates(rank) for run in group.runs for rank in range(run.agents)]
         updates = [table for table in updates if len(table)]
         spread = np.quantile(everything, [0.5, 0.95, 1]) if len(everything) else [np.nan] * 3
-        torn = sum(map(torn_messages, updates))
+        torn = sum(counted(table["torn"]) for table in updates)
         gap = np.nanmax([table["poke_gap"].max() for table in updates])
         staleness = max(int(table["staleness"].max()) for table in updates)
         row = (group.name, len(edges), len(everything), *spread, 100 * missed / total, staleness, gap, torn)

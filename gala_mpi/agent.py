@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,22 +53,45 @@ class Agent:
             keep_busy(self.delay)
         learner.count(self.collector.steps)
         parts = learner.parts(batch)  # the rollout itself, unless the learner takes it in several parts
-        terms, steps, sketches = [], [], []
+        terms, steps, sketches, of_use = [], [], [], True
         for number, part in enumerate(parts, start=1):
             with clock("learn"):
-                terms.append(self.gradient(part).tolist())
+                terms.append(self._learn(part))
             if number == 1:
                 sketches += self._sketches(learner.flat.grad)  # before it is averaged (all-reduce) and clipped
             with clock("exchange"):
-                exchange.gradient(learner.flat.grad)  # all-reduce averages here
+                of_use &= exchange.gradient(learner.flat.grad)  # all-reduce averages here
                 room = exchange.room() if number == len(parts) else None  # gossip: a slot of its window
             with clock("optimise"):
                 steps.append(learner.step(progress, room))
         with clock("exchange"):
             exchange.parameters(learner.flat.data)  # gossip mixes here; server pushes and pulls here
         sketches += self._sketches(learner.flat.data)
-        grad_norm, step_norm = _means(steps)
-        return Update(Losses(*_means(terms)), grad_norm, step_norm, episodes, sketches)
+        (grad_norm, step_norm), losses = _means(steps), Losses(*_means(terms))
+        skipped = "" if of_use and all(step.taken for step in steps) else self._why_skipped(losses, grad_norm, step_norm)
+        return Update(losses, grad_norm, step_norm, episodes, sketches, skipped)
+
+    def _learn(self, part: Batch) -> list[float]:
+        """Put the gradient of a part of the rollout into the learner's, and return the terms of its loss (see Losses).
+
+        Where there is none to be had, since something in the rollout or the loss is not finite, it is NaN: the optimiser takes
+        no such step, and all-reduce leaves it out. (Terms that are NaN say nothing: the learner may have none. The gradient of
+        a loss that is NaN is so too.)
+        """
+        terms = [math.nan] * len(Losses._fields)
+        if not self.collector.fault:
+            terms = self.gradient(part).tolist()
+        if self.collector.fault or any(map(math.isinf, terms)):
+            self.learner.flat.grad.fill_(math.nan)
+        return terms
+
+    def _why_skipped(self, losses: Losses, grad_norm: float, step_norm: float) -> str:
+        """Return in words what of this update was not finite."""
+        if self.collector.fault:
+            return str(self.collector.fault)
+        what = "step" if math.isfinite(grad_norm) and not math.isfinite(step_norm) else "loss or gradient"
+        terms = ", ".join(f"{name} {value:g}" for name, value in losses._asdict().items())
+        return f"its {what} is not finite; losses: {terms}"
 
     def _sketches(self, vector: torch.Tensor) -> list[np.ndarray]:
         """Sketch `vector`, if this is an update to sketch it at."""

@@ -109,6 +109,9 @@ class Config:
     """Go on without an agent that shows no sign of life for so many seconds (or 3 times its longest silence so far, if
     that is more). Only with gossip, and where the launcher spares the other ranks: see docs/survival.md.
     None: a dead rank ends the job."""
+    max_skipped: int = 100
+    """How many updates in a row an agent may skip, learning nothing, because a number is not finite: a reward or observation,
+    the gradient. One more ends the job with status 1. The message names the number."""
     slow_rank: Optional[str] = None
     """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
@@ -223,6 +226,7 @@ def check(config: Config) -> None:
     require_whole("--checkpoint-updates", c.checkpoint_updates, 1)
     require_whole("--sketch-updates", c.sketch_updates, 0)
     require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
+    require_whole("--max-skipped", c.max_skipped, 0)
     _require_positive("--lr", c.lr)
     _require_positive("--checkpoint-minutes", c.checkpoint_minutes)
     _require_positive("--wall-minutes", c.wall_minutes)

@@ -104,6 +104,9 @@ class Display:
             staleness = column["staleness"]
             who = f", rank {staleness.argmax()}" if staleness.any() else ""
             table.add_row("staleness", f"{counted(staleness.max())}{who}  [dim]the most since an agent's last mix")
+        if column["skipped"].any():
+            worst = column["skipped"].argmax()
+            table.add_row("skipped", f"{counted(column['skipped'].sum())}, most by rank {worst}  [dim]a number was not finite")
         table.add_row("time", f"{duration(self._shown - self._began)} so far, {duration(left)} left")
         config = self._config
         title = f"{config.env} · {config.exchange} · {len(column['steps'])} agents × {config.num_envs} environments"
@@ -144,6 +147,8 @@ def standing(column: dict[str, np.ndarray]) -> str:
         words += f"rank {slowest} is {counted(behind)} behind  " if behind else "no rank behind  "
     if mixing(column):
         words += f"{counted(column['staleness'].max())} since a mix at most  "
+    if column["skipped"].any():
+        words += f"{counted(column['skipped'].sum())} skipped  "
     return words
 
 
@@ -296,7 +301,7 @@ class LiveReport:
     def score(self) -> float:
         return recent_score(dict(zip(COLUMNS, self._board.rows.T)))
 
-    def update(self, learner: Learner, episodes: list[Episode], counters: Counters) -> None:
+    def update(self, learner: Learner, episodes: list[Episode], counters: Counters, skipped: int) -> None:
         """Post this rank's row after an update, and take in others'."""
         self._episodes += len(episodes)
         self._recent.extend(episode.score for episode in episodes)
@@ -309,6 +314,7 @@ class LiveReport:
             recent_episodes=len(self._recent),
             mixes=self._mixes,
             staleness=counters.staleness,
+            skipped=skipped,
         )
         self.refresh()
 

@@ -89,7 +89,7 @@ def choose(arguments: list[str]) -> Selection:
     wanted = parse(arguments)
     check(wanted)
     settings = reader.read_config(wanted.run, "run directory")
-    named = {"newest": checkpoints.newest, "best": checkpoints.best}.get(wanted.checkpoint)
+    named = {"newest": checkpoints.newest, "best": checkpoints.best_sound}.get(wanted.checkpoint)
     number = named(wanted.run) if named else int(wanted.checkpoint)
     available = checkpoints.complete(wanted.run)
     if number not in available:

@@ -24,6 +24,7 @@ from gala_mpi.job.membership import Membership
 from gala_mpi.job.prepare import Plan
 from gala_mpi.job.schedule import Checkpoints
 from gala_mpi.job.signals import Stop
+from gala_mpi.job.skips import Skips
 from gala_mpi.job.steps import Steps
 from gala_mpi.mpi.world import World
 from gala_mpi.record.energy import Meter
@@ -88,13 +89,15 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
         self.stop = Stop(config.wall_minutes, plan.propagation_delay)
+        self.skips = Skips(world.rank, world.host, config.max_skipped)
         self.membership = Membership(run, world) if config.survive is not None and world.size > 1 else None
 
     def record(self, update: Update) -> None:
         """Write an update down, and show it."""
         counters = self.exchange.counters()
-        self.report.update(self.learner, update.episodes, counters)
+        self.report.update(self.learner, update.episodes, counters, self.recorder.skipped + bool(update.skipped))
         self.recorder.record(self.learner, self.steps.of_all(), update, counters, self.agent.clock.lap())
+        self.skips.note(self.learner.updates, update.skipped)
         if self.membership:
             self.membership.report_lost(counters.lost)
 

@@ -292,6 +292,11 @@ def panel(run: Path, seen: RunStatus) -> Panel:
             stalest = max(staleness, key=lambda rank: staleness[rank])
             who = f", rank {stalest}" if staleness[stalest] else ""
             table.add_row("staleness", f"{_counted(staleness[stalest])}{who}  [dim]the most since an agent's last mix")
+        skipped = {rank: max(0, int(row["skipped"])) for rank, row in seen.newest.items()}  # -1: an older file does not say
+        if any(skipped.values()):
+            worst = max(skipped, key=lambda rank: skipped[rank])
+            said = f"{_counted(sum(skipped.values()))}, most by rank {worst}"
+            table.add_row("skipped", f"[yellow]{said}[/]  [dim]a number was not finite; since the start")
         if len(seen.lags):
             lags = np.maximum(seen.lags, 0)
             table.add_row("lag", f"{lags.mean():.1f} updates, at most {lags.max():,}  [dim]peer behind reader; ahead is 0")

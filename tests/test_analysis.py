@@ -21,6 +21,7 @@ import staleness
 import throughput
 from gala_mpi.config import A2CSettings
 from gala_mpi.run import open_run
+from gala_mpi.run.parts import counted
 from gala_mpi.run.tables import TABLES
 from groups import grouped, load, mixtures
 from script import Options
@@ -333,9 +334,9 @@ def test_lags_and_skips_are_counted(tmp_path):
     assert counts == {(1 - rank, rank, lag): sum(u % 3 == lag for u in range(1, 51)) for rank in range(2) for lag in range(3)}
     restarted = np.zeros(4, TABLES["updates"])
     restarted["torn"] = [2, 5, 0, 3]
-    assert staleness.torn_messages(restarted) == 8
+    assert counted(restarted["torn"]) == 8
     restarted["torn"] = -1
-    assert staleness.torn_messages(restarted) == 0
+    assert counted(restarted["torn"]) == 0
     columns, shares = staleness.histogram({(0, 1): np.array([0, 0, 1, 5]), (1, 0): np.array([-3, 1])})
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert columns[0] == -3.5 and columns[-1] == 5.5

@@ -15,7 +15,7 @@ import torch
 from gala_mpi import topology
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs.base import Spaces
-from gala_mpi.errors import DiskError, SettingError
+from gala_mpi.errors import DiskError, JobError, SettingError
 from gala_mpi.exchange.base import Order
 from gala_mpi.job import elastic, resume
 from gala_mpi.job.resume import Origin
@@ -445,3 +445,27 @@ def test_a_disk_that_has_become_read_only_is_an_error(small_disk):
     with pytest.raises(DiskError, match=r"000002 cannot be written: Read-only"):
         schedule.save(new_state(seed=2))
     assert_same(checkpoints.load(small_disk, 1, 0), new_state(seed=1))
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("name", ["parameters", "square_average"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_saved(tmp_path, name, number):
+    state = new_state()
+    state.learner[name][3] = number
+    with pytest.raises(JobError, match=f"rank00000.h5 is not written; not finite: {name}"):
+        checkpoints.write(tmp_path, 1, 0, state)
+    assert not list(tmp_path.rglob("*.h5*"))
+
+
+def test_what_an_older_version_saved_and_is_not_finite_is_passed_over(tmp_path, capsys):
+    save(tmp_path, 0, range(1, 4), score=lambda number: float(number))
+    with h5py.File(file_of(tmp_path, 3), "r+") as file:
+        file["learner/parameters"][3] = np.nan
+    assert checkpoints.best(tmp_path) == 3
+    assert checkpoints.newest(tmp_path) == checkpoints.best_sound(tmp_path) == checkpoints.newest_of(tmp_path, 0) == 2
+    words = f"gala_mpi: {file_of(tmp_path, 3)} is damaged and passed over (not finite: parameters)\n"
+    assert capsys.readouterr().err == 2 * words
+    assert resume.resumable(tmp_path, "mlp").number == 2

@@ -1,6 +1,7 @@
 """RMSprop and Adam on one vector, against torch.optim with torch's own clipping, and against their definitions."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -71,11 +72,47 @@ def test_adam_is_algorithm_1_of_the_paper():
 
 @every
 @pytest.mark.parametrize("max_norm", [0.01, 1e9])
-def test_a_gradient_is_scaled_down_to_the_limit_and_otherwise_left(name, max_norm):
+def test_a_gradient_is_scaled_down_to_the_limit_and_otherwise_taken_as_it_is(name, max_norm):
+    one, other, length = gradient(99), gradient(99), float(gradient(1).norm())
+    norm, _ = new(name).step(gradient(1), one, LR, max_norm)
+    new(name).step(gradient(1) * min(1.0, max_norm / length), other, LR, 1e9)
+    assert norm == pytest.approx(length, rel=1e-5)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def broken(*where: float) -> torch.Tensor:
+    """A gradient with these numbers in it."""
     grad = gradient(1)
-    norm, _ = new(name).step(grad, torch.zeros(SIZE), LR, max_norm)
-    assert norm == pytest.approx(float(gradient(1).norm()), rel=1e-5)
-    torch.testing.assert_close(grad, gradient(1) * min(1.0, max_norm / norm), rtol=1e-5, atol=0)
+    grad[100 : 100 + len(where)] = torch.tensor(where)
+    return grad
+
+
+@every
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("where", [(math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf), (1e38, 1e38)])
+def test_a_gradient_that_is_not_finite_changes_nothing(name, elsewhere, where):
+    """Its length may not be, either (the last one's)."""
+    one, data = new(name), gradient(99)
+    steps(one, data, range(3))
+    state, before = copy.deepcopy(one.state()), data.clone()
+    room = torch.full((SIZE,), math.nan) if elsewhere else None
+    step = one.step(broken(*where), data, LR, 0.5, into=room)
+    assert not step.taken and not math.isfinite(step.grad_norm) and step.step_norm == 0
+    assert torch.equal(data if room is None else room, before)
+    assert all(np.array_equal(value, one.state()[key]) for key, value in state.items())
+    assert one.step(gradient(4), before, LR, 0.5).taken
+
+
+@every
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_parameters_that_would_overflow_stay_as_they_were(name, elsewhere):
+    one, data = new(name), gradient(99)
+    room = torch.full((SIZE,), math.nan) if elsewhere else None
+    step = one.step(gradient(1), data, 3e38, 0.5, into=room)
+    assert not step.taken and math.isfinite(step.grad_norm)
+    assert torch.equal(data if room is None else room, gradient(99))
+    assert all(np.isfinite(value).all() for value in one.state().values())
+    assert one.step(gradient(2), data, LR, 0.5).taken
 
 
 @every

@@ -329,3 +329,62 @@ def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, 
     }
     with pytest.raises(RuntimeError, match="device"):
         learner.flat.data + torch.ones(len(learner.flat))
+
+
+# Numbers that are not finite
+
+
+class Faulty(Recorded):
+    """Gives a number in place of its own: a reward, an observation or a cut-off one of its environment 0, at one step."""
+
+    def __init__(self, environments: Environments, what: str, at: int, number: float):
+        super().__init__(environments, [])
+        self.what, self.at, self.number = what, at, number
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        observations = super().reset(seeds)
+        if (self.what, self.at) == ("observations", 0):
+            observations[0, 2] = self.number
+        return observations
+
+    def receive(self) -> Step:
+        step = super().receive()
+        if len(self.steps) == self.at:
+            numbers = getattr(step, self.what)
+            assert self.what != "final_observations" or step.truncated[0]
+            numbers[(0, 2)[: numbers.ndim]] = self.number
+        return step
+
+
+PLACES = [  # what, at which step, in which rollouts it is: of T steps, and the observation that follows the last
+    ("rewards", 5, [0]),
+    ("rewards", T, [0]),
+    ("observations", 0, [0]),
+    ("observations", 5, [0]),
+    ("observations", T, [0, 1]),
+    ("observations", T + 1, [1]),
+    ("final_observations", 5, [0]),
+]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("what, at, where", PLACES)
+@pytest.mark.parametrize("kind", ["numbers", "box"])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_number_that_is_not_finite_is_named_and_goes_no_further(kind, what, at, where, number, turns):
+    torch.manual_seed(0)
+    name = f"plan/{kind}-v0"
+    vectors: list[Environments] = [GymEnvironments(name, N // turns) for _ in range(turns)]
+    vectors[-1] = Faulty(vectors[-1], what, at, number)
+    learner = A2C(Network("mlp", vectors[0].spaces), A2CSettings(discount=GAMMA), lr=1e-3)
+    seeds = SEEDS if turns == 2 else np.roll(SEEDS, 2)  # that of the faulty one is 11: its first game is cut off at step 5
+    collector = Collector(learner, vectors, seeds, T, GAMMA, False, lambda: None, Clock())
+    for rollout in range(3):
+        batch, episodes = collector.collect()
+        assert bool(collector.fault) == (rollout in where)
+        if collector.fault:
+            named = "a reward" if what == "rewards" else "an observation"
+            assert str(collector.fault) == f"environment {N - N // turns} gave {named} of {number} at its step {at}"
+        for numbers in (batch.rewards, batch.values, batch.next_values, batch.log_probs, batch.observations, batch.actions):
+            assert torch.isfinite(numbers).all()
+        assert all(np.isfinite(episode.score) for episode in episodes)

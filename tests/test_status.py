@@ -152,3 +152,11 @@ def test_one_update_is_no_plural(capsys):
 def test_an_agent_alone_is_behind_nobody(capsys):
     rows = board(updates=[8])
     assert "behind" not in line(rows, capsys) and "behind" not in panel(rows)
+
+
+def test_updates_that_were_skipped_are_told(capsys):
+    rows = board(updates=[8, 8])
+    assert "skipped" not in line(rows, capsys) + panel(rows)
+    rows = board(updates=[8, 8], skipped=[1, 2])
+    assert "no rank behind  3 updates skipped  " in line(rows, capsys)
+    assert "skipped 3 updates, most by rank 1 a number was not finite" in panel(rows)

@@ -151,16 +151,19 @@ class Collective(Agreement):
     def __init__(self, comm: MPI.Intracomm, length: int):
         super().__init__()
         self._comm = comm
-        self._buffer = np.zeros(length + 2, np.float32)  # the vector, then how many ranks wish to stop, to save
+        # The vector, then how many ranks have one, how many wish to stop, to save
+        self._buffer = np.zeros(length + 3, np.float32)
         self._wish = self._order = Order()
 
-    def average(self, vector: np.ndarray) -> None:
-        """Replace `vector` (float32 [length]) by its mean over all ranks. Collective."""
-        self._buffer[:-2] = vector
-        self._buffer[-2:] = self._wish.stop, self._wish.save
+    def average(self, vector: np.ndarray, counts: bool = True) -> None:
+        """Replace `vector` (float32 [length]) by its mean over all ranks of which it counts; if it does of none, by NaN. The
+        same bits on all ranks. Collective."""
+        self._buffer[:-3] = vector if counts else 0
+        self._buffer[-3:] = counts, self._wish.stop, self._wish.save
         self._wish = Order()
         self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
-        np.multiply(self._buffer[:-2], np.float32(1 / self._comm.size), out=vector)
+        count = int(self._buffer[-3])
+        np.multiply(self._buffer[:-3], np.float32(1 / count if count else np.nan), out=vector)
         self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._buffer[-1] > 0)
 
     def agree(self, wish: Order) -> Order:

@@ -7,7 +7,7 @@ from mpi4py import MPI
 
 from gala_mpi.device import on_host
 from gala_mpi.exchange.agreement import Collective
-from gala_mpi.exchange.base import Exchange, Settings
+from gala_mpi.exchange.base import Exchange, Settings, is_finite
 
 
 class AllReduce(Exchange):
@@ -27,6 +27,9 @@ class AllReduce(Exchange):
         with on_host(parameters) as vector:
             self._comm.Bcast([vector, MPI.FLOAT], root=0)
 
-    def gradient(self, gradient: torch.Tensor) -> None:
+    def gradient(self, gradient: torch.Tensor) -> bool:
+        """A gradient that is not finite is not in the mean: its agent goes on by the others'."""
+        counts = is_finite(gradient)
         with on_host(gradient) as vector:
-            self._mean.average(vector)
+            self._mean.average(vector, counts)
+        return counts

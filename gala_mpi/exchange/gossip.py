@@ -25,7 +25,7 @@ from mpi4py import MPI
 from gala_mpi import device, topology
 from gala_mpi.device import Download
 from gala_mpi.exchange.agreement import Appointments, Headers, Order
-from gala_mpi.exchange.base import Counters, Exchange, Mix, Settings
+from gala_mpi.exchange.base import Counters, Exchange, Mix, Settings, is_finite
 from gala_mpi.mpi.liveness import Liveness
 from gala_mpi.mpi.mailbox import FINISHED, LATEST, MIXED, Mailbox, Reach, window_bytes
 from gala_mpi.mpi.readers import HeaderReader, message_reader
@@ -112,7 +112,8 @@ class Gossip(Exchange):
         self._room = NOTHING  # the slot that the next version is being written into
         self._download: Download | None = None  # on a GPU: this rank's last version on its way
         self._on_its_way = 0  # which one; 0: none
-        self._staleness = self._corrupt = 0
+        self._staleness = self._corrupt = self._refused = 0
+        self._complained = -SECONDS_BETWEEN_WARNINGS
         self._mixes: list[Mix] = []
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
@@ -236,7 +237,21 @@ class Gossip(Exchange):
             whole = all([reader.still_whole() for reader in readers])
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
+        if mixes and not is_finite(out):
+            self._refuse(mixes, [message for message, _ in taken])
+            out.copy_(mine)
+            return []
         return mixes
+
+    def _refuse(self, mixes: list[Mix], messages: list[np.ndarray]) -> None:
+        """Count the messages that are not finite, and name their senders. Agents publish no such thing: something broke it."""
+        broken = [mix for mix, message in zip(mixes, messages) if not is_finite(torch.from_numpy(message))]
+        broken = broken or mixes  # it may have been rewritten since
+        self._refused += len(broken)
+        if time.monotonic() - self._complained > SECONDS_BETWEEN_WARNINGS:
+            self._complained = time.monotonic()
+            names = ", ".join(f"version {mix.version} of rank {mix.peer} on {self._hosts[mix.peer]}" for mix in broken)
+            self._say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
 
     def _exhausted(self, peers: list[int]) -> bool:
         """Return whether some peer will never have what is wanted of it, or others are to be read now."""
@@ -306,7 +321,7 @@ class Gossip(Exchange):
         if corrupt > self._corrupt:
             self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
         self._corrupt = corrupt
-        return Counters(self._mixes, self._staleness, torn, corrupt, gap, dict(self._lost))
+        return Counters(self._mixes, self._staleness, torn, corrupt + self._refused, gap, dict(self._lost))
 
     def _finish(self) -> None:
         """Announce that this rank publishes no more."""

@@ -6,6 +6,7 @@ term, takes three times as long. Both optimisers here go through that pass.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,10 +18,17 @@ State = dict[str, Any]  # vectors float32 [P], and counters
 
 
 class Step(NamedTuple):
-    """How long the gradient was before it was clipped, and how long the step, learning rate included."""
+    """How long the gradient was before it was clipped, and how long the step, learning rate included.
+
+    A step of which either is not finite is not taken.
+    """
 
     grad_norm: float
     step_norm: float
+
+    @property
+    def taken(self) -> bool:
+        return math.isfinite(self.grad_norm) and math.isfinite(self.step_norm)
 
 
 class Optimiser(Protocol):
@@ -31,12 +39,15 @@ class Optimiser(Protocol):
     def step(
         self, grad: torch.Tensor, data: torch.Tensor, lr: float, max_norm: float, into: torch.Tensor | None = None
     ) -> Step:
-        """Scale `grad` down in place to a length of `max_norm` at most, and go one step from `data`.
+        """Scale `grad` down to a length of `max_norm` at most, and go one step from `data`.
+
+        Where the gradient's length is not finite, neither the parameters nor the optimiser's state change. Where the step's is
+        not (the parameters overflow), the parameters do not.
 
         Args:
+            grad: it means nothing afterwards.
             lr: learning rate.
-            into: where the new parameters go; `data` then means nothing afterwards, and is for the caller to set. None: they
-                go into `data`.
+            into: where the new parameters go; `data` then is for the caller to set. None: they go into `data`.
         """
         ...
 
@@ -73,7 +84,7 @@ class _Fused:
         beta2: float,
         eps: float,
     ) -> Step:
-        norm = torch.linalg.vector_norm(grad)
+        norm = torch.linalg.vector_norm(grad)  # NaN or infinite if any of its numbers is
         before, after = self._from_and_to(data, into)
         torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]  # torch.optim.Adam calls it too, and does more
             [after],
@@ -90,12 +101,16 @@ class _Fused:
             amsgrad=False,
             maximize=False,
             grad_scale=(norm / max_norm).clamp_min(1),  # what the gradient is divided by
+            found_inf=torch.isfinite(norm).logical_not().float(),  # 1: nothing is done
         )
-        moved = torch.linalg.vector_norm(torch.sub(after, before, out=before))
-        return Step(*torch.stack([norm, moved]).tolist())
+        moved = torch.linalg.vector_norm(torch.sub(after, before, out=grad))  # which is needed no more
+        step = Step(*torch.stack([norm, moved]).tolist())
+        if not step.taken:
+            after.copy_(before)
+        return step
 
     def _from_and_to(self, data: torch.Tensor, into: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the parameters twice, of which one is there only to tell the length of the step."""
+        """Return the parameters twice: as they are, and to be stepped from."""
         if into is not None:
             return data, into.copy_(data)
         if self._before is None:
@@ -156,7 +171,10 @@ class Adam(_Fused):
         self, grad: torch.Tensor, data: torch.Tensor, lr: float, max_norm: float, into: torch.Tensor | None = None
     ) -> Step:
         self.steps += 1
-        return self._step(grad, data, max_norm, into, self.average, self.steps, lr=lr, **self._constants)
+        step = self._step(grad, data, max_norm, into, self.average, self.steps, lr=lr, **self._constants)
+        if not math.isfinite(step.grad_norm):
+            self.steps -= 1
+        return step
 
     def state(self) -> State:
         return {

@@ -18,8 +18,8 @@ from gala_mpi.mpi.progress import Progress
 from gala_mpi.mpi.window import Window
 
 # updates, steps and episodes: of the agent so far; recent_score: mean of its last recent_episodes scores; mixes: messages that
-# it has mixed; staleness: updates since it last mixed one
-COLUMNS: tuple[str, ...] = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness")
+# it has mixed; staleness: updates since it last mixed one; skipped: updates from which it learnt nothing
+COLUMNS: tuple[str, ...] = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness", "skipped")
 STEPS = COLUMNS.index("steps")
 
 

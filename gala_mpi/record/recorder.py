@@ -52,6 +52,7 @@ class Update(NamedTuple):
         step_norm: length of the optimiser's step, learning rate included.
         episodes: those that ended.
         sketches: empty at most updates; else two: of this agent's own gradient, and of the parameters after the exchange.
+        skipped: why nothing was learnt from the rollout, in words: what was not finite; empty: it was learnt from.
     """
 
     losses: Losses
@@ -59,6 +60,7 @@ class Update(NamedTuple):
     step_norm: float
     episodes: list[Episode]
     sketches: list[np.ndarray]
+    skipped: str = ""
 
 
 class Recorder:
@@ -74,6 +76,9 @@ class Recorder:
         hours: training time before this start.
         meter: the node's energy counters, on one rank of each node; None on the others.
         metadata: of this start, written as attributes of the file.
+
+    Attributes:
+        skipped: updates so far from which nothing was learnt.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Recorder:
         self._last_update = update + updates
         self._began = time.monotonic() - 3600 * hours
         self._meter = meter
+        self.skipped = 0
         self._pending: dict[str, list[tuple]] = {table: [] for table in TABLES}
         self._open(update)
         self._written = self._metered = time.monotonic()
@@ -114,11 +120,12 @@ class Recorder:
             seconds: the time spent in each section (see `clock.SECTIONS`).
         """
         losses = done.losses
+        self.skipped += bool(done.skipped)
         update, steps, hours = learner.updates, learner.steps, self.hours
         lags = [update - mix.version for mix in counters.mixes]
         lag = sum(lags) / len(lags) if lags else np.nan
         row = [update, steps, run_steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
-        row += [counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
+        row += [self.skipped, counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]
         self._pending["updates"].append(tuple(row))

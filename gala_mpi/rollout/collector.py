@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +37,8 @@ class Collector:
 
     Attributes:
         steps: of a rollout, T · N.
+        fault: what the environments gave that is not finite and is part of the last rollout, the first of it; None: nothing.
+            The network sees 0 in its place, so that it goes no further, but nothing can be learnt from the rollout.
         passes: cached where the network and the learner allow it, else stored.
     """
 
@@ -57,6 +61,8 @@ class Collector:
         self.device = next(network.parameters()).device
         # While others play, the network leaves them half of the cores: with all of them, both wait for each other's threads.
         self.threads = max(1, torch.get_num_threads() // len(environments))
+        self.fault: Fault | None = None
+        self._played = 0  # steps of each environment
         self._uploads = [Upload(self.device) for _ in environments]
         self._upload_rewards, self._upload_discounts, self._upload_resets = (Upload(self.device) for _ in range(3))
         self.reset(seeds)
@@ -72,7 +78,8 @@ class Collector:
         """Begin new episodes in all environments, from seeds int64 [N]."""
         shares = np.split(seeds, len(self.environments))
         first = [each.reset(share) for each, share in zip(self.environments, shares)]
-        self.observations = [upload(each) for upload, each in zip(self._uploads, first)]
+        self._at_hand: list[Fault | None] = [None] * len(first)  # what is wrong with the observations that come next
+        self.observations = [self._see(turn, observations) for turn, observations in enumerate(first)]
         self._resets = np.ones(self.num_envs, bool)  # whether the next step of each environment begins a return
 
     def close(self) -> None:
@@ -82,9 +89,11 @@ class Collector:
     def collect(self) -> tuple[Batch, list[Episode]]:
         """Play T steps; return them, and the episodes that ended in them."""
         record = self._record = _Record()
+        self.fault = next(filter(None, self._at_hand), None)
         self._load_parameters()
         with _threads(self.threads):
             for t in range(self.length + 1):
+                self._played += t > 0
                 for turn in range(len(self.environments)):
                     if t:
                         self._finish(turn)
@@ -124,25 +133,70 @@ class Collector:
         """Wait for the step that these environments have begun, and write down what it brought."""
         with self.clock("simulate"):
             step = self.environments[turn].receive()
-            self.observations[turn] = self._uploads[turn](step.observations)
-            reward = np.sign(step.rewards) if self.clip_rewards else step.rewards
+            self.observations[turn] = self._see(turn, step.observations)
+            reward, fault = mended(step.rewards)
+            self._blame(turn, "a reward", fault)
+            reward = np.sign(reward) if self.clip_rewards else reward
             if step.truncated.any():
                 assert step.final_observations is not None  # they come with a truncation
-                reward = reward + self.discount * self._cut_off_values(step.final_observations, step.truncated)
+                reward = reward + self.discount * self._cut_off_values(turn, step.final_observations, step.truncated)
             record = self._record
             record.rewards.append(reward)
             over = step.terminated | step.truncated
             record.over.append(over)
             record.discounts.append(self.discount * ~over)
             first = sum(each.num_envs for each in self.environments[:turn])
-            record.episodes += [replace(episode, environment=first + episode.environment) for episode in step.episodes]
+            # One whose rewards do not add up to a number has no score.
+            episodes = [episode for episode in step.episodes if math.isfinite(episode.score)]
+            record.episodes += [replace(episode, environment=first + episode.environment) for episode in episodes]
 
-    def _cut_off_values(self, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
+    def _see(self, turn: int, observations: np.ndarray) -> torch.Tensor:
+        """Bring observations, [N / G, ...], to the device."""
+        observations, fault = mended(observations)
+        self._at_hand[turn] = self._blame(turn, "an observation", fault)
+        return self._uploads[turn](observations)
+
+    def _blame(self, turn: int, what: str, fault: tuple[int, float] | None) -> Fault | None:
+        """Keep the first fault of a rollout (see `mended`); return this one."""
+        if fault is None:
+            return None
+        row, value = fault
+        environment = row + sum(each.num_envs for each in self.environments[:turn])
+        blamed = Fault(environment, self._played, what, value)
+        self.fault = self.fault or blamed
+        return blamed
+
+    def _cut_off_values(self, turn: int, final: np.ndarray, truncated: np.ndarray) -> np.ndarray:
         """Return V of the observations that truncation cut off, 0 elsewhere: float32 [N / G]."""
         values = np.zeros(len(truncated), np.float32)
+        cut_off, fault = mended(final[truncated])
+        self._blame(turn, "an observation", fault and (int(np.flatnonzero(truncated)[fault[0]]), fault[1]))
         with torch.no_grad():
-            values[truncated] = self.network(torch.from_numpy(final[truncated]).to(self.device))[1].cpu().numpy()
+            values[truncated] = self.network(torch.from_numpy(cut_off).to(self.device))[1].cpu().numpy()
         return values
+
+
+class Fault(NamedTuple):
+    """A number of an environment that is not finite."""
+
+    environment: int  # of the agent's, from 0
+    step: int  # of this environment since the start; 0: its first observation
+    what: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"environment {self.environment} gave {self.what} of {self.value} at its step {self.step}"
+
+
+def mended(rows: np.ndarray) -> tuple[np.ndarray, tuple[int, float] | None]:
+    """Return `rows` ([N, ...], any dtype) with 0 in place of what is not finite, and the first such row and number, or None."""
+    if rows.dtype.kind != "f":
+        return rows, None
+    finite = np.isfinite(rows)
+    if finite.all():
+        return rows, None
+    row, *rest = (int(index) for index in np.argwhere(~finite)[0])
+    return np.where(finite, rows, rows.dtype.type(0)), (row, float(rows[row, *rest]))
 
 
 @contextmanager

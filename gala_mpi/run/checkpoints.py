@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gala_mpi.errors import JobError
 from gala_mpi.run import files, layout
 
 
@@ -34,8 +36,15 @@ class State:
 
 
 def write(run: Path, number: int, rank: int, state: State) -> None:
-    """One rank's file, whole and on disk or not there at all."""
+    """One rank's file, whole and on disk or not there at all.
+
+    Raises:
+        DiskError: it cannot be written.
+        JobError: a vector is not finite, and is not worth a file.
+    """
     path = layout.checkpoint_file(run, number, rank)
+    if broken := _not_finite(state.learner):
+        raise JobError(f"{path} is not written; not finite: {broken}")
     with files.naming(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.sync(path.parent.parent)
@@ -99,8 +108,8 @@ def ranks(run: Path, number: int) -> list[int]:
 
 
 def best(run: Path) -> int | None:
-    """The complete checkpoint with the best training score, or None. A later one wins a tie."""
-    return max(complete(run), key=lambda number: (_score(run, number), number), default=None)
+    """The complete checkpoint with the best training score, or None. A later one wins a tie. No vector is read."""
+    return max(complete(run), key=partial(_rank_of, run), default=None)
 
 
 def newest(run: Path) -> int | None:
@@ -122,7 +131,19 @@ def sound(run: Path) -> Iterator[tuple[int, list[State]]]:
 
     Damaged files are named on standard error.
     """
-    for number in reversed(numbers(run)):
+    return _sound(run, reversed(numbers(run)))
+
+
+def best_sound(run: Path) -> int | None:
+    """The checkpoint with the best training score of which every file is there and sound, or None.
+
+    Damaged files are named on standard error.
+    """
+    return next((number for number, _ in _sound(run, sorted(complete(run), key=partial(_rank_of, run), reverse=True))), None)
+
+
+def _sound(run: Path, among: Iterable[int]) -> Iterator[tuple[int, list[State]]]:
+    for number in among:
         states: list[State] = []
         for path in layout.checkpoint_files(run, number):
             try:
@@ -141,7 +162,7 @@ def sound(run: Path) -> Iterator[tuple[int, list[State]]]:
 
 def _read(path: Path) -> State:
     with files.reading(path) as file:
-        return State(
+        state = State(
             network=np.asarray(file.attrs["network"]).astype(str).item(),
             agents=int(file.attrs["agents"]),
             hours=float(file.attrs["hours"]),
@@ -149,6 +170,14 @@ def _read(path: Path) -> State:
             learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
             policy=json.loads(file["policy"][0]) if "policy" in file else None,
         )
+    if broken := _not_finite(state.learner):
+        raise ValueError(f"not finite: {broken}")
+    return state
+
+
+def _not_finite(learner: dict[str, Any]) -> str:
+    """Return the name of a vector of which some number is not finite; empty: all are."""
+    return next((name for name, value in learner.items() if np.ndim(value) and not np.isfinite(value).all()), "")
 
 
 def newest_of(run: Path, rank: int) -> int:
@@ -160,6 +189,11 @@ def newest_of(run: Path, rank: int) -> int:
         except Exception:  # missing or damaged
             continue
     return 0
+
+
+def _rank_of(run: Path, number: int) -> tuple[float, int]:
+    """What orders checkpoints from the worst to the best."""
+    return _score(run, number), number
 
 
 def _score(run: Path, number: int) -> float:

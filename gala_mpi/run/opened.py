@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gala_mpi.exchange import EXCHANGES
-from gala_mpi.run.parts import UNREADABLE, Part, last_updates, newest_row, written_rows
+from gala_mpi.run.parts import UNREADABLE, Part, counted, last_updates, newest_row, written_rows
 from gala_mpi.run.tables import TABLES
 from gala_mpi.topology import Graph
 
@@ -137,6 +137,12 @@ class Run:
     def steps(self) -> int:
         """Steps done, over all agents whose metrics can be read."""
         return int(self.newest["steps"].sum())
+
+    @property
+    def skipped(self) -> dict[int, int]:
+        """Return of every agent that has skipped updates, because a number in them was not finite, how many: by rank."""
+        skipped = {rank: counted(self.updates(rank)["skipped"]) for rank in range(self.agents)}
+        return {rank: number for rank, number in skipped.items() if number}
 
     @property
     def hours(self) -> float:

@@ -138,6 +138,13 @@ def _tail(file: Node, part: Part, table: str, count: int, last_update: float) ->
     return np.concatenate(found)
 
 
+def counted(column: np.ndarray) -> int:
+    """Return what a column of whole numbers that begins at 0 at each start has counted over all of them; 0 where it lacks."""
+    numbers = np.maximum(column.astype(int), 0)  # -1: the file does not say
+    grown = np.diff(numbers, prepend=0)
+    return int(np.where(grown < 0, numbers, grown).sum())
+
+
 def with_columns(rows: np.ndarray, table: str) -> np.ndarray:
     """Return rows with the columns of TABLES[table].
 

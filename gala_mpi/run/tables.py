@@ -38,6 +38,7 @@ COLUMNS: dict[str, list[tuple]] = {
         ("entropy", "<f4", "nats", "of the policy, mean over the batch"),
         ("grad_norm", "<f4", "", "length of the gradient, before clipping"),
         ("step_norm", "<f4", "", "length of the optimiser's step, learning rate included"),
+        ("skipped", "<i4", "updates", "from which nothing was learnt, since the start: a number in them was not finite"),
         ("staleness", "<i4", "updates", "since the last mix"),
         (
             "age",
@@ -46,7 +47,12 @@ COLUMNS: dict[str, list[tuple]] = {
             "lag of the messages mixed, mean: updates that they are behind; negative: ahead; NaN: no mix",
         ),
         ("torn", "<i4", "messages", "thrown away since the start: their slot was rewritten while they were read"),
-        ("corrupt", "<i4", "messages", "thrown away since the start: their checksum was wrong (`--checksum`)"),
+        (
+            "corrupt",
+            "<i4",
+            "messages",
+            "thrown away since the start: their checksum was wrong (`--checksum`), or a number in them was not finite",
+        ),
         ("poke_gap", "<f4", "s", "longest time since the last update in which MPI could not move messages along"),
         ("rss", "<f4", "MiB", "resident memory"),
         ("cpu", "<f4", "s", "processor time of this process since the last update, all threads"),

@@ -385,3 +385,53 @@ def test_agents_that_resume_at_different_updates_mix_at_once(comm, config):
 def reach(comm: MPI.Intracomm) -> Reach:
     with closing(Progress()) as progress:
         return probe(comm, progress)
+
+
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_allreduce_leaves_out_gradients_that_are_not_finite(comm, number):
+    """And those of all ranks have no mean."""
+    if comm.size == 1:
+        pytest.skip("one rank alone shares with nobody")
+    with closing(build_exchange(ALLREDUCE, comm, LENGTH)) as exchange:
+        exchange.start(0, torch.zeros(LENGTH))
+        for whole in (comm.size, comm.size - 1, 0):  # so many ranks, the first ones, have a gradient
+            gradient = torch.full((LENGTH,), float(comm.rank))
+            if comm.rank >= whole:
+                gradient[7] = number
+            assert exchange.gradient(gradient) == (comm.rank < whole)
+            expected = sum(range(whole)) / whole if whole else np.nan
+            np.testing.assert_allclose(gradient, np.full(LENGTH, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("staleness", [None, 2, 0])
+def test_a_message_that_is_not_finite_is_refused_and_its_sender_named(comm, staleness, number, capsys):
+    """Version 3 of rank 0 breaks on its way: in its window. Then rank 0's own parameters are as they were."""
+    if comm.size == 1:
+        pytest.skip("one rank alone shares with nobody")
+    x, mixed = torch.full((LENGTH,), float(comm.rank)), []
+    with closing(build_exchange(gossip("complete", staleness), comm, LENGTH)) as exchange:
+        exchange.start(0, x)
+        for k in range(1, 7):
+            comm.Barrier()
+            before, room = x.clone(), exchange.room()
+            room.copy_(x)
+            if comm.rank == 0 and k == 3:
+                room[LENGTH // 2] = number
+            exchange.parameters(x)
+            if comm.rank == 0 and k == 3:
+                x.copy_(before)
+            assert torch.isfinite(x).all()
+            counters = exchange.counters()
+            mixed += [(mix.peer, mix.version) for mix in counters.mixes]
+            comm.Barrier()  # so that each has read before the next is written
+    if comm.rank:
+        assert (0, 3) not in mixed and mixed
+        said, host = capsys.readouterr().err, MPI.Get_processor_name()
+        assert (counters.corrupt > 0) == ("is not finite" in said)
+        if staleness == 0:
+            assert counters.corrupt == 1 and (0, 4) in mixed
+            assert f"rank {comm.rank} on {host} at update 3 does not mix version 3 of rank 0 on {host}: it is not" in said
