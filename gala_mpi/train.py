@@ -18,6 +18,7 @@ import sys
 from gala_mpi import display, errors
 from gala_mpi.config import Config
 from gala_mpi.display import LiveReport
+from gala_mpi.errors import JobError
 from gala_mpi.exchange.base import Order
 from gala_mpi.job import build, prepare, reproduce, resume, signals
 from gala_mpi.job.membership import Membership
@@ -34,7 +35,10 @@ from gala_mpi.record.recorder import Recorder, Update
 def main(arguments: list[str] | None = None) -> None:
     with World() as world:
         plan = world.decide(lambda: prepare.make(arguments, world))
-        status = train(world, plan)
+        try:
+            status = train(world, plan)
+        except SystemExit as end:  # an environment's, say: the others would wait for ever
+            raise JobError(f"something has called sys.exit({end.code}) in the middle of training") from None
         signals.ignore_late_signals()
         sys.exit(status)
 
