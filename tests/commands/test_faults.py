@@ -38,8 +38,8 @@ EXCHANGES = {
 
 
 class Fault(NamedTuple):
-    """How a run ends after it: the exit status (None: the launcher's own, not 0), what is said, whether all ranks save; and what
-    is done from outside."""
+    """How a run ends after it: the exit status (None: the launcher's own, not 0), what is said, whether all ranks save; and
+    what is done from outside."""
 
     status: int | None
     said: str
