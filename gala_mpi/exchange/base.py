@@ -71,10 +71,12 @@ class Exchange:
         takes: the names of settings that not every exchange has, but this one; with "replay", its runs can be replayed from the
             mixes that they record.
         collective: whether ranks meet in collective operations, so that all have to do the same number of updates.
+        shares: whether agents learn from each other's environments.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
     collective: ClassVar[bool] = False
+    shares: ClassVar[bool] = True
 
     # Of the class: what is asked before there is an exchange. `settings` always are those of a run with this exchange.
 
