@@ -39,6 +39,7 @@ from gala_mpi.networks.policy import Network, Precision
 from gala_mpi.run import checkpoints, layout, reader, writer
 
 MEAN = -1  # the policy with all agents' parameters averaged
+TAG = 1  # of the words to rank 0 that a game has been played
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
 
 
@@ -77,7 +78,9 @@ def main(arguments: list[str]) -> None:
         selection = world.decide(lambda: choose(arguments))
         policies = load(selection)
         torch.set_num_threads(world.threads)
-        games = np.concatenate(world.comm.allgather(play_my_share(selection, policies, world)))
+        with Played(world, len(policies) * selection.wanted.episodes) as played:
+            mine = play_my_share(selection, policies, world, played)
+        games = np.concatenate(world.comm.allgather(mine))
         if world.root:
             report(selection, games)
             if selection.wanted.video:
@@ -146,7 +149,61 @@ def load(selection: Selection) -> dict[int, np.ndarray]:
     return vectors | {MEAN: (total / len(selection.agents)).astype(np.float32)}
 
 
-def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: World) -> np.ndarray:
+class Played:
+    """How many games have been played, shown by rank 0: as a bar on a terminal, else as a line now and then.
+
+    A context manager around the games of a rank, which it leaves when those of all are played. Collective.
+
+    Args:
+        games: of all ranks.
+    """
+
+    def __init__(self, world: World, games: int):
+        self._world, self._games, self._played = world, games, 0
+        self._words: list[Any] = []  # to rank 0, on their way: one of each game
+        self._began, self._lines = time.monotonic(), display.Lines()
+        console = display.console()
+        self._bar = RichProgress(console=console, transient=True, disable=not (world.root and console.is_terminal))
+        self._task = self._bar.add_task("playing", total=games)
+
+    def __enter__(self) -> Played:
+        self._bar.start()
+        return self
+
+    def count(self, games: int) -> None:
+        """Count `games` more of this rank, and show how many all have played. To be called often."""
+        if self._world.root:
+            self._played += games
+            self._show()
+        else:
+            self._words += [self._world.comm.isend(None, dest=0, tag=TAG) for _ in range(games)]
+
+    def _show(self) -> None:
+        while self._world.comm.iprobe(tag=TAG):
+            self._world.comm.recv(tag=TAG)
+            self._played += 1
+        self._bar.update(self._task, completed=self._played)
+        if self._bar.disable:
+            self._lines.say(self._progress())
+
+    def _progress(self) -> str:
+        """Say how far the games are. The first to end tell little of how long the rest will take."""
+        passed = time.monotonic() - self._began
+        left = passed / self._played * (self._games - self._played) if self._played else np.inf
+        return f"{self._played:,} of {self._games:,} games played, {display.duration(left)} left"
+
+    def __exit__(self, kind, error, trace) -> None:
+        while kind is None and self._world.root and self._played < self._games:
+            time.sleep(0.01)
+            self._show()
+        self._bar.stop()
+        if kind is None:
+            self._world.wait()  # rank 0 has heard every word then
+            for word in self._words:
+                word.wait()
+
+
+def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: World, played: Played) -> np.ndarray:
     """Play this rank's episodes of every policy; return rows of GAMES."""
     mine = range(world.rank, selection.wanted.episodes, world.size)
     if not mine:
@@ -155,11 +212,10 @@ def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: 
     network, flat = make_network(selection.settings, environments)
     torch.manual_seed(selection.wanted.seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
-    with RichProgress(console=display.console(), transient=True, disable=not world.root) as bar:
-        for policy, parameters in bar.track(policies.items(), description="playing"):
-            flat.data.copy_(torch.from_numpy(parameters))
-            games = play(network, environments, game_seeds(selection.wanted.seed, mine), selection.wanted.sample)
-            rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
+    for policy, parameters in policies.items():
+        flat.data.copy_(torch.from_numpy(parameters))
+        games = play(network, environments, game_seeds(selection.wanted.seed, mine), selection.wanted.sample, played)
+        rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
     environments.close()
     return np.array(rows, GAMES)
 
@@ -179,16 +235,17 @@ def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool) -> list[Episode]:
+def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool, played: Played) -> list[Episode]:
     """Play one episode in each environment; return the first to end in each, in the order of the seeds."""
     observations = environments.reset(seeds)
     games: dict[int, Episode] = {}
     while len(games) < environments.num_envs:
         policy, _ = network(torch.from_numpy(observations))
         step = environments.step((policy.sample() if sample else policy.mode).numpy())
-        observations = step.observations
+        observations, before = step.observations, len(games)
         for episode in step.episodes:
             games.setdefault(episode.environment, episode)
+        played.count(len(games) - before)
     return [games[i] for i in range(environments.num_envs)]
 
 
@@ -233,11 +290,14 @@ def film(selection: Selection, parameters: np.ndarray) -> None:
         with cast(Any, imageio.get_writer(temporary, fps=environments.frames_per_second, **options)) as writer:
             observations, over = environments.reset(game_seeds(wanted.seed, [0])), False
             writer.append_data(environments.screen())
+            lines, steps = display.Lines(), 0
             while not over:
                 policy, _ = network(torch.from_numpy(observations))
                 step = environments.step((policy.sample() if wanted.sample else policy.mode).numpy())
                 observations, over = step.observations, bool(step.episodes)
                 writer.append_data(environments.screen())
+                steps += 1
+                lines.say(f"{steps:,} steps of one game filmed")
         os.replace(temporary, video)
     finally:
         temporary.unlink(missing_ok=True)
