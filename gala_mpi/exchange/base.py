@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -36,6 +37,14 @@ class Counters:
     corrupt: int = 0  # messages thrown away so far because their checksum was wrong (checksum mode)
     progress_gap: float = 0.0  # longest time since the last update without a progress, s
     lost: dict[int, int] = field(default_factory=dict)  # peers that show no sign of life, and their last versions (--survive)
+    lag: float | None = None  # updates of others since what this one began from was read; None: the versions in `mixes` tell
+
+
+class Shared(NamedTuple):
+    """The one vector of agents that have none of their own (float32 [P]), and how many steps had been added to it."""
+
+    vector: np.ndarray
+    pushes: int
 
 
 class Settings(Protocol):
@@ -142,6 +151,12 @@ class Exchange:
     def counters(self) -> Counters:
         """Return what was done in the last update."""
         return Counters()
+
+    def shared(self) -> Shared | None:
+        """Return the one vector that agents share, as it is now or was when they closed; None: each has its own.
+
+        It is what a checkpoint holds in place of the agent's parameters.
+        """
 
     def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Serve the others, once this rank publishes no more, until `until(lost)` holds (see Counters.lost). Not collective.
