@@ -2,13 +2,15 @@
 
     python analysis/staleness.py runs/pong-gossip-...
 
-Runs whose agents mix messages only. Draws, for each group of runs, how the lags of the messages on every edge are spread.
+Runs whose agents mix messages, or share one vector (A3C). Draws, for each group of runs, how the lags of the messages on every
+edge are spread.
 
 Definitions, from the tables `mixes` and `updates`:
 
 * edge j→i: agent i reads agent j. lag of a message: i's update number when it mixed j's message, minus the update number at
   which j published it. Positive: the peer is behind, the message comes from so many updates before the reader's own. Negative:
-  the peer is ahead, the message comes from so many updates after it. The unit is updates.
+  the peer is ahead, the message comes from so many updates after it. The unit is updates. Under A3C the sender is rank 0, which
+  holds the shared vector, and the lag is how many updates of others it received between i's pull and i's next push.
 * share in a row of the picture: of all messages on that edge, a column for each lag, or for several lags in a row where
   there are more than 60. Lags beyond the 0.5% and 99.5% quantiles of all messages are counted in the first and last column.
 * skipped: the share of an agent's updates after which it mixed nothing, because no newer message of every in-peer was there.
@@ -35,7 +37,7 @@ TICKS = 16  # labelled edges, at most
 def answer(found: list[Run], options: Options) -> Answer:
     mixing = [run for run in found if mixes_messages(run)]
     if not mixing:
-        raise RunError("no run of --exchange gossip on 2 agents or more is there; messages are what this is about")
+        raise RunError("no run of --exchange gossip or server on 2 agents or more is there; messages are what this is about")
     groups = grouped(mixing, options.by)
     lags = [edge_lags(group) for group in groups]
     if not any(lags):
@@ -55,14 +57,21 @@ def answer(found: list[Run], options: Options) -> Answer:
 
 
 def mixes_messages(run: Run) -> bool:
-    """Return whether the run's agents mix messages of each other, or wait for some."""
+    """Return whether the run's agents mix messages of each other, or wait for some, or share one vector."""
     if run.agents == 1 or not len(run.newest):
         return False
-    return any(len(run.mixes(rank)) or run.updates(rank)["staleness"].any() for rank in range(run.agents))
+    ranks = range(run.agents)
+    return any(len(run.mixes(rank)) or run.updates(rank)["staleness"].any() or len(pulls(run, rank)) for rank in ranks)
+
+
+def pulls(run: Run, rank: int) -> np.ndarray:
+    """Return the lags of an agent's pulls of the vector that all share, int64 [pulls]; none where agents mix messages."""
+    lags = run.updates(rank)["age"]
+    return np.empty(0, int) if len(run.mixes(rank)) else lags[np.isfinite(lags)].astype(int)
 
 
 def edge_lags(group: Group) -> dict[tuple[int, int], np.ndarray]:
-    """Return (peer, rank) → lags of the messages that rank mixed, over all runs of the group; int64 [messages], updates."""
+    """Return (peer, rank) → lags of what rank mixed or pulled, over all runs of the group; int64 [messages], updates."""
     lags: dict[tuple[int, int], list[np.ndarray]] = {}
     for run in group.runs:
         for rank in range(run.agents):
@@ -70,6 +79,8 @@ def edge_lags(group: Group) -> dict[tuple[int, int], np.ndarray]:
             for peer in np.unique(mixes["peer"]):
                 mine = mixes[mixes["peer"] == peer]
                 lags.setdefault((int(peer), rank), []).append(mine["update"] - mine["version"])
+            if len(shared := pulls(run, rank)):
+                lags.setdefault((0, rank), []).append(shared)
     return {edge: np.concatenate(lags[edge]) for edge in sorted(lags, key=lambda edge: edge[::-1])}
 
 

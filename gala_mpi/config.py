@@ -69,7 +69,7 @@ class Config:
     rollout_length: int = 5
     """Steps in each environment per update."""
     lr: Optional[float] = None
-    """Learning rate. None: 7e-4 * sqrt(environments of all agents / 16)."""
+    """Learning rate. None: 7e-4 * sqrt(environments / 16): those of all agents, or of one where agents share nothing."""
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
     network: Optional[NetworkName] = None
@@ -77,7 +77,7 @@ class Config:
     learner: LearnerName = "a2c"
     """The learning algorithm: one of those listed above. Its settings are flags of its name, like --a2c.discount."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network's layers. auto = bf16 where rank 0 measures that it is faster.
+    """Arithmetic of the network's layers. auto = bf16 for images where rank 0 measures that it is faster, else fp32.
     Parameters, gradients and messages are float32 either way."""
     device: str = "cpu"
     """cpu, cuda (ranks of a node are dealt over its GPUs) or cuda:0."""
@@ -123,8 +123,10 @@ class Config:
         return self.run_dir
 
     def learning_rate(self, agents: int) -> float:
-        """The learning rate at the start: `lr`, or the paper's square-root rule over all agents' environments."""
-        return self.lr if self.lr is not None else 7e-4 * math.sqrt(self.num_envs * agents / 16)
+        """The learning rate at the start: `lr`, or the paper's square-root rule over the environments of all agents that
+        learn together."""
+        together = agents if EXCHANGES[self.exchange].load().shares else 1
+        return self.lr if self.lr is not None else 7e-4 * math.sqrt(self.num_envs * together / 16)
 
     def slowness(self) -> tuple[int, float]:
         """Whom `slow_rank` slows down, and by how many seconds an update; (-1, 0.0): nobody."""

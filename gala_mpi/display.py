@@ -207,6 +207,19 @@ def say(text: str) -> None:
     console().print(text, highlight=False, soft_wrap=True)
 
 
+class Lines:
+    """What is said of something long every 10 s, for those who read a log."""
+
+    def __init__(self):
+        self._said = time.monotonic()
+
+    def say(self, words: str) -> None:
+        """Say `words` if it is time to. To be called often."""
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            say(words)
+
+
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
     """Say what is about to happen, in a few lines."""
     graph = f" on a {config.topology} graph" if "topology" in EXCHANGES[config.exchange].load().takes else ""

@@ -38,7 +38,8 @@ from gala_mpi.mpi.world import World
 from gala_mpi.networks.policy import Network, Precision
 from gala_mpi.run import checkpoints, layout, reader, writer
 
-MEAN = -1  # the policy with all agents' parameters averaged
+MEAN = -1  # the policy with all agents' parameters averaged, or with the one vector that they share
+TAG = 1  # of the words to rank 0 that a game has been played
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
 
 
@@ -53,7 +54,8 @@ class Evaluation:
     checkpoint: str = "newest"
     """newest, best (by training score) or a checkpoint's number."""
     policies: Literal["all", "mean"] = "all"
-    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone."""
+    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone.
+    Agents of --exchange server have one policy: that of the vector that they share."""
     sample: bool = False
     """Draw actions from the policy instead of taking the most probable one."""
     seed: int = 1
@@ -72,16 +74,31 @@ class Selection:
     agents: list[int]
 
 
+@dataclass(frozen=True)
+class Policies:
+    """What plays.
+
+    Attributes:
+        vectors: the parameters of every policy, float32 [P], by agent, and last that of all agents together (MEAN).
+        together: what the last one is.
+    """
+
+    vectors: dict[int, np.ndarray]
+    together: str
+
+
 def main(arguments: list[str]) -> None:
     with World() as world:
         selection = world.decide(lambda: choose(arguments))
         policies = load(selection)
         torch.set_num_threads(world.threads)
-        games = np.concatenate(world.comm.allgather(play_my_share(selection, policies, world)))
+        with Played(world, len(policies.vectors) * selection.wanted.episodes) as played:
+            mine = play_my_share(selection, policies.vectors, world, played)
+        games = np.concatenate(world.comm.allgather(mine))
         if world.root:
-            report(selection, games)
+            report(selection, policies, games)
             if selection.wanted.video:
-                film(selection, policies[MEAN])
+                film(selection, policies)
 
 
 def choose(arguments: list[str]) -> Selection:
@@ -126,27 +143,92 @@ def check(wanted: Evaluation) -> None:
     require_file("--video", wanted.video, ".mp4", ".gif")
 
 
-def load(selection: Selection) -> dict[int, np.ndarray]:
-    """The parameters of every policy that plays, float32 [P]: all before the first episode: a run that goes on deletes them.
+def load(selection: Selection) -> Policies:
+    """Read every policy that plays, before the first episode: a run that goes on deletes them.
 
     Raises:
         JobError: names the file that cannot be read.
     """
     vectors: dict[int, np.ndarray] = {}
     total: np.ndarray = np.zeros(())
+    pushes: list[int | None] = []
     for agent in selection.agents:
-        try:
-            vector = checkpoints.load(selection.wanted.run, selection.number, agent).learner["parameters"]
-        except Exception as error:  # h5py raises many kinds
-            path = layout.checkpoint_file(selection.wanted.run, selection.number, agent)
-            raise JobError(f"{path} is damaged or deleted ({error})") from None
+        vector, count = _load(selection, agent)
         total = total + vector.astype(np.float64)
+        pushes.append(count)
         if selection.wanted.policies == "all":
             vectors[agent] = vector
-    return vectors | {MEAN: (total / len(selection.agents)).astype(np.float32)}
+    newest = checkpoints.newest_vector(pushes)
+    if newest is not None:
+        return Policies({MEAN: _load(selection, selection.agents[newest])[0]}, "shared vector")
+    return Policies(vectors | {MEAN: (total / len(selection.agents)).astype(np.float32)}, "mean of all agents")
 
 
-def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: World) -> np.ndarray:
+def _load(selection: Selection, agent: int) -> tuple[np.ndarray, int | None]:
+    """Return the parameters in an agent's file, and how many steps had gone into them where they are those of all."""
+    run, number = selection.wanted.run, selection.number
+    try:
+        state = checkpoints.load(run, number, agent)
+    except Exception as error:  # h5py raises many kinds
+        raise JobError(f"{layout.checkpoint_file(run, number, agent)} is damaged or deleted ({error})") from None
+    return state.learner["parameters"], state.pushes
+
+
+class Played:
+    """How many games have been played, shown by rank 0: as a bar on a terminal, else as a line now and then.
+
+    A context manager around the games of a rank, which it leaves when those of all are played. Collective.
+
+    Args:
+        games: of all ranks.
+    """
+
+    def __init__(self, world: World, games: int):
+        self._world, self._games, self._played = world, games, 0
+        self._words: list[Any] = []  # to rank 0, on their way: one of each game
+        self._began, self._lines = time.monotonic(), display.Lines()
+        console = display.console()
+        self._bar = RichProgress(console=console, transient=True, disable=not (world.root and console.is_terminal))
+        self._task = self._bar.add_task("playing", total=games)
+
+    def __enter__(self) -> Played:
+        self._bar.start()
+        return self
+
+    def count(self, games: int) -> None:
+        """Count `games` more of this rank, and show how many all have played. To be called often."""
+        if self._world.root:
+            self._played += games
+            self._show()
+        else:
+            self._words += [self._world.comm.isend(None, dest=0, tag=TAG) for _ in range(games)]
+
+    def _show(self) -> None:
+        while self._world.comm.iprobe(tag=TAG):
+            self._world.comm.recv(tag=TAG)
+            self._played += 1
+        self._bar.update(self._task, completed=self._played)
+        if self._bar.disable:
+            self._lines.say(self._progress())
+
+    def _progress(self) -> str:
+        """Say how far the games are. The first to end tell little of how long the rest will take."""
+        passed = time.monotonic() - self._began
+        left = passed / self._played * (self._games - self._played) if self._played else np.inf
+        return f"{self._played:,} of {self._games:,} games played, {display.duration(left)} left"
+
+    def __exit__(self, kind, error, trace) -> None:
+        while kind is None and self._world.root and self._played < self._games:
+            time.sleep(0.01)
+            self._show()
+        self._bar.stop()
+        if kind is None:
+            self._world.wait()  # rank 0 has heard every word then
+            for word in self._words:
+                word.wait()
+
+
+def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: World, played: Played) -> np.ndarray:
     """Play this rank's episodes of every policy; return rows of GAMES."""
     mine = range(world.rank, selection.wanted.episodes, world.size)
     if not mine:
@@ -155,11 +237,10 @@ def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: 
     network, flat = make_network(selection.settings, environments)
     torch.manual_seed(selection.wanted.seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
-    with RichProgress(console=display.console(), transient=True, disable=not world.root) as bar:
-        for policy, parameters in bar.track(policies.items(), description="playing"):
-            flat.data.copy_(torch.from_numpy(parameters))
-            games = play(network, environments, game_seeds(selection.wanted.seed, mine), selection.wanted.sample)
-            rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
+    for policy, parameters in policies.items():
+        flat.data.copy_(torch.from_numpy(parameters))
+        games = play(network, environments, game_seeds(selection.wanted.seed, mine), selection.wanted.sample, played)
+        rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
     environments.close()
     return np.array(rows, GAMES)
 
@@ -179,32 +260,33 @@ def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool) -> list[Episode]:
+def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool, played: Played) -> list[Episode]:
     """Play one episode in each environment; return the first to end in each, in the order of the seeds."""
     observations = environments.reset(seeds)
     games: dict[int, Episode] = {}
     while len(games) < environments.num_envs:
         policy, _ = network(torch.from_numpy(observations))
         step = environments.step((policy.sample() if sample else policy.mode).numpy())
-        observations = step.observations
+        observations, before = step.observations, len(games)
         for episode in step.episodes:
             games.setdefault(episode.environment, episode)
+        played.count(len(games) - before)
     return [games[i] for i in range(environments.num_envs)]
 
 
-def report(selection: Selection, games: np.ndarray) -> None:
+def report(selection: Selection, policies: Policies, games: np.ndarray) -> None:
     """Print the table and add the episodes to run.h5."""
     wanted, run = selection.wanted, selection.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
     table = Table(title=f"{selection.settings.env}, checkpoint {selection.number}, {wanted.episodes} games a policy, {how}")
     for heading in ("policy", "mean", "± standard error", "lowest", "highest", "mean length (steps)"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
-    for policy in [*selection.agents, MEAN] if selection.wanted.policies == "all" else [MEAN]:
+    for policy in policies.vectors:
         mine = games[games["policy"] == policy]
         scores = mine["score"].astype(float)
         error = scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan
         cells = [scores.mean(), error, scores.min(), scores.max(), mine["length"].mean()]
-        name = "mean of all agents" if policy == MEAN else f"agent {policy}"
+        name = policies.together if policy == MEAN else f"agent {policy}"
         table.add_row(name, *(f"{cell:.1f}" if np.isfinite(cell) else "–" for cell in cells))
     display.console().print(table)
     metadata = {
@@ -218,31 +300,34 @@ def report(selection: Selection, games: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def film(selection: Selection, parameters: np.ndarray) -> None:
-    """One episode of the averaged policy as mp4 or gif, written under a temporary name."""
+def film(selection: Selection, policies: Policies) -> None:
+    """One episode of the policy of all agents together as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
 
     wanted, video = selection.wanted, selection.wanted.video
     assert video is not None  # else there is nothing to film
     environments = make_filmed(selection.settings.env, selection.settings.sticky)
     network, flat = make_network(selection.settings, environments)
-    flat.data.copy_(torch.from_numpy(parameters))
+    flat.data.copy_(torch.from_numpy(policies.vectors[MEAN]))
     temporary = video.with_name(f".{video.stem}.tmp{video.suffix}")
     options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {"loop": 0}
     try:
         with cast(Any, imageio.get_writer(temporary, fps=environments.frames_per_second, **options)) as writer:
             observations, over = environments.reset(game_seeds(wanted.seed, [0])), False
             writer.append_data(environments.screen())
+            lines, steps = display.Lines(), 0
             while not over:
                 policy, _ = network(torch.from_numpy(observations))
                 step = environments.step((policy.sample() if wanted.sample else policy.mode).numpy())
                 observations, over = step.observations, bool(step.episodes)
                 writer.append_data(environments.screen())
+                steps += 1
+                lines.say(f"{steps:,} steps of one game filmed")
         os.replace(temporary, video)
     finally:
         temporary.unlink(missing_ok=True)
     score = step.episodes[0].score
-    display.say(f"film of one game of the averaged policy (score {score:g}): {wanted.video}")
+    display.say(f"film of one game of the {policies.together} (score {score:g}): {wanted.video}")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ class Trainer:
     def save(self, number: int | None = None) -> None:
         """Write a checkpoint: the next one, or `number`."""
         self.recorder.sync()
-        state = resume.take(self.learner, self.config, self.world.size, self.recorder.hours, self.report.score)
+        about = (self.config, self.world.size, self.recorder.hours, self.report.score)
+        state = resume.take(self.learner, *about, self.exchange.shared())
         self.checkpoints.save(state, number)
 
     def end(self, last: Order) -> None:

@@ -64,6 +64,8 @@ class RunStatus:
         readable: how many agents have metrics that can be read.
         recent: the newest `updates` rows of every agent that has some, by rank.
         lags: how many updates each of the newest mixed messages was behind its reader; negative: ahead; int64 [messages].
+        pulls: how many updates of others came between an agent's newest pulls of a shared vector and what it added to it; int64
+            [pulls].
         score: mean of the newest scores; NaN before the first.
         checkpoint: the number of the newest one that all agents have saved; 0 before the first.
         saved: the update of every agent in it, by rank.
@@ -79,6 +81,7 @@ class RunStatus:
     readable: int
     recent: dict[int, np.ndarray]
     lags: np.ndarray
+    pulls: np.ndarray
     score: float
     checkpoint: int
     saved: dict[int, int]
@@ -188,7 +191,8 @@ def read_status(run: Path) -> RunStatus:
     """
     settings, agents = reader.read_config(run, "run directory"), reader.read_agents(run)
     ends = NewestRows(run)
-    recent, scores, times, lags, readable = {}, [], [], [np.zeros(0, np.int64)], 0
+    recent, scores, times, readable = {}, [], [], 0
+    lags, pulls = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for rank in range(agents):
         try:
             rows = ends.of(rank, {"updates": RECENT_UPDATES, "episodes": RECENT_EPISODES}, {"mixes": RECENT_MESSAGES})
@@ -200,6 +204,9 @@ def read_status(run: Path) -> RunStatus:
         scores.extend(rows["episodes"]["score"])
         times.extend(rows["episodes"]["hours"])
         lags.append(rows["mixes"]["update"] - rows["mixes"]["version"])
+        if not len(rows["mixes"]):
+            ages = rows["updates"]["age"]
+            pulls.append(ages[np.isfinite(ages)].astype(np.int64))
     newest_scores = np.array(scores)[np.argsort(times, kind="stable")][-RECENT_EPISODES:]
     checkpoint, saved, saved_at = _newest_checkpoint(run)
     written = [path.stat().st_mtime for path in (run / "metrics").glob("rank*.h5")]
@@ -210,6 +217,7 @@ def read_status(run: Path) -> RunStatus:
         readable=readable,
         recent=recent,
         lags=np.concatenate(lags),
+        pulls=np.concatenate(pulls),
         score=float(np.mean(newest_scores)) if len(newest_scores) else math.nan,
         checkpoint=checkpoint,
         saved=saved,
@@ -300,6 +308,9 @@ def panel(run: Path, seen: RunStatus) -> Panel:
         if len(seen.lags):
             lags = np.maximum(seen.lags, 0)
             table.add_row("lag", f"{lags.mean():.1f} updates, at most {lags.max():,}  [dim]peer behind reader; ahead is 0")
+        elif len(seen.pulls):
+            mean, most = seen.pulls.mean(), seen.pulls.max()
+            table.add_row("lag", f"{mean:.1f} updates, at most {most:,}  [dim]of others, from a pull to the push")
         table.add_row("trained", _duration(3600 * max(row["hours"] for row in seen.newest.values())))
     kept = "none yet"
     if seen.checkpoint:

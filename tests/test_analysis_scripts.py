@@ -152,7 +152,7 @@ BAD = [
     ("learning_curves", ["run", "--out", "folder.png"], "folder.png"),
     ("learning_curves", ["run", "--statistic", "iqm"], "--statistic iqm: no run of beam_rider"),
     ("learning_curves", [], "no run is named"),
-    ("staleness", ["alone"], "no run of --exchange gossip on 2 agents or more is there"),
+    ("staleness", ["alone"], "no run of --exchange gossip or server on 2 agents or more is there"),
     ("throughput", ["new"], "new: fewer than two updates are there"),
     ("scores", ["run"], "run: no evaluation is there; python -m gala_mpi.evaluate run makes one"),
     ("scores", ["run", "--table", "t.doc"], "--table t.doc: a file name that ends in .csv, .md, .tex, .txt is expected"),

@@ -155,6 +155,13 @@ def test_the_learning_rate_grows_with_the_root_of_all_simulators(agents, num_env
     assert Config(num_envs=num_envs, lr=1e-3).learning_rate(agents) == 1e-3
 
 
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_agents_that_share_nothing_have_the_learning_rate_of_one(exchange):
+    expected = 7e-4 if exchange == "none" else 7e-4 * 32**0.5
+    assert Config(exchange=exchange).learning_rate(32) == pytest.approx(expected)
+    assert Config(exchange=exchange, lr=1e-3).learning_rate(32) == 1e-3
+
+
 @pytest.mark.parametrize("total_steps", [1, 159, 160, 161, 40_000_000])
 def test_updates_are_the_fewest_that_do_all_steps(total_steps):
     config = Config(total_steps=total_steps, num_envs=16, rollout_length=5)

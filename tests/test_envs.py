@@ -53,6 +53,19 @@ def test_every_game_is_its_own_name():
     assert [registry.resolve(game) for game in registry.atari_games()] == [("atari", game) for game in registry.atari_games()]
 
 
+@pytest.mark.parametrize(
+    "game, id", [("combat", "Combat"), ("joust", "Joust"), ("maze_craze", "MazeCraze"), ("warlords", "Warlords")]
+)
+def test_a_game_that_nobody_plays_alone_is_refused_and_not_suggested(game, id):
+    """ale-py ends the process once it is loaded."""
+    for name in (game, f"ALE/{id}-v5", f"{id}NoFrameskip-v4"):
+        with pytest.raises(SettingError, match=f"--env {name}: .*{game} needs two players"):
+            registry.resolve(name)
+    with pytest.raises(SettingError) as error:
+        registry.resolve(game + "x")
+    assert f"{game} " not in str(error.value) and f"{game}?" not in str(error.value)
+
+
 @pytest.mark.parametrize("wrong, near", [("pnog", "pong"), ("CartPole-v7", "CartPole-v1"), ("ALE/Pogn-v5", "ALE/Pong-v5")])
 def test_an_unknown_game_is_refused_with_a_near_match(wrong, near):
     with pytest.raises(SettingError) as error:

@@ -1,6 +1,7 @@
 """Networks: their sizes, their initial weights, their precision and their distributions."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from gala_mpi.envs.base import Spaces
-from gala_mpi.networks import SMALLEST_IMAGE
+from gala_mpi.networks import SMALLEST_IMAGE, policy
 from gala_mpi.networks.distributions import Discrete
 from gala_mpi.networks.policy import Network, fastest_precision
 
@@ -187,5 +188,15 @@ def test_smaller_images_leave_nothing_for_the_third_convolution():
         new_network("gala", spaces)(some_observations(spaces))
 
 
-def test_fastest_precision_chooses_one_that_networks_take():
-    assert fastest_precision("mlp", CARTPOLE, 4, torch.device("cpu")) in ("fp32", "bf16")
+@pytest.mark.parametrize("name, spaces, expected", [("gala", PONG, "bf16"), ("mlp", CARTPOLE, "fp32")])
+def test_bf16_is_for_images_where_it_is_faster(name, spaces, expected, monkeypatch):
+    """Here it is always faster."""
+
+    class Slow(Network):
+        def forward(self, *arguments):
+            if self.precision == "fp32":
+                time.sleep(0.1)
+            return super().forward(*arguments)
+
+    monkeypatch.setattr(policy, "Network", Slow)
+    assert fastest_precision(name, spaces, 2, torch.device("cpu")) == expected

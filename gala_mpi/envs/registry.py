@@ -10,6 +10,9 @@ from gala_mpi.envs.base import Environments
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.errors import SettingError
 
+# Games that nobody plays alone. ale-py ships their ROMs, and ends the whole process when it loads one.
+FOR_SEVERAL = frozenset({"combat", "joust", "maze_craze", "warlords"})
+
 
 def resolve(env: str) -> tuple[str, str]:
     """Return the kind and name of an environment.
@@ -18,16 +21,17 @@ def resolve(env: str) -> tuple[str, str]:
     gymnasium.
 
     Raises:
-        SettingError: there is no such environment.
+        SettingError: there is no such environment, or none for one player.
     """
     games = atari_games()
-    if env in games:
-        return "atari", env
     # ale-py's ids have versions 0, 4 and 5; gymnasium's own Blackjack-v1 is not the Atari game.
     match = re.fullmatch(r"(?:ALE/)?([A-Za-z0-9]+?)(?:NoFrameskip|Deterministic)?-v[045]", env)
-    by_plain_name = {game.replace("_", ""): game for game in games}
-    if match and match[1].lower() in by_plain_name:
-        return "atari", by_plain_name[match[1].lower()]
+    by_plain_name = {game.replace("_", ""): game for game in {*games, *FOR_SEVERAL}}
+    game = by_plain_name.get(match[1].lower(), env) if match else env
+    if game in FOR_SEVERAL:
+        raise SettingError(f"--env {env}: the Atari game {game} needs two players; one that is played alone is expected")
+    if game in games:
+        return "atari", game
     import gymnasium  # slow to import, and not needed to recognise an Atari game
 
     if env in gymnasium.registry:
@@ -38,10 +42,10 @@ def resolve(env: str) -> tuple[str, str]:
 
 
 def atari_games() -> list[str]:
-    """Return ale-py's names of the games whose ROMs it ships, in snake_case."""
+    """Return ale-py's names of the games for one player whose ROMs it ships, in snake_case."""
     from ale_py import roms
 
-    return roms.get_all_rom_ids()
+    return [game for game in roms.get_all_rom_ids() if game not in FOR_SEVERAL]
 
 
 def make(env: str, num_envs: int, *, threads: int = 1, sticky: float = 0.0) -> Environments:

@@ -174,19 +174,18 @@ class Collective(Agreement):
 
 
 class SharedWord(Agreement):
-    """Send the wish to stop to a word that all write and read with their data; each rank saves by its own clock.
+    """Send the wish to stop to a word that all add to and read with their data; each rank saves by its own clock.
 
-    Attributes:
-        stop: what this rank adds to the word by MAX, int64 [1].
+    Args:
+        stop: what this rank adds to the word with its data, int64 [1].
         heard: the word as it was last read, int64 [1].
     """
 
-    def __init__(self):
+    def __init__(self, stop: np.ndarray, heard: np.ndarray):
         super().__init__()
-        self.stop = np.zeros(1, np.int64)
-        self.heard = np.zeros(1, np.int64)
+        self._stop, self._heard = stop, heard
 
     def agree(self, wish: Order) -> Order:
         if wish.stop:
-            self.stop[0] = 1
-        return Order(stop=bool(self.heard[0]), save=wish.save)
+            self._stop[0] = 1
+        return Order(stop=bool(self._heard[0]), save=wish.save)

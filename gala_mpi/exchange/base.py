@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -37,6 +38,14 @@ class Counters:
     corrupt: int = 0  # messages thrown away so far: their checksum was wrong (checksum mode), or a number in them not finite
     progress_gap: float = 0.0  # longest time since the last update without a progress, s
     lost: dict[int, int] = field(default_factory=dict)  # peers that show no sign of life, and their last versions (--survive)
+    lag: float | None = None  # updates of others since what this one began from was read; None: the versions in `mixes` tell
+
+
+class Shared(NamedTuple):
+    """The one vector of agents that have none of their own (float32 [P]), and how many steps had been added to it."""
+
+    vector: np.ndarray
+    pushes: int
 
 
 def is_finite(vector: torch.Tensor) -> bool:
@@ -80,10 +89,12 @@ class Exchange:
         takes: the names of settings that not every exchange has, but this one; with "replay", its runs can be replayed from the
             mixes that they record.
         collective: whether ranks meet in collective operations, so that all have to do the same number of updates.
+        shares: whether agents learn from each other's environments.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
     collective: ClassVar[bool] = False
+    shares: ClassVar[bool] = True
 
     # Of the class: what is asked before there is an exchange. `settings` always are those of a run with this exchange.
 
@@ -154,6 +165,12 @@ class Exchange:
     def counters(self) -> Counters:
         """Return what was done in the last update."""
         return Counters()
+
+    def shared(self) -> Shared | None:
+        """Return the one vector that agents share, as it is now or was when they closed; None: each has its own.
+
+        It is what a checkpoint holds in place of the agent's parameters.
+        """
 
     def serve(self, until: Callable[[dict[int, int]], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
         """Serve the others, once this rank publishes no more, until `until(lost)` holds (see Counters.lost). Not collective.

@@ -7,3 +7,5 @@ from gala_mpi.exchange.base import Exchange
 
 class Independent(Exchange):
     """Send nothing of what is learnt, as the base class does; each agent saves by its own clock."""
+
+    shares = False

@@ -17,23 +17,29 @@ from mpi4py import MPI
 
 from gala_mpi.device import on_host
 from gala_mpi.exchange.agreement import SharedWord
-from gala_mpi.exchange.base import Exchange
+from gala_mpi.exchange.base import Counters, Exchange, Shared
 from gala_mpi.mpi.progress import Progress
 from gala_mpi.mpi.window import as_bytes
 
 TESTS_PER_PROGRESS = 10
-VECTOR = 64  # bytes before the shared vector; the first 8 hold the stop word
+# Words of the window, int64
+STOP, PUSHES = 0, 1  # how often somebody wished to stop; how many steps have been added to the vector
+WORDS = 2
+VECTOR = 64  # bytes before the shared vector
 
 
 class Server(Exchange):
     """Push a step to rank 0's window and pull the sum, both in one operation. A wish to stop goes there with the next step."""
 
     def __init__(self, comm: MPI.Intracomm, length: int):
-        self._word = SharedWord()
-        super().__init__(comm, length, self._word)
+        self._added, self._heard = np.zeros(WORDS, np.int64), np.zeros(WORDS, np.int64)
+        self._added[PUSHES] = 1
+        super().__init__(comm, length, SharedWord(self._added[STOP : STOP + 1], self._heard[STOP : STOP + 1]))
         self._window = MPI.Win.Allocate(VECTOR + 4 * length if comm.rank == 0 else 0, 1, comm=comm)
-        self._base = np.zeros(length, np.float32)  # the shared vector as this rank last saw it
+        self._base = np.zeros(length, np.float32)  # the shared vector as this rank last pulled it
+        self._pushes = self._lag = 0  # the steps in it then; how many of others had come before this rank's next
         self._step = np.zeros(length, np.float32)
+        self._last: Shared | None = None  # once all have pushed their last step
         self._progress = Progress()
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
@@ -45,37 +51,53 @@ class Server(Exchange):
                 memory[VECTOR:].view(np.float32)[:] = vector
                 self._window.Sync()
             self._comm.Barrier()
-            self._base[:] = vector
-            self._step[:] = 0
-            self._add_and_read(vector)
+            self._read(self._base, MPI.NO_OP)
+            vector[:] = self._base
+        self._comm.Barrier()  # all begin with the same vector, which nobody has added to
 
     def parameters(self, parameters: torch.Tensor) -> None:
         with on_host(parameters) as vector:
             np.subtract(vector, self._base, out=self._step)
             self._step *= np.float32(1 / self._comm.size)
-            self._add_and_read(vector)
+            self._read(self._base, MPI.SUM)
+            self._base += self._step
+            vector[:] = self._base
+        before = int(self._heard[PUSHES])
+        self._lag, self._pushes = before - self._pushes, before + 1
 
-    def _add_and_read(self, parameters: np.ndarray) -> None:
-        """Compute shared += step; parameters = base = shared. Wait for one's own message only, with progress for others."""
-        vector = [VECTOR, self._length, MPI.FLOAT]
+    def _read(self, into: np.ndarray, then: MPI.Op) -> None:
+        """Read the shared vector into `into` (float32 [P]) and its words; then add this rank's step (SUM) or not (NO_OP).
+
+        Wait for one's own message only, with progress for others.
+        """
         requests = [
             self._window.Rget_accumulate(
-                [self._step, self._length, MPI.FLOAT], [self._base, self._length, MPI.FLOAT], 0, target=vector, op=MPI.SUM
-            ),
-            self._window.Rget_accumulate(
-                [self._word.stop, 1, MPI.INT64_T], [self._word.heard, 1, MPI.INT64_T], 0, target=[0, 1, MPI.INT64_T], op=MPI.MAX
-            ),
+                [added, len(added), words], [read, len(read), words], 0, target=[offset, len(read), words], op=then
+            )
+            for added, read, words, offset in (
+                (self._step, into, MPI.FLOAT, VECTOR),
+                (self._added, self._heard, MPI.INT64_T, 0),
+            )
         ]
         while not MPI.Request.Testall(requests):
             self.progress()
-        self._base += self._step
-        parameters[:] = self._base
+
+    def shared(self) -> Shared:
+        if self._last:
+            return self._last
+        vector = np.empty(self._length, np.float32)
+        self._read(vector, MPI.NO_OP)
+        return Shared(vector, int(self._heard[PUSHES]))
+
+    def counters(self) -> Counters:
+        return Counters(lag=self._lag)
 
     def progress(self) -> None:
         self._progress.test(TESTS_PER_PROGRESS)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         self._progress.wait(self._comm.Ibarrier(), meanwhile)
+        self._last = self.shared()
         self._window.Unlock_all()
         self._window.Free()
         self._progress.close()

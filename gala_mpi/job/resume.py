@@ -10,6 +10,7 @@ import numpy as np
 
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
+from gala_mpi.exchange.base import Shared
 from gala_mpi.learners.base import Learner
 from gala_mpi.run import checkpoints, layout
 from gala_mpi.run.checkpoints import State
@@ -26,6 +27,7 @@ class Origin:
         agents: whose checkpoint it is.
         updates: of the agent that had done most.
         steps: of all agents.
+        newest: the saved agent whose file has the newest of the vector that all share; None: each has its own.
         shares: float64 [ranks, agents], how much of each saved agent goes into each of this start (see `elastic`).
     """
 
@@ -34,14 +36,18 @@ class Origin:
     agents: int = 0
     updates: int = 0
     steps: int = 0
+    newest: int | None = None
     shares: np.ndarray = field(default_factory=lambda: np.eye(1))
 
 
-def take(learner: Learner, config: Config, agents: int, hours: float, score: float) -> State:
-    """Return this rank's state now."""
+def take(learner: Learner, config: Config, agents: int, hours: float, score: float, shared: Shared | None = None) -> State:
+    """Return this rank's state now, with the vector that all agents share if there is one."""
     network = learner.network
     policy = {"env": config.env, **network.description(), "parameters": learner.flat.table}
-    return State(network.name, agents, hours, score, learner.state(), policy)
+    state = State(network.name, agents, hours, score, learner.state(), policy)
+    if shared is not None:
+        state.learner["parameters"], state.pushes = shared
+    return state
 
 
 def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
@@ -49,7 +55,7 @@ def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
 
     When the number of agents has changed, vectors are averaged by `origin.shares`, all go on from the same update, later than
     any that was done, and the run's steps are dealt anew, so that they still add up. Of other counters (Adam's) the largest
-    counts.
+    counts. Agents that share one vector all go on from the newest.
     """
     parts = [(share, checkpoints.load(run, origin.number, agent)) for agent, share in enumerate(origin.shares[rank]) if share]
     saved = parts[0][1].learner
@@ -58,6 +64,8 @@ def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
         saved[name] = mean.astype(saved[name].dtype)
     for name in [name for name, value in saved.items() if not np.ndim(value)]:
         saved[name] = max(part.learner[name] for _, part in parts)
+    if origin.newest is not None:
+        saved["parameters"] = checkpoints.load(run, origin.number, origin.newest).learner["parameters"]
     ranks = len(origin.shares)
     if ranks != origin.agents:
         saved["updates"] = np.int64(origin.updates)
@@ -84,7 +92,8 @@ def resumable(run: Path, network: str) -> Origin:
             f"--network {network}: the checkpoints in {run} are of another network; {states[0].network} is expected"
         )
     updates, steps = ([int(state.learner[name]) for state in states] for name in ("updates", "steps"))
-    return Origin(number, last, len(states), max(updates), sum(steps))
+    newest = checkpoints.newest_vector([state.pushes for state in states])
+    return Origin(number, last, len(states), max(updates), sum(steps), newest)
 
 
 def replace_lost(run: Path) -> None:

@@ -123,7 +123,7 @@ class Recorder:
         self.skipped += bool(done.skipped)
         update, steps, hours = learner.updates, learner.steps, self.hours
         lags = [update - mix.version for mix in counters.mixes]
-        lag = sum(lags) / len(lags) if lags else np.nan
+        lag = counters.lag if counters.lag is not None else sum(lags) / len(lags) if lags else np.nan
         row = [update, steps, run_steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
         row += [self.skipped, counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu

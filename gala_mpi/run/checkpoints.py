@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ class State:
     learner: dict[str, Any]  # Learner.state()
     # What `parameters` are the parameters of: see docs/checkpoints.md. None: an older checkpoint, which does not say.
     policy: dict[str, Any] | None = None
+    # Of agents that share one vector: how many steps had been added to it when it was read. None: the agent's own parameters.
+    pushes: int | None = None
 
 
 def write(run: Path, number: int, rank: int, state: State) -> None:
@@ -53,6 +55,8 @@ def write(run: Path, number: int, rank: int, state: State) -> None:
         file.attrs["agents"] = state.agents
         file.attrs["hours"] = state.hours
         file.attrs["score"] = state.score
+        if state.pushes is not None:
+            file.attrs["pushes"] = state.pushes
         learner = file.create_group("learner")
         for name, value in state.learner.items():
             if np.ndim(value):
@@ -169,6 +173,7 @@ def _read(path: Path) -> State:
             score=float(file.attrs["score"]),
             learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
             policy=json.loads(file["policy"][0]) if "policy" in file else None,
+            pushes=int(file.attrs["pushes"]) if "pushes" in file.attrs else None,
         )
     if broken := _not_finite(state.learner):
         raise ValueError(f"not finite: {broken}")
@@ -178,6 +183,19 @@ def _read(path: Path) -> State:
 def _not_finite(learner: dict[str, Any]) -> str:
     """Return the name of a vector of which some number is not finite; empty: all are."""
     return next((name for name, value in learner.items() if np.ndim(value) and not np.isfinite(value).all()), "")
+
+
+def newest_vector(pushes: Sequence[int | None]) -> int | None:
+    """Return which file of a checkpoint has the newest of a shared vector, as ranks read it one after another.
+
+    Args:
+        pushes: those of each file's state.
+
+    Returns:
+        An index of `pushes`, the first of several that are alike; None: each file has its agent's own parameters.
+    """
+    counts = [-1 if count is None else count for count in pushes]
+    return counts.index(max(counts)) if max(counts, default=-1) >= 0 else None
 
 
 def newest_of(run: Path, rank: int) -> int:

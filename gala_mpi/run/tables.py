@@ -44,7 +44,8 @@ COLUMNS: dict[str, list[tuple]] = {
             "age",
             "<f4",
             "updates",
-            "lag of the messages mixed, mean: updates that they are behind; negative: ahead; NaN: no mix",
+            "lag of the messages mixed, mean: updates that they are behind; negative: ahead; NaN: no mix. A3C: steps of other "
+            "agents that the shared vector received between this agent's last pull and its push",
         ),
         ("torn", "<i4", "messages", "thrown away since the start: their slot was rewritten while they were read"),
         (

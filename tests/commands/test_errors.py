@@ -56,6 +56,7 @@ def assert_refused(folder: Path, *flags: object, ranks: int = 2) -> str:
 
 BAD_VALUES = {
     "game": (("--env", "pongg"), "--env pongg: no such environment", "did you mean pong"),
+    "two players": (("--env", "warlords"), "--env warlords: the Atari game warlords needs two players", "played alone"),
     "environments": (("--num-envs", 0), "--num-envs 0", "1 or more"),
     "halves": (("--overlap", "--num-envs", 3), "--overlap --num-envs 3", "an even number"),
     "steps": (("--total-steps", 0), "--total-steps 0", "1 or more"),

@@ -11,13 +11,14 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from commandline import SMALL, complaints, train
+from commandline import SMALL, complaints, plain, train
 from gala_mpi.envs import film, registry
 from gala_mpi.evaluate import GAMES, MEAN, game_seeds
 from gala_mpi.run import checkpoints, files, layout
 from launch import mpirun
 
 EVALUATE = ("-m", "gala_mpi.evaluate")
+IMPATIENT = Path(__file__).with_name("impatient.py")
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,9 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
 @pytest.mark.parametrize("suffix", ["mp4", pytest.param("gif", marks=pytest.mark.long)])
 def test_film(pong, suffix):
     film = pong / f"film.{suffix}"
-    result = mpirun(1, *EVALUATE, pong, "--episodes", 1, "--policies", "mean", "--video", film)
+    result = mpirun(1, IMPATIENT, pong, "--episodes", 1, "--policies", "mean", "--video", film)
     assert result.returncode == 0, result.stderr
+    assert re.search(r"^200 steps of one game filmed$", result.stdout, re.MULTILINE)
     frames = imageio.imread(film)
     games, _ = evaluations(pong)[-1]
     assert games.dtype == GAMES
@@ -152,6 +154,16 @@ def test_checkpoints_may_go_once_the_games_have_begun(pole, tmp_path):
     assert not (run / "checkpoints").exists()
     games, _ = evaluations(run)[-1]
     assert sorted(games["policy"]) == [MEAN, MEAN, 0, 0, 1, 1]
+
+
+def test_a_log_shows_how_far_the_games_of_all_ranks_are(pole):
+    """Every 10 s; here at once."""
+    result = mpirun(3, IMPATIENT, pole, "--episodes", 5)
+    assert result.returncode == 0, result.stderr
+    assert plain(result.stdout)
+    said = re.findall(r"^(\d+) of 15 games played, (?:–|\d:\d\d:\d\d) left$", result.stdout, re.MULTILINE)
+    played = [int(number) for number in said]
+    assert played == sorted(played) and played[0] < 15 and played[-1] == 15
 
 
 def test_no_run(tmp_path):

@@ -6,7 +6,9 @@ the machine schedules the ranks.
 
 from __future__ import annotations
 
+import itertools
 import re
+import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -195,6 +197,48 @@ def test_periodic_averages_go_on_bit_for_bit(comm, stopped_at):
     part = run(comm, PERIODIC, stopped_at, gradient=bowl(comm.rank, 0.1))
     rest = run(comm, PERIODIC, 30 - stopped_at, bowl(comm.rank, 0.1), version=stopped_at, begin=part.parameters)
     assert np.array_equal(rest.parameters, whole.parameters)
+
+
+# The server: A3C.
+
+
+def test_all_save_the_one_vector_that_they_share(comm):
+    """Also while others add to it; in the end, bit for bit, the one with every step."""
+    if comm.size == 1:
+        pytest.skip("one agent has a vector of its own")
+    x, wait = torch.from_numpy(minimum(0)).float(), jitter(comm.rank)
+    exchange = build_exchange(SERVER, comm, LENGTH)
+    exchange.start(0, x)
+    pushes = []
+    for k in range(30):
+        time.sleep(wait(k))
+        x -= 0.1 * torch.from_numpy(bowl(comm.rank)(x.numpy(), k)).float()
+        exchange.parameters(x)
+        pushes.append(exchange.shared().pushes)
+    assert all(later > earlier for earlier, later in itertools.pairwise(pushes))
+    exchange.close()
+    last = exchange.shared()
+    assert last.pushes == 30 * comm.size
+    assert not np.array_equal(last.vector, minimum(0).astype(np.float32))
+    assert all(np.array_equal(last.vector, other.vector) for other in comm.allgather(last))
+
+
+def test_the_lag_of_a_pull_is_what_others_added_until_the_push(comm):
+    if comm.size == 1:
+        pytest.skip("nobody else adds anything")
+    x, lags, others = torch.zeros(LENGTH), [], comm.size - 1
+    with closing(build_exchange(SERVER, comm, LENGTH)) as exchange:
+        exchange.start(0, x)
+        for turn in (0, 1, 0, 0):  # rank 0 adds a step, then every other rank three, then rank 0 two
+            for _ in range(3 * turn if comm.rank else 1 - turn):
+                exchange.parameters(x)
+                lags.append(exchange.counters().lag)
+            exchange.shared()  # a look at it is no pull
+            comm.Barrier()
+    if comm.rank == 0:
+        assert lags == [0, 3 * others, 0]
+    assert all(0 <= lag <= 1 + 3 * others for lag in lags)
+    assert sum(comm.allgather(sum(lags))) > 3 * others
 
 
 # Lock-step gossip.
