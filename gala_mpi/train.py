@@ -15,7 +15,7 @@ launch.prepare_to_train(status=2)  # before torch and MPI are imported
 
 import sys
 
-from gala_mpi import display, errors
+from gala_mpi import display, errors, pulse
 from gala_mpi.config import Config
 from gala_mpi.display import LiveReport
 from gala_mpi.exchange.base import Order
@@ -91,6 +91,7 @@ class Trainer:
 
     def record(self, update: Update) -> None:
         """Write an update down, and show it."""
+        pulse.work(self.learner.updates)
         counters = self.exchange.counters()
         self.recorder.record(self.learner, update, counters, self.agent.clock.lap())
         self.report.update(self.learner, update.episodes, counters)
@@ -104,9 +105,10 @@ class Trainer:
 
     def save(self, number: int | None = None) -> None:
         """Write a checkpoint: the next one, or `number`."""
-        self.recorder.sync()
-        state = resume.take(self.learner, self.config, self.world.size, self.recorder.hours, self.report.score)
-        self.checkpoints.save(state, number)
+        with pulse.save():
+            self.recorder.sync()
+            state = resume.take(self.learner, self.config, self.world.size, self.recorder.hours, self.report.score)
+            self.checkpoints.save(state, number)
 
     def end(self, last: Order) -> None:
         """Serve the others until all are out of the loop, save together, and close. `last`: what was agreed on last."""
