@@ -19,7 +19,7 @@ from gala_mpi import display, errors, pulse
 from gala_mpi.config import Config
 from gala_mpi.display import LiveReport
 from gala_mpi.exchange.base import Order
-from gala_mpi.job import build, prepare, reproduce, resume, signals
+from gala_mpi.job import build, hangs, prepare, reproduce, resume, signals
 from gala_mpi.job.membership import Membership
 from gala_mpi.job.prepare import Plan
 from gala_mpi.job.schedule import Checkpoints
@@ -41,6 +41,8 @@ def train(world: World, plan: Plan) -> int:
     """Train until this agent's updates are done, or all have agreed to stop. Return the exit status. Collective."""
     if world.root:
         display.welcome(plan.config, world.size, world.library, world.threads, plan.origin, plan.advice)
+    if plan.config.hang_minutes is not None:
+        hangs.watch(plan.config.hang_minutes, world, plan.config.survive is not None)
     trainer = Trainer(world, plan)
     agent, order = trainer.agent, Order()
     agent.start()

@@ -14,6 +14,7 @@ from mpi4py import MPI
 
 from gala_mpi.mpi.mailbox import SAVE_AT, STOP_AT, Mailbox
 from gala_mpi.mpi.readers import HeaderReader, MessageReader
+from gala_mpi.mpi.roll import Roll
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Collective(Agreement):
 
     def __init__(self, comm: MPI.Intracomm, length: int):
         super().__init__()
-        self._comm = comm
+        self._comm, self._roll = comm, Roll.of(comm)
         self._buffer = np.zeros(length + 2, np.float32)  # the vector, then how many ranks wish to stop, to save
         self._wish = self._order = Order()
 
@@ -159,6 +160,7 @@ class Collective(Agreement):
         self._buffer[:-2] = vector
         self._buffer[-2:] = self._wish.stop, self._wish.save
         self._wish = Order()
+        self._roll.wait(self._comm.Ibarrier())  # so that who waits for long can say for whom
         self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
         np.multiply(self._buffer[:-2], np.float32(1 / self._comm.size), out=vector)
         self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._buffer[-1] > 0)

@@ -19,6 +19,7 @@ from gala_mpi.device import on_host
 from gala_mpi.exchange.agreement import SharedWord
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.mpi.progress import Progress
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.window import as_bytes
 
 TESTS_PER_PROGRESS = 10
@@ -35,6 +36,7 @@ class Server(Exchange):
         self._base = np.zeros(length, np.float32)  # the shared vector as this rank last saw it
         self._step = np.zeros(length, np.float32)
         self._progress = Progress()
+        self._roll = Roll.of(comm)
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
         self._window.Lock_all(MPI.MODE_NOCHECK)
@@ -66,7 +68,9 @@ class Server(Exchange):
                 [self._word.stop, 1, MPI.INT64_T], [self._word.heard, 1, MPI.INT64_T], 0, target=[0, 1, MPI.INT64_T], op=MPI.MAX
             ),
         ]
+        watch = self._roll.watch_peers([0])
         while not MPI.Request.Testall(requests):
+            watch()
             self.progress()
         self._base += self._step
         parameters[:] = self._base
@@ -75,7 +79,7 @@ class Server(Exchange):
         self._progress.test(TESTS_PER_PROGRESS)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self._progress.wait(self._comm.Ibarrier(), meanwhile)
+        self._progress.wait(self._comm.Ibarrier(), meanwhile, self._roll.watch())
         self._window.Unlock_all()
         self._window.Free()
         self._progress.close()

@@ -89,7 +89,7 @@ def _end_at_once(number: signal.Signals) -> None:
         flush=True,
     )
     time.sleep(SECONDS_BEFORE_EXIT)
-    os._exit(STATUS[number])
+    pulse.end(STATUS[number])
 
 
 class Stop:
