@@ -27,12 +27,14 @@ from gala_mpi.job.signals import Stop
 from gala_mpi.mpi.world import World
 from gala_mpi.record.energy import Meter
 from gala_mpi.record.recorder import Recorder, Update
+from gala_mpi.run import lock
 
 
 def main(arguments: list[str] | None = None) -> None:
     with World() as world:
         plan = world.decide(lambda: prepare.make(arguments, world))
         status = train(world, plan)
+        lock.release()
         signals.ignore_late_signals()
         sys.exit(status)
 
@@ -90,6 +92,8 @@ class Trainer:
         self.report = LiveReport(world, config, self.learner.steps)
         self.stop = Stop(config.wall_minutes, plan.propagation_delay)
         self.membership = Membership(run, world) if config.survive is not None and world.size > 1 else None
+        if self.membership and not world.root:
+            lock.share(run)  # rank 0, which has taken it, may be lost
 
     def record(self, update: Update) -> None:
         """Write an update down, and show it."""
@@ -153,6 +157,7 @@ class Trainer:
         if membership.first_survivor:
             display.bereaved(self.config, self.world.size, membership.lost)
         membership.wait_for_checkpoints(self.checkpoints.number)
+        lock.release()
         self.world.leave(max(errors.RESUME, self.stop.verdict[0]))
 
 
