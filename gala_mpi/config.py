@@ -112,6 +112,9 @@ class Config:
     max_skipped: int = 100
     """How many updates in a row an agent may skip, learning nothing, because a number is not finite: a reward or observation,
     the gradient. One more ends the job with status 1. The message names the number."""
+    hang_minutes: Optional[float] = None
+    """End the job with status 1 when a rank has made no update for so many minutes, and say where it stands. More than the
+    longest update, checkpoint and pause (SIGSTOP) of any rank. None: who waits says for whom, every 30 s, and goes on."""
     slow_rank: Optional[str] = None
     """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
@@ -233,6 +236,7 @@ def check(config: Config) -> None:
     _require_positive("--checkpoint-minutes", c.checkpoint_minutes)
     _require_positive("--wall-minutes", c.wall_minutes)
     _require_positive("--survive", c.survive)
+    _require_positive("--hang-minutes", c.hang_minutes)
     _require_positive("--a2c.rms-eps", a2c.rms_eps)
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
     require(0 <= c.sticky <= 1, "--sticky", c.sticky, "a probability, 0 to 1,")

@@ -25,6 +25,7 @@ from gala_mpi.job.membership import End
 from gala_mpi.job.resume import Origin
 from gala_mpi.learners.base import Learner
 from gala_mpi.mpi.live_board import COLUMNS, LiveBoard
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.world import World
 
 SECONDS_BETWEEN_PANELS = 0.5
@@ -283,6 +284,8 @@ class LiveReport:
 
     def __init__(self, world: World, config: Config, learner: Learner):
         self._board = LiveBoard(world.comm, updates=learner.updates, steps=learner.steps)
+        self._roll = Roll.of(world.comm)
+        self._roll.updates = self._last_updates
         self._recent: deque[float] = deque(maxlen=math.ceil(RECENT / world.size))
         self._episodes = 0
         self._mixes = 0
@@ -304,7 +307,13 @@ class LiveReport:
     def __exit__(self, kind, error, trace) -> None:
         self.hide()
         if kind is None:
+            self._roll.updates = None
             self._board.close()
+
+    def _last_updates(self) -> np.ndarray:
+        """Return the last update of every rank that this rank knows of, float64 [ranks]. For those who wait."""
+        self._board.poll()
+        return self._board.rows[:, COLUMNS.index("updates")]
 
     @property
     def steps(self) -> int:

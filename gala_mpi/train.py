@@ -15,21 +15,23 @@ launch.prepare_to_train(status=2)  # before torch and MPI are imported
 
 import sys
 
-from gala_mpi import display, errors
+from gala_mpi import display, errors, pulse
 from gala_mpi.config import Config
 from gala_mpi.display import LiveReport
 from gala_mpi.errors import JobError
 from gala_mpi.exchange.base import Order
-from gala_mpi.job import build, prepare, reproduce, resume, signals
+from gala_mpi.job import build, hangs, prepare, reproduce, resume, signals
 from gala_mpi.job.membership import Membership
 from gala_mpi.job.prepare import Plan
 from gala_mpi.job.schedule import Checkpoints
 from gala_mpi.job.signals import Stop
 from gala_mpi.job.skips import Skips
 from gala_mpi.job.steps import Steps
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.world import World
 from gala_mpi.record.energy import Meter
 from gala_mpi.record.recorder import Recorder, Update
+from gala_mpi.run import lock
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
             status = train(world, plan)
         except SystemExit as end:  # an environment's, say: the others would wait for ever
             raise JobError(f"something has called sys.exit({end.code}) in the middle of training") from None
+        lock.release()
         signals.ignore_late_signals()
         sys.exit(status)
 
@@ -47,6 +50,8 @@ def train(world: World, plan: Plan) -> int:
     """Train until all steps are done, or all have agreed to stop. Return the exit status. Collective."""
     if world.root:
         display.welcome(plan.config, world.size, world.library, world.threads, plan.origin, plan.advice)
+    if plan.config.hang_minutes is not None:
+        hangs.watch(plan.config.hang_minutes, world, plan.config.survive is not None)
     trainer = Trainer(world, plan)
     agent, order = trainer.agent, Order()
     agent.start()
@@ -94,14 +99,19 @@ class Trainer:
         self.checkpoints = Checkpoints(run, world.rank, config, origin.last)
         self.stop = Stop(config.wall_minutes, plan.propagation_delay)
         self.skips = Skips(world.rank, world.host, config.max_skipped)
+        self.others = Roll.of(world.comm).watch_peers([rank for rank in range(world.size) if rank != world.rank])
         self.membership = Membership(run, world) if config.survive is not None and world.size > 1 else None
+        if self.membership and not world.root:
+            lock.share(run)  # rank 0, which has taken it, may be lost
 
     def record(self, update: Update) -> None:
         """Write an update down, and show it."""
+        pulse.work(self.learner.updates)
         counters = self.exchange.counters()
         self.report.update(self.learner, update.episodes, counters, self.recorder.skipped + bool(update.skipped))
         self.recorder.record(self.learner, self.steps.of_all(), update, counters, self.agent.clock.lap())
         self.skips.note(self.learner.updates, update.skipped)
+        self.others.check()
         if self.membership:
             self.membership.report_lost(counters.lost)
 
@@ -112,10 +122,11 @@ class Trainer:
 
     def save(self, number: int | None = None) -> None:
         """Write a checkpoint: the next one, or `number`."""
-        self.recorder.sync()
-        about = (self.config, self.world.size, self.recorder.hours, self.report.score)
-        state = resume.take(self.learner, *about, self.exchange.shared())
-        self.checkpoints.save(state, number)
+        with pulse.save():
+            self.recorder.sync()
+            about = (self.config, self.world.size, self.recorder.hours, self.report.score)
+            state = resume.take(self.learner, *about, self.exchange.shared())
+            self.checkpoints.save(state, number)
 
     def end(self, last: Order) -> None:
         """Serve the others until all are out of the loop, save together, and close. `last`: what was agreed on last."""
@@ -159,6 +170,7 @@ class Trainer:
         if membership.first_survivor:
             display.bereaved(self.config, self.world.size, membership.lost)
         membership.wait_for_checkpoints(self.checkpoints.number)
+        lock.release()
         self.world.leave(max(errors.RESUME, self.stop.verdict[0]))
 
 

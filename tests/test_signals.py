@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gala_mpi import errors
+from gala_mpi import errors, pulse
 from gala_mpi.job import signals
 from gala_mpi.job.signals import Stop
 
@@ -68,7 +68,10 @@ def test_wall_time(monkeypatch):
 
 @pytest.mark.parametrize(
     "received, status",
-    [(["SIGUSR1"], 75), (["SIGINT"], 130), (["SIGTERM"], 143), (["SIGUSR1", "SIGTERM"], 143), (["SIGTERM", "SIGUSR1"], 143)],
+    [
+        *((["SIGUSR1"], 75), (["SIGUSR2"], 75), (["SIGHUP"], 129), (["SIGINT"], 130), (["SIGTERM"], 143)),
+        *((["SIGUSR1", "SIGTERM"], 143), (["SIGTERM", "SIGUSR1"], 143), (["SIGHUP", "SIGUSR2"], 129)),
+    ],
 )
 def test_the_signal_that_means_most_gives_the_status(received, status):
     before = {number: signal.getsignal(number) for number in signals.STATUS}
@@ -79,6 +82,7 @@ def test_the_signal_that_means_most_gives_the_status(received, status):
             signal.raise_signal(signal.Signals[name])
         assert asked.requested(0) and asked.verdict[0] == status and asked.verdict[1] in received
     finally:
+        signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -89,7 +93,7 @@ from gala_mpi.job import signals
 
 class Late:
     def __del__(self):  # when nothing is left of the interpreter but this
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.{name})
 
 signals.listen()
 builtins.late = Late()
@@ -97,5 +101,57 @@ signals.ignore_late_signals()
 """
 
 
-def test_a_signal_after_the_end_does_not_kill():
-    assert subprocess.run([sys.executable, "-c", LATE]).returncode == 0
+@pytest.mark.parametrize("number", signals.STATUS)
+def test_a_signal_after_the_end_does_not_kill(number):
+    assert subprocess.run([sys.executable, "-c", LATE.format(name=number.name)]).returncode == 0
+
+
+def insist(*times: float, worked: float = 0.0, saving: bool = False, monkeypatch) -> list[bool]:
+    """Which of the requests that come at these times end the job at once; the rank's last update was at `worked`."""
+    monkeypatch.setattr(pulse, "worked", worked)
+    monkeypatch.setattr(pulse, "saving", saving)
+    insistence = signals.Insistence()
+    return [insistence.heed(time) for time in times]
+
+
+@pytest.mark.parametrize(
+    "times, how, ends",
+    [
+        ((10.0, 10.1, 12.9), {}, [False, False, False]),  # launcher and terminal: one request
+        ((10.0, 14.0), {}, [False, True]),  # nothing done since: it hangs
+        ((10.0, 10.1, 14.0), {}, [False, False, True]),
+        ((10.0, 14.0, 18.0), {"worked": 13.0}, [False, False, True]),  # it is on its way to its checkpoint
+        ((10.0, 14.0, 15.0, 18.0), {"saving": True}, [False, False, False, True]),
+    ],
+)
+def test_who_insists_gets_an_end_at_once(times, how, ends, monkeypatch):
+    assert insist(*times, **how, monkeypatch=monkeypatch) == ends
+
+
+STUCK = """
+import ctypes, sys, time
+from gala_mpi.job import signals
+
+signals.SECONDS_OF_ONE_REQUEST = 0.0
+signals.listen()
+print("listens", flush=True)
+{wait}
+"""
+
+
+IN_C = "mutex = ctypes.create_string_buffer(64); [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]"
+
+
+@pytest.mark.parametrize("wait", ["time.sleep(1000)", IN_C], ids=["in Python", "in C"])
+@pytest.mark.parametrize("number", signals.FOR_GOOD)
+def test_a_main_thread_that_does_not_return_is_ended(wait, number):
+    """Not even from C, where Python's handlers wait."""
+    command = [sys.executable, "-c", STUCK.format(wait=wait)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as rank:
+        rank.stdout.readline()
+        while rank.poll() is None:
+            rank.send_signal(number)
+            time.sleep(0.1)
+        said = rank.stderr.read().decode()
+    assert rank.returncode == 128 + number
+    assert said.count(f"gala_mpi: another {number.name} on ") == 1, said

@@ -14,6 +14,7 @@ from mpi4py import MPI
 
 from gala_mpi.mpi.mailbox import SAVE_AT, STOP_AT, Mailbox
 from gala_mpi.mpi.readers import HeaderReader, MessageReader
+from gala_mpi.mpi.roll import Roll
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Collective(Agreement):
 
     def __init__(self, comm: MPI.Intracomm, length: int):
         super().__init__()
-        self._comm = comm
+        self._comm, self._roll = comm, Roll.of(comm)
         # The vector, then how many ranks have one, how many wish to stop, to save
         self._buffer = np.zeros(length + 3, np.float32)
         self._wish = self._order = Order()
@@ -161,6 +162,7 @@ class Collective(Agreement):
         self._buffer[:-3] = vector if counts else 0
         self._buffer[-3:] = counts, self._wish.stop, self._wish.save
         self._wish = Order()
+        self._roll.wait(self._comm.Ibarrier())  # so that who waits for long can say for whom
         self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
         count = int(self._buffer[-3])
         np.multiply(self._buffer[:-3], np.float32(1 / count if count else np.nan), out=vector)

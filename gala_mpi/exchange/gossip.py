@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from gala_mpi import device, topology
+from gala_mpi import device, pulse, topology
 from gala_mpi.device import Download
 from gala_mpi.exchange.agreement import Appointments, Headers, Order
 from gala_mpi.exchange.base import Counters, Exchange, Mix, Settings, is_finite
 from gala_mpi.mpi.liveness import Liveness
 from gala_mpi.mpi.mailbox import FINISHED, LATEST, MIXED, Mailbox, Reach, window_bytes
 from gala_mpi.mpi.readers import HeaderReader, message_reader
+from gala_mpi.mpi.roll import SECONDS_BETWEEN_WARNINGS, Roll
 from gala_mpi.topology import Topology, properties
 from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
-SECONDS_BETWEEN_WARNINGS = 30.0
 NOTHING = torch.empty(0)
 
 
@@ -94,7 +94,7 @@ class Gossip(Exchange):
         self._graph, self._bound, self._lockstep = graph, staleness, staleness == 0
         # Of each round: looked up at every progress.
         self._peers = [graph.in_peers(comm.rank, round) for round in range(graph.period)]
-        self._hosts: list[str] = comm.allgather(MPI.Get_processor_name())
+        self._roll = Roll.of(comm)
         self._mailbox = Mailbox(comm, length, checksum, survive is not None)
         self._inbox = {peer: message_reader(self._mailbox, peer) for peer in graph.neighbours(comm.rank)}
         self._headers = Headers(self._mailbox, self._inbox.values())
@@ -250,8 +250,8 @@ class Gossip(Exchange):
         self._refused += len(broken)
         if time.monotonic() - self._complained > SECONDS_BETWEEN_WARNINGS:
             self._complained = time.monotonic()
-            names = ", ".join(f"version {mix.version} of rank {mix.peer} on {self._hosts[mix.peer]}" for mix in broken)
-            self._say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
+            names = ", ".join(f"version {mix.version} of rank {mix.peer} on {HOST" for mix in broken)
+            self._roll.say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
 
     def _exhausted(self, peers: list[int]) -> bool:
         """Return whether some peer will never have what is wanted of it, or others are to be read now."""
@@ -281,28 +281,18 @@ class Gossip(Exchange):
 
     def _wait(self, done: Callable[[], bool], give_up: Callable[[], bool], peers: list[int]) -> bool:
         """Wait until `done`, with progress and back-off, naming whom it waits for; False if `give_up` comes first."""
-        began = warned = time.monotonic()
-        pause = 0.0
+        watch, pause = self._roll.watch_peers(peers, self._seen), 0.0
         while not done():
             if give_up():
                 return False
             time.sleep(pause)
             pause = min(pause + 1e-5, 1e-3)
-            if time.monotonic() - warned > SECONDS_BETWEEN_WARNINGS:
-                warned = time.monotonic()
-                self._say(f"has waited {warned - began:.0f} s for {self._seen(peers)} (staleness bound {self._bound})")
+            watch()
         return True
 
-    def _seen(self, peers: list[int]) -> str:
-        """Say who `peers` are, where, and at which update they were last seen."""
-        headers = [(self._receipts.get(peer) or self._inbox[peer]).header for peer in peers]
-        return ", ".join(
-            f"rank {peer} on {self._hosts[peer]}, seen at update {header[LATEST]}" for peer, header in zip(peers, headers)
-        )
-
-    def _say(self, what: str) -> None:
-        me = self._comm.rank
-        print(f"gala_mpi: rank {me} on {self._hosts[me]} at update {self._version} {what}", file=sys.stderr, flush=True)
+    def _seen(self, peer: int) -> int:
+        """Return the update at which `peer` was last seen."""
+        return int((self._receipts.get(peer) or self._inbox[peer]).header[LATEST])
 
     def agree(self, wish: Order) -> Order:
         return self._headers.agree(wish, self._version)
@@ -319,7 +309,7 @@ class Gossip(Exchange):
         readers = self._inbox.values()
         torn, corrupt = sum(reader.torn for reader in readers), sum(reader.corrupt for reader in readers)
         if corrupt > self._corrupt:
-            self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
+            self._roll.say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
         self._corrupt = corrupt
         return Counters(self._mixes, self._staleness, torn, corrupt + self._refused, gap, dict(self._lost))
 
@@ -335,6 +325,7 @@ class Gossip(Exchange):
             self._mailbox.progress()
             self._update_liveness()
             self._listen()
+            pulse.wait()
             time.sleep(0.001)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:

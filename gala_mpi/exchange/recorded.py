@@ -19,6 +19,7 @@ from gala_mpi.exchange.agreement import Agreement, Order
 from gala_mpi.exchange.base import Counters, Exchange, Mix
 from gala_mpi.exchange.gossip import average
 from gala_mpi.mpi.progress import Progress
+from gala_mpi.mpi.roll import Roll
 
 
 class Recorded(Exchange):
@@ -34,6 +35,7 @@ class Recorded(Exchange):
     def __init__(self, comm: MPI.Intracomm, length: int, mixes: np.ndarray, last: int):
         super().__init__(comm.Dup(), length, Agreement())
         self._progress = Progress()
+        self._roll = Roll.of(comm)
         mixes, self._last = recorded_by_all(comm, mixes, last)
         self._script: dict[int, list[Mix]] = defaultdict(list)
         for update, *mix in mixes.tolist():
@@ -61,7 +63,7 @@ class Recorded(Exchange):
     def _receive(self, peer: int) -> np.ndarray:
         """Return its next message to this rank: they come as they are needed, since no version is mixed after a newer one."""
         message = np.empty(self._length, np.float32)
-        self._progress.wait(self._comm.Irecv([message, MPI.FLOAT], peer), self.progress)
+        self._progress.wait(self._comm.Irecv([message, MPI.FLOAT], peer), self.progress, self._roll.watch_peers([peer]))
         return message
 
     def progress(self) -> None:
@@ -77,7 +79,7 @@ class Recorded(Exchange):
         return Counters(self._mixes(), self._staleness)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self._progress.wait(self._comm.Ibarrier(), self.progress, meanwhile)
+        self._progress.wait(self._comm.Ibarrier(), self.progress, meanwhile, self._roll.watch())
         MPI.Request.Waitall(self._sends)
         self._progress.close()
         self._comm.Free()

@@ -19,6 +19,7 @@ from gala_mpi.device import on_host
 from gala_mpi.exchange.agreement import SharedWord
 from gala_mpi.exchange.base import Counters, Exchange, Shared
 from gala_mpi.mpi.progress import Progress
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.window import as_bytes
 
 TESTS_PER_PROGRESS = 10
@@ -41,6 +42,7 @@ class Server(Exchange):
         self._step = np.zeros(length, np.float32)
         self._last: Shared | None = None  # once all have pushed their last step
         self._progress = Progress()
+        self._roll = Roll.of(comm)
 
     def start(self, version: int, parameters: torch.Tensor) -> None:
         self._window.Lock_all(MPI.MODE_NOCHECK)
@@ -79,7 +81,9 @@ class Server(Exchange):
                 (self._added, self._heard, MPI.INT64_T, 0),
             )
         ]
+        watch = self._roll.watch_peers([0])
         while not MPI.Request.Testall(requests):
+            watch()
             self.progress()
 
     def shared(self) -> Shared:
@@ -96,7 +100,7 @@ class Server(Exchange):
         self._progress.test(TESTS_PER_PROGRESS)
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self._progress.wait(self._comm.Ibarrier(), meanwhile)
+        self._progress.wait(self._comm.Ibarrier(), meanwhile, self._roll.watch())
         self._last = self.shared()
         self._window.Unlock_all()
         self._window.Free()

@@ -20,13 +20,15 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 # UCX over TCP moves a message in pieces of 8 KB by default, which takes four times the tests and the time.
 SEGMENTS = ("UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE")
+# UCX takes a signal to switch its debugging on: SIGHUP, unless told otherwise. It is to stop the run.
+DEBUGGING = {"UCX_DEBUG_SIGNO": "0"}
 
 
 def set_environment() -> None:
     """Set the variables that numerical libraries and MPI read when they are loaded. What the user has set stays."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
-    for variable, value in WAITING.items():
+    for variable, value in {**WAITING, **DEBUGGING}.items():
         os.environ.setdefault(variable, value)
     for variable in SEGMENTS:
         os.environ.setdefault(variable, "256K")

@@ -6,7 +6,9 @@ Rank 0 makes the plan and the others receive it (`World.decide`), so that bad in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -27,7 +29,7 @@ from gala_mpi.job.resume import Origin
 from gala_mpi.mpi.world import World
 from gala_mpi.networks import NETWORKS, policy
 from gala_mpi.record import provenance
-from gala_mpi.run import layout, reader, writer
+from gala_mpi.run import layout, lock, reader, writer
 from gala_mpi.topology import Topology
 
 
@@ -64,7 +66,9 @@ def make(arguments: list[str] | None, world: World) -> Plan:
     if settings.replay:
         reproduce.check(settings, threads)
     advice = _advise(settings, length, world)
-    origin = _resume(settings, world) if settings.resume else _new_run(settings)
+    if not settings.resume:
+        settings = _new_run(settings, given=wanted.run_dir is not None)
+    origin = _resume(settings, world) if settings.resume else Origin()
     graph = _graph(settings, world.size)
     metadata = provenance.metadata(graph, world.library, world.hosts, threads, origin.number)
     try:
@@ -196,16 +200,41 @@ def _device(name: str) -> torch.device:
     return device.pick(name, 0)
 
 
-def _new_run(settings: Config) -> Origin:
+def _new_run(settings: Config, given: bool) -> Config:
+    """Make the run directory and take its lock; return the settings with its name. Another one, if nobody has `given` it."""
     run = settings.directory
-    if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
+    if given and run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
         raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
     parent = run
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run}: {parent} cannot be written; a writable directory is expected")
-    return Origin()
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run = run if given else _make_anew(run)
+        run.mkdir(exist_ok=True)
+    except OSError as error:  # access() says yes where a file system is read-only, full or odd
+        raise SettingError(f"--run-dir {run} cannot be written: {error}") from None
+    _lock(run)
+    return dataclasses.replace(settings, run_dir=run)
+
+
+def _make_anew(run: Path) -> Path:
+    """Make a directory of this name; where others have begun in the same second, with -2, -3, ... after it."""
+    for number in itertools.count(1):
+        numbered = run if number == 1 else run.with_name(f"{run.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            numbered.mkdir()
+            break
+    return numbered
+
+
+def _lock(run: Path) -> None:
+    try:
+        lock.take(run)
+    except OSError as error:
+        raise SettingError(f"--run-dir {run} cannot be written: {error}") from None
 
 
 def _resume(settings: Config, world: World) -> Origin:
@@ -226,6 +255,7 @@ def _resume(settings: Config, world: World) -> Origin:
         )
     if settings.in_step and not before.in_step:
         raise SettingError(f"--staleness 0: agents in {run} may stand at different updates; 1 or more is expected")
+    _lock(run)
     resume.replace_lost(run)
     layout.forget_ends(run)
     origin = resume.resumable(run, cast(str, settings.network))

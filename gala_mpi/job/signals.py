@@ -2,34 +2,94 @@
 
 A handler only records its signal; the training loop asks once per update. `listen()` is called before torch and MPI are
 imported, because until then a signal's default action would kill the rank.
+
+A rank that hangs does not come to ask. Who presses Ctrl-C again, or sends another SIGTERM, then wants an end at once: a thread
+of this module sees to that, for Python's handlers wait until the main thread returns from C.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
+import threading
 import time
 from collections.abc import Mapping
 
+from gala_mpi import host, pulse
 from gala_mpi.errors import FINISHED, RESUME
 
-# The exit status that each signal gives a run, after its checkpoint. TERM and INT mean that it is not to be restarted.
-STATUS = {signal.SIGUSR1: RESUME, signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
+# The exit status that each signal gives a run, after its checkpoint. TERM, INT and HUP (a terminal that is closed) mean that it
+# is not to be restarted. USR2 is for batch systems whose warning it is (Grid Engine's -notify; submitit).
+FOR_GOOD = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+STATUS = {signal.SIGUSR1: RESUME, signal.SIGUSR2: RESUME, **{number: 128 + number for number in FOR_GOOD}}
 
 SECONDS_BEFORE_JOB_END = 30.0  # for what follows the last checkpoint: closing, and the end of the batch script
+SECONDS_OF_ONE_REQUEST = 3.0  # in which launcher, terminal and batch system may each send the same request
+SECONDS_BEFORE_EXIT = 1.0  # MPICH's launcher drops what a rank prints just before its end
+SECONDS_AFTER_THE_FIRST = 2.0  # in which the first rank of a host ends the job, so that the others need not say the same
 
 _received: list[signal.Signals] = []
 
 
 def listen() -> None:
-    """Handle SIGUSR1, SIGINT and SIGTERM from now on: they ask the run to save and stop."""
+    """Handle the signals in STATUS from now on: they ask the run to save and stop. What nohup has set stays."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # the numbers of signals, written as they come
     for number in STATUS:
-        signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
+    threading.Thread(target=_watch, args=[reading], daemon=True, name="signals").start()
 
 
 def ignore_late_signals() -> None:
-    """Ignore SIGUSR1 once the run is over: Python restores default actions as it exits, and a late one would kill the rank."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """Ignore signals once the run is over: Python restores default actions as it exits, and a late one would kill the rank."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Insistence:
+    """Tells when a request to stop for good is repeated by somebody who wants no more than an end."""
+
+    def __init__(self):
+        self._last = -SECONDS_OF_ONE_REQUEST
+        self._requests = 0
+
+    def heed(self, now: float) -> bool:
+        """Return whether the run is to end at once, when a request comes at `now`, in seconds of the monotonic clock.
+
+        The second does that if this rank has done nothing for some seconds: no update, and it is not saving. Else it goes on to
+        its checkpoint, and the third ends it. What comes within some seconds is one request.
+        """
+        if now - self._last < SECONDS_OF_ONE_REQUEST:
+            return False
+        self._last, self._requests = now, self._requests + 1
+        works = pulse.saving or now - pulse.worked < SECONDS_OF_ONE_REQUEST
+        return self._requests > (2 if works else 1)
+
+
+def _watch(reading: int) -> None:
+    """End this rank, and with it the job, when somebody insists. Runs beside the main thread, and calls no MPI."""
+    insistence = Insistence()
+    while True:
+        number = os.read(reading, 1)[0]
+        if number in FOR_GOOD and insistence.heed(time.monotonic()):
+            _end_at_once(signal.Signals(number))
+
+
+def _end_at_once(number: signal.Signals) -> None:
+    if host.rank_on_this_host():
+        time.sleep(SECONDS_AFTER_THE_FIRST)
+    print(
+        f"gala_mpi: another {number.name} on {socket.gethostname()}, {time.monotonic() - pulse.worked:.0f} s after update "
+        f"{pulse.update}: the job ends at once, without a checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    time.sleep(SECONDS_BEFORE_EXIT)
+    pulse.end(STATUS[number])
 
 
 class Stop:

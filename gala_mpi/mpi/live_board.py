@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.mpi.progress import Progress
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.window import Window
 
 # updates, steps and episodes: of the agent so far; recent_score: mean of its last recent_episodes scores; mixes: messages that
@@ -106,7 +107,7 @@ class LiveBoard:
         if self._window:
             for request in self._asked.values():
                 self._progress.wait(request)
-            self._progress.wait(self._comm.Ibarrier())
+            self._progress.wait(self._comm.Ibarrier(), Roll.of(self._comm).watch())
             self.rows = self.rows.copy()  # the view of memory that is freed next is given up
             self._window.free()
         self._progress.close()

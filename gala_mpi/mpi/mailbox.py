@@ -32,6 +32,7 @@ import numpy as np
 from mpi4py import MPI
 
 from gala_mpi.mpi.progress import TESTS_OF_A_BURST, Progress
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.window import Window
 
 # Words of the header.
@@ -90,7 +91,7 @@ def probe(comm: MPI.Intracomm, progress: Progress) -> Reach:
     window, next_rank = Window(comm, ALIGNMENT), (comm.rank + 1) % comm.size
     window.meet([next_rank], progress)
     direct = np.array([next_rank in window.near])
-    progress.wait(comm.Iallreduce(MPI.IN_PLACE, [direct, MPI.C_BOOL], MPI.LAND))
+    progress.wait(comm.Iallreduce(MPI.IN_PLACE, [direct, MPI.C_BOOL], MPI.LAND), Roll.of(comm).watch())
     window.free()
     return DIRECT if direct else REMOTE
 
@@ -141,7 +142,7 @@ class Mailbox:
     def meet(self, peers: Iterable[int]) -> None:
         """Read once from each of `peers`, which will be read later, while all ranks are here (see Window.meet). Collective."""
         self._window.meet(peers, self._progress)
-        self._progress.wait(self.comm.Ibarrier())
+        self._progress.wait(self.comm.Ibarrier(), Roll.of(self.comm).watch())
 
     def publish(self, vector: np.ndarray, version: int) -> None:
         """Make `vector` (float32 [length]) readable as `version`. Only local memory is written."""
@@ -199,7 +200,7 @@ class Mailbox:
         Args:
             meanwhile: called again and again while waiting.
         """
-        self._progress.wait(self.comm.Ibarrier(), *meanwhile)
+        self._progress.wait(self.comm.Ibarrier(), *meanwhile, Roll.of(self.comm).watch())
         while self.readers:
             self.readers.pop().drain()
         self.header, self.slots = np.zeros(0, np.int64), []  # the views of memory that is freed next are given up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -15,18 +16,14 @@ import mpi4py
 mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI
 
-from gala_mpi import (
-    errors,
-    host,
-)
-from gala_mpi.errors import (
-    JobError,
-    SettingError,
-)
+from gala_mpi import errors, host, pulse
+from gala_mpi.errors import JobError, SettingError
 from gala_mpi.host import HostView
+from gala_mpi.mpi.roll import STARTS_ARE_SLOW, Roll
 
 T = TypeVar("T")
 SECONDS_BEFORE_ABORT = 1.0  # MPICH's launcher drops what a rank prints just before its abort: 2 of 60 tracebacks, measured
+SECONDS_TO_ABORT = 5.0
 SECONDS_BETWEEN_TESTS = 0.01  # of whether all ranks have arrived
 # Environment variables that choose how messages travel.
 TRANSPORT = ("MPIR_CVAR_CH4_NETMOD", "MPIR_CVAR_NOLOCAL", "FI_PROVIDER", "UCX_TLS", "UCX_NET_DEVICES")
@@ -39,8 +36,9 @@ def rendezvous(comm: MPI.Intracomm) -> None:
     Ranks that wait inside MPI's own barrier take the cores from those that are still on their way: while 31 ranks waited on
     two cores, rank 0 took 10 s for 0.7 s of work.
     """
-    everybody = comm.Ibarrier()
+    everybody, watch = comm.Ibarrier(), Roll.of(comm).watch(STARTS_ARE_SLOW)
     while not everybody.Test():
+        watch()
         time.sleep(SECONDS_BETWEEN_TESTS)
 
 
@@ -64,6 +62,8 @@ class World:
         mask = os.sched_getaffinity(0)
         self.view = host.view(self.host, self.node.allgather(mask), mask)
         self.host_views: list[HostView] = self.comm.allgather(self.view)
+        Roll.of(self.comm).hosts = self.hosts
+        pulse.end = self.abort
 
     @property
     def threads(self) -> int:
@@ -119,18 +119,22 @@ class World:
 
     def largest(self, value: T) -> T:
         """Return the largest `value` of any rank. Collective."""
+        rendezvous(self.comm)
         return self.comm.allreduce(value, MPI.MAX)
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, in their order, on rank 0; an empty list elsewhere. Collective."""
+        rendezvous(self.comm)
         return self.comm.gather(value) or []
 
     def sum(self, value: int) -> int:
         """Return the sum of `value` over all ranks. Collective."""
+        rendezvous(self.comm)
         return self.comm.allreduce(value)
 
     def all(self, holds: bool) -> bool:
         """Return whether `holds` is true on every rank. Collective."""
+        rendezvous(self.comm)
         return self.comm.allreduce(holds, MPI.LAND)
 
     def wait(self) -> None:
@@ -141,6 +145,16 @@ class World:
         """End this rank alone, without finalising MPI: once a rank has died, MPI's collective calls never return."""
         sys.stdout.flush()
         sys.stderr.flush()
+        os._exit(status)
+
+    def abort(self, status: int) -> None:
+        """End the job at once, while the main thread hangs: to be called in another one. Does not return.
+
+        Only the main thread may call MPI, but it does not come back; and without MPI's abort MPICH's launcher mostly ends with
+        9, for the ranks that it kills, instead of `status`.
+        """
+        threading.Thread(target=self.comm.Abort, args=[status], daemon=True).start()
+        time.sleep(SECONDS_TO_ABORT)
         os._exit(status)
 
     def part(self, ranks: int) -> MPI.Intracomm | None:

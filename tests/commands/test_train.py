@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -221,8 +222,16 @@ def test_usr1_saves_and_stops(run, exchange):
     go_on(run, 3, further=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_term_and_int_save_and_stop_for_good(run, number):
+@pytest.fixture
+def no_nohup():
+    """Ranks that do not inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_term_int_and_hup_save_and_stop_for_good(run, number, no_nohup):
     """Sent to all ranks, as scancel does; USR1 besides is not heard."""
 
     def end(job):
@@ -240,6 +249,36 @@ def test_usr1_to_the_launcher_is_passed_on(run):
     """As a batch script does it before its time is over."""
     status, _ = interrupt(run, 2, GOSSIP, lambda job: os.kill(job.launcher.pid, USR1))
     assert status == errors.RESUME
+    go_on(run, 2, further=30)
+
+
+@pytest.mark.parametrize(
+    "first, later, statuses",
+    [
+        (USR1, signal.SIGTERM, {errors.RESUME, 143}),
+        (signal.SIGUSR2, signal.SIGINT, {errors.RESUME, 130}),
+        (signal.SIGTERM, signal.SIGTERM, {143}),
+    ],
+)
+def test_signals_that_come_later_leave_checkpoint_and_status(run, first, later, statuses):
+    """One while the ranks save, and more until the last of them is gone."""
+
+    def send(job, number):
+        for rank in job.ranks():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, number)
+
+    def end(job):
+        send(job, first)
+        time.sleep(0.1)
+        send(job, later)
+        job.wait_until(lambda: checkpoints.newest(run))
+        while job.launcher.poll() is None:
+            send(job, later)
+            time.sleep(0.01)
+
+    status, _ = interrupt(run, 2, GOSSIP, end)
+    assert status in statuses
     go_on(run, 2, further=30)
 
 
