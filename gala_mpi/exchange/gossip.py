@@ -250,7 +250,7 @@ class Gossip(Exchange):
         self._refused += len(broken)
         if time.monotonic() - self._complained > SECONDS_BETWEEN_WARNINGS:
             self._complained = time.monotonic()
-            names = ", ".join(f"version {mix.version} of rank {mix.peer} on {HOST" for mix in broken)
+            names = ", ".join(f"version {mix.version} of {self._roll.name(mix.peer)}" for mix in broken)
             self._roll.say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
 
     def _exhausted(self, peers: list[int]) -> bool:

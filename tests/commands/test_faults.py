@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from commandline import STEPS_PER_UPDATE, TRAIN, states
+from commandline import STEPS_PER_UPDATE, states
 from gala_mpi import errors
 from gala_mpi.run import checkpoints
 from launch import HANGS, Job, mpirun
@@ -60,7 +60,7 @@ def signal_twice(job: Job, run: Path, draw: random.Random) -> None:
 
 
 def start_again(job: Job, run: Path, draw: random.Random) -> None:
-    second = mpirun(2, *TRAIN, "--resume", "--run-dir", run)
+    second = mpirun(2, FAULTY, "nothing", 0, 0, "--resume", "--run-dir", run)
     assert second.returncode == errors.REFUSED and "trains" in second.stderr, second.stderr
 
 
