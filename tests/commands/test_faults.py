@@ -62,6 +62,7 @@ def signal_twice(job: Job, run: Path, draw: random.Random) -> None:
 def start_again(job: Job, run: Path, draw: random.Random) -> None:
     second = mpirun(2, FAULTY, "nothing", 0, 0, "--resume", "--run-dir", run)
     assert second.returncode == errors.REFUSED and "trains" in second.stderr, second.stderr
+    os.kill(job.ranks()[0], signal.SIGUSR1)
 
 
 LONG = ("--total-steps", 100_000_000)
@@ -75,7 +76,7 @@ KINDS = {
     "stopped": Fault(errors.FAILED, "rank {rank}", flags=(*LONG, "--hang-minutes", 0.1)),
     "disk": Fault(errors.FAILED, "cannot be written", flags=LONG),
     "signals": Fault(TERM, "SIGTERM", True, signal_twice, LONG),
-    "second job": Fault(errors.FINISHED, "finished", True, start_again, SHORT),
+    "second job": Fault(errors.RESUME, "SIGUSR1", True, start_again, LONG),
 }
 
 
