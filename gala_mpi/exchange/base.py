@@ -57,6 +57,9 @@ class Settings(Protocol):
     def staleness(self) -> int | None: ...
 
     @property
+    def max_lag(self) -> int | None: ...
+
+    @property
     def checksum(self) -> bool: ...
 
     @property
