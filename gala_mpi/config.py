@@ -52,7 +52,12 @@ class Config:
     A file holds lines "reader peer [weight]" or a matrix of weights; python -m gala_mpi.topology shows it."""
     staleness: Optional[int] = None
     """After how many updates without mixing an agent waits for its peers. None: never.
+    It bounds the updates without a mix, not how old what is mixed may be: that is --max-lag.
     0 = lock-step: peers' parameters of exactly the same update are mixed; reproducible bit for bit."""
+    max_lag: Optional[int] = None
+    """Under gossip, messages that are more updates than this behind their reader are not mixed (by the updates that both have
+    done since the start). None: all are. An agent mixes once every in-peer has one that may be. So whoever reads a lasting
+    straggler soon mixes nothing, or waits for it if --staleness is given; the straggler goes on mixing what it reads."""
     sync_updates: Optional[int] = None
     """With --exchange periodic: updates between two averages. None: 10."""
     checksum: bool = False
@@ -227,6 +232,7 @@ def check(config: Config) -> None:
     require_whole("--total-steps", c.total_steps, 1)
     require_whole("--seed", c.seed, 0)
     require_whole("--staleness", c.staleness, 0)
+    require_whole("--max-lag", c.max_lag, 0)
     require_whole("--sync-updates", c.sync_updates, 1)
     require_whole("--checkpoint-updates", c.checkpoint_updates, 1)
     require_whole("--sketch-updates", c.sketch_updates, 0)
@@ -266,9 +272,12 @@ def _check_together(c: Config) -> None:
         require(not (c.replay and other), f"{flag} --replay", c.replay, "one of the two")
     if c.survive is not None:
         require(c.staleness != 0, f"--survive {c.survive} --staleness", c.staleness, "a bound of 1 or more, or none,")
+    if c.max_lag is not None:
+        require(c.staleness != 0, f"--max-lag {c.max_lag} --staleness", c.staleness, "a bound of 1 or more, or none,")
     for name, flag, given in (
         ("survive", f"--survive {c.survive}", c.survive is not None),
         ("staleness", f"--staleness {c.staleness}", c.staleness is not None),
+        ("max_lag", f"--max-lag {c.max_lag}", c.max_lag is not None),
         ("checksum", "--checksum", c.checksum),
         ("sync_updates", f"--sync-updates {c.sync_updates}", c.sync_updates is not None),
     ):

@@ -46,7 +46,7 @@ def update_rows(first: int, last: int) -> np.ndarray:
     rows = np.zeros(last - first + 1, TABLES["updates"])
     rows["update"] = np.arange(first, last + 1)
     rows["steps"], rows["run_steps"], rows["hours"] = STEPS * rows["update"], -1, rows["update"] / 50
-    rows["entropy"], rows["age"] = np.sqrt(rows["update"]), np.nan
+    rows["entropy"] = np.sqrt(rows["update"])
     return rows
 
 

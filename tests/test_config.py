@@ -23,6 +23,7 @@ OUT_OF_BOUNDS = [
     ("--total-steps", "total_steps", [0, -1]),
     ("--seed", "seed", [-1]),
     ("--staleness", "staleness", [-1]),
+    ("--max-lag", "max_lag", [-1]),
     ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, math.inf, math.nan]),
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
@@ -47,6 +48,7 @@ IN_BOUNDS = {
     "total_steps": [1],
     "seed": [0, 2**40],
     "staleness": [None, 0, 7],
+    "max_lag": [None, 0, 7],
     "sync_updates": [None],
     "lr": [None, 1e-9, 1.0],
     "sticky": [0.0, 0.25, 1.0],
@@ -101,6 +103,15 @@ def test_a_staleness_bound_is_for_gossip_alone(exchange):
         check(Config(exchange=exchange, staleness=3))
     check(Config(exchange="gossip", staleness=3))
     check(Config(exchange=exchange))
+
+
+@pytest.mark.parametrize("exchange", ["allreduce", "periodic", "server", "none"])
+def test_a_largest_lag_is_for_gossip_that_is_not_in_lock_step(exchange):
+    with pytest.raises(SettingError, match=rf"--max-lag 3 --exchange {exchange}: .*gossip"):
+        check(Config(exchange=exchange, max_lag=3))
+    with pytest.raises(SettingError, match=r"--max-lag 3 --staleness 0: .*expected"):
+        check(Config(max_lag=3, staleness=0))
+    check(Config(max_lag=3, staleness=1))
 
 
 @pytest.mark.parametrize("exchange", ["gossip", "allreduce", "server", "none"])
@@ -188,6 +199,7 @@ FLAGS = [
     ("--topology", "one-peer-exponential", {"topology": Graph("one-peer-exponential")}),
     ("--topology", "my graph.txt", {"topology": Graph("my graph.txt")}),
     ("--staleness", "4", {"staleness": 4}),
+    ("--max-lag", "5", {"max_lag": 5}),
     ("--sync-updates", "5", {"sync_updates": 5}),
     ("--total-steps", "1000", {"total_steps": 1000}),
     ("--num-envs", "8", {"num_envs": 8}),
@@ -338,6 +350,7 @@ def test_a_checksum_is_for_gossip():
     [
         ({"exchange": "gossip", "topology": Graph("torus")}, "GALA torus"),
         ({"exchange": "gossip", "staleness": 0}, "GALA ring, τ = 0"),
+        ({"exchange": "gossip", "max_lag": 5}, "GALA ring, lag ≤ 5"),
         ({"exchange": "allreduce"}, "A2C"),
         ({"exchange": "periodic"}, "local SGD"),
         ({"exchange": "periodic", "sync_updates": 5}, "local SGD, K = 5"),

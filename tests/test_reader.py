@@ -233,7 +233,7 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
 
     def record(tables, update, score):
         learner = SimpleNamespace(updates=update, steps=update * STEPS)
-        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, progress_gap=0.0)
+        counters = SimpleNamespace(mixes=[Mix(1, update - 1, 0.5)], staleness=0, torn=0, corrupt=0, progress_gap=0.0, lag=None)
         episode = SimpleNamespace(environment=0, length=5, score=score)
         done, seconds = Update(losses, 0.1, 0.1, [episode], []), dict.fromkeys(recorder.SECTIONS, 0.0)
         tables.record(learner, 3 * learner.steps, done, counters, seconds)

@@ -32,7 +32,7 @@ def test_a_replay_has_the_settings_of_its_run(tmp_path):
         RECORDED, replay=tmp_path / "run", run_dir=Path("again"), wall_minutes=None, slow_rank=None
     )
     reproduce.check(settings, [1, 1])
-    reproduce.check(dataclasses.replace(settings, sketch_updates=1, checkpoint_minutes=1.0, staleness=3), [1, 1])
+    reproduce.check(dataclasses.replace(settings, sketch_updates=1, checkpoint_minutes=1.0, staleness=3, max_lag=9), [1, 1])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def room(monkeypatch):
 def rows_until(last: int, staleness: int = 0) -> np.ndarray:
     rows = update_rows(1, last)
     rows["hours"] = rows["update"] / UPDATES_PER_SECOND / 3600
-    rows["staleness"][-1] = staleness
+    rows["staleness"][-1], rows["age"] = staleness, np.nan
     return rows
 
 

@@ -41,7 +41,7 @@ EXCHANGES = {
         "gala_mpi.exchange.gossip:Gossip",
         "GALA: average parameters with neighbours, never wait",
         "GALA",
-        {"topology": " {}", "staleness": ", τ = {}"},
+        {"topology": " {}", "staleness": ", τ = {}", "max_lag": ", lag ≤ {}"},
     ),
     "allreduce": ExchangeMember(
         "gala_mpi.exchange.allreduce:AllReduce", "A2C: average gradients over all ranks, in step", "A2C"

@@ -66,6 +66,9 @@ class Settings(Protocol):
     def staleness(self) -> int | None: ...
 
     @property
+    def max_lag(self) -> int | None: ...
+
+    @property
     def checksum(self) -> bool: ...
 
     @property

@@ -7,6 +7,10 @@ The newest message wins: a writer never skips one because a reader has not read 
 With a staleness bound τ ≥ 1 an agent waits after τ updates without a mix. τ = 0 is lock-step: at update k every agent
 mixes exactly version k of its in-peers, and a writer waits until its readers have read a slot before it rewrites it.
 
+With a largest lag L, messages of more than L updates ago are passed over as if they had not come. Lag goes by the updates that
+both have done since the start, so that agents that resume at different updates mix at once. (docs/transport.md says why agents
+with both bounds do not wait in a circle.)
+
 With `survive`, an in-peer that shows no sign of life is read no more until it does: those whom it would have read are read
 in its place, so that on any graph what one agent learns still reaches all that live.
 """
@@ -24,6 +28,7 @@ from mpi4py import MPI
 
 from gala_mpi import device, pulse, topology
 from gala_mpi.device import Download
+from gala_mpi.errors import SettingError
 from gala_mpi.exchange.agreement import Appointments, Headers, Order
 from gala_mpi.exchange.base import Counters, Exchange, Mix, Settings, is_finite
 from gala_mpi.mpi.liveness import Liveness
@@ -56,15 +61,16 @@ class Gossip(Exchange):
         graph: who reads whom.
         staleness: τ; None: never wait.
         checksum: whether messages carry a checksum that their readers verify.
+        max_lag: L, the most updates that a message may be behind; None: any.
         survive: after how many seconds without a sign of life a peer is lost, at least; None: never. Not in lock-step.
     """
 
-    takes = frozenset({"topology", "staleness", "checksum", "survive", "replay"})
+    takes = frozenset({"topology", "staleness", "max_lag", "checksum", "survive", "replay"})
 
     @classmethod
     def build(cls, comm: MPI.Intracomm, length: int, settings: Settings) -> Gossip:
         graph = cls.graph(settings, comm.size)
-        return cls(comm, length, graph, settings.staleness, settings.checksum, settings.survive)
+        return cls(comm, length, graph, settings.staleness, settings.checksum, settings.survive, settings.max_lag)
 
     @classmethod
     def in_step(cls, settings: Settings) -> bool:
@@ -72,7 +78,14 @@ class Gossip(Exchange):
 
     @classmethod
     def graph(cls, settings: Settings, agents: int) -> Topology:
-        return topology.build(settings.topology, agents)
+        graph = topology.build(settings.topology, agents)
+        if settings.max_lag is not None and settings.staleness is not None and graph.period > 1:
+            flags = f"--max-lag {settings.max_lag} --staleness {settings.staleness} --topology {settings.topology}"
+            raise SettingError(
+                f"{flags}: agents might wait for each other for ever; a graph that is the same at every update is expected, "
+                "or one of the two bounds"
+            )
+        return graph
 
     @classmethod
     def propagation_delay(cls, settings: Settings, agents: int) -> int:
@@ -90,8 +103,10 @@ class Gossip(Exchange):
         staleness: int | None,
         checksum: bool = False,
         survive: float | None = None,
+        max_lag: int | None = None,
     ):
         self._graph, self._bound, self._lockstep = graph, staleness, staleness == 0
+        self._max_lag = math.inf if max_lag is None else max_lag
         # Of each round: looked up at every progress.
         self._peers = [graph.in_peers(comm.rank, round) for round in range(graph.period)]
         self._roll = Roll.of(comm)
@@ -105,6 +120,7 @@ class Gossip(Exchange):
         self._liveness = Liveness(self._mailbox, survive) if survive is not None else None
         self._receipts: dict[int, HeaderReader] = {}  # lock-step: the headers of those who read this rank
         self._mixed = dict.fromkeys(self._inbox, 0)  # the version of each peer that was last mixed
+        self._ahead: dict[int, int] = {}  # by how many updates this rank was ahead of each peer at the start
         # A message that comes at once (shared memory) is read when it is mixed, so that it is as new as can be. One that
         # takes longer (a network) is asked for ahead, so that it comes while the environments run.
         self._slow = dict.fromkeys(self._inbox, False)
@@ -124,6 +140,7 @@ class Gossip(Exchange):
         if self._lockstep and len(set(versions)) > 1:
             raise ValueError(f"lock-step agents begin at the same update; these begin at {versions}")
         self._mixed = {peer: versions[peer] for peer in self._inbox}
+        self._ahead = {peer: version - theirs for peer, theirs in enumerate(versions)}
         if self._liveness is None:
             self._mailbox.meet(self._inbox)
         else:  # this rank may come to read anybody
@@ -209,14 +226,28 @@ class Gossip(Exchange):
         for peer in peers:
             reader = self._inbox[peer]
             asked_now = reader.idle and not reader.ready
-            reader.start(self._mixed[peer], self._version if self._lockstep else None)
+            reader.start(self._too_old(peer, self._version), self._version if self._lockstep else None)
             reader.advance()
             if asked_now:
                 self._slow[peer] = not reader.idle
-        if all(self._inbox[peer].ready for peer in peers):
+        if self._arrived(peers):
             return True
         self._mailbox.progress()
-        return all([self._inbox[peer].advance() for peer in peers])
+        for peer in peers:
+            self._inbox[peer].advance()
+        return self._arrived(peers)
+
+    def _arrived(self, peers: list[int]) -> bool:
+        """Return whether messages of all `peers` are ready, without those that came so late that they lag too far."""
+        for peer in peers:
+            reader = self._inbox[peer]
+            if reader.ready and reader.version <= self._too_old(peer, self._version):
+                reader.ready = False
+        return all(self._inbox[peer].ready for peer in peers)
+
+    def _too_old(self, peer: int, version: int) -> int:
+        """Return the newest version of `peer` that this rank will not mix at its update `version`."""
+        return max(self._mixed[peer], int(max(0, version - self._ahead[peer] - self._max_lag - 1)))
 
     def progress(self) -> None:
         self._land()
@@ -224,7 +255,7 @@ class Gossip(Exchange):
         self._update_liveness()
         for peer in self._in_peers(self._version + 1):
             if self._slow[peer] and not self._lockstep:
-                self._inbox[peer].start(self._mixed[peer])
+                self._inbox[peer].start(self._too_old(peer, self._version + 1))
         for reader in self._inbox.values():
             reader.advance()
 
@@ -258,7 +289,7 @@ class Gossip(Exchange):
         self._update_liveness()
         if peers != self._in_peers(self._version):
             return True
-        wanted = {peer: self._version if self._lockstep else self._mixed[peer] + 1 for peer in peers}
+        wanted = {peer: self._version if self._lockstep else self._too_old(peer, self._version) + 1 for peer in peers}
         return any(0 < self._inbox[peer].header[FINISHED] <= wanted[peer] for peer in peers)
 
     def _wait_for_readers(self) -> None:

@@ -65,6 +65,11 @@ BAD_VALUES = {
     "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
     "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
+    "lag": (
+        ("--max-lag", 5, "--staleness", 1, "--topology", "one-peer-exponential"),
+        "--max-lag 5 --staleness 1 --topology one-peer-exponential: agents might wait for each other",
+        "a graph that is the same at every update is expected",
+    ),
     "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
     "exact": (
         ("--exchange", "server", "--exact-resume"),

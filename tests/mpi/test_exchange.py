@@ -6,6 +6,7 @@ the machine schedules the ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import time
@@ -326,6 +327,27 @@ def test_staleness_stays_within_its_bound(comm, graph, bound):
             assert any(seen.get(peer) == updates for peer in peers), f"update {k} is {staleness} updates after the last mix"
     if comm.size > 1 and comm.rank > 0:
         assert any(trace.mixes)
+
+
+@pytest.mark.parametrize("graph, bound", [*((graph, None) for graph in TOPOLOGIES), ("ring", 1), ("exponential", 3)])
+def test_what_lags_too_far_is_not_mixed(comm, graph, bound, signs):
+    """Rank 0 is held up until the others have gone on, or wait for it. By the updates since the start, which differs."""
+    config, begin, largest = dataclasses.replace(gossip(graph, bound), max_lag=4), 100 - 10 * comm.rank, 4
+
+    def hold_up(k: int) -> float:
+        if comm.size > 1 and comm.rank == 0 and k == begin + 10 and bound is None:
+            signs.wait("has gone on", signs.others())
+        elif comm.rank and k == begin + 50:
+            signs.give("has gone on")
+        return 0.01 if comm.rank == 0 else 0.001
+
+    trace = run(comm, config, 60, pause=hold_up, version=begin)
+    mixes = [(k - begin, mix) for k, mixes in enumerate(trace.mixes, start=begin + 1) for mix in mixes]
+    lags = {k - (mix.version - (100 - 10 * mix.peer)) for k, mix in mixes}
+    assert all(lag <= largest for lag in lags), lags
+    if comm.size > 1 and reach(comm) is DIRECT and (comm.rank == 0 or bound is not None):
+        assert mixes
+        assert bound is not None or min(lags) < -10  # the others are ahead
 
 
 @pytest.mark.parametrize("graph", TOPOLOGIES)
