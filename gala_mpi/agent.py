@@ -68,7 +68,7 @@ class Agent:
             exchange.parameters(learner.flat.data)  # gossip mixes here; server pushes and pulls here
         sketches += self._sketches(learner.flat.data)
         (grad_norm, step_norm), losses = _means(steps), Losses(*_means(terms))
-        skipped = "" if of_use and all(step.taken for step in steps) else self._why_skipped(losses, grad_norm, step_norm)
+        skipped = "" if of_use and all(step.taken for step in steps) else self._why_skipped(losses)
         return Update(losses, grad_norm, step_norm, episodes, sketches, skipped)
 
     def _learn(self, part: Batch) -> list[float]:
@@ -85,13 +85,12 @@ class Agent:
             self.learner.flat.grad.fill_(math.nan)
         return terms
 
-    def _why_skipped(self, losses: Losses, grad_norm: float, step_norm: float) -> str:
+    def _why_skipped(self, losses: Losses) -> str:
         """Return in words what of this update was not finite."""
         if self.collector.fault:
             return str(self.collector.fault)
-        what = "step" if math.isfinite(grad_norm) and not math.isfinite(step_norm) else "loss or gradient"
         terms = ", ".join(f"{name} {value:g}" for name, value in losses._asdict().items())
-        return f"its {what} is not finite; losses: {terms}"
+        return f"its loss or gradient is not finite; losses: {terms}"
 
     def _sketches(self, vector: torch.Tensor) -> list[np.ndarray]:
         """Sketch `vector`, if this is an update to sketch it at."""

@@ -32,6 +32,9 @@ else:
 
 TABLES: dict[str, Mapping[str, Member]] = {"--exchange": EXCHANGES, "--learner": LEARNERS, "--network": NETWORKS}
 RING = Graph("ring")
+# A step moves no parameter by more than some multiple of the learning rate, unless ε is smaller than a gradient whose square
+# is too small for float32. So with these bounds parameters do not overflow, whatever the gradients.
+LARGEST_LR, SMALLEST_EPS = 1e6, 1e-12
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
 
 
@@ -74,7 +77,8 @@ class Config:
     rollout_length: int = 5
     """Steps in each environment per update."""
     lr: Optional[float] = None
-    """Learning rate. None: 7e-4 * sqrt(environments / 16): those of all agents, or of one where agents share nothing."""
+    """Learning rate, up to a million. None: 7e-4 * sqrt(environments / 16): those of all agents, or of one where agents share
+    nothing."""
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
     network: Optional[NetworkName] = None
@@ -238,12 +242,12 @@ def check(config: Config) -> None:
     require_whole("--sketch-updates", c.sketch_updates, 0)
     require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
     require_whole("--max-skipped", c.max_skipped, 0)
-    _require_positive("--lr", c.lr)
+    require(c.lr is None or 0 < c.lr <= LARGEST_LR, "--lr", c.lr, f"a positive number, {LARGEST_LR:g} at most,")
     _require_positive("--checkpoint-minutes", c.checkpoint_minutes)
     _require_positive("--wall-minutes", c.wall_minutes)
     _require_positive("--survive", c.survive)
     _require_positive("--hang-minutes", c.hang_minutes)
-    _require_positive("--a2c.rms-eps", a2c.rms_eps)
+    require(SMALLEST_EPS <= a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, f"a number, {SMALLEST_EPS:g} or more,")
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
     require(0 <= c.sticky <= 1, "--sticky", c.sticky, "a probability, 0 to 1,")
     require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")

@@ -25,7 +25,7 @@ OUT_OF_BOUNDS = [
     ("--staleness", "staleness", [-1]),
     ("--max-lag", "max_lag", [-1]),
     ("--sync-updates", "sync_updates", [0, -1]),
-    ("--lr", "lr", [0.0, -1e-3, math.inf, math.nan]),
+    ("--lr", "lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
     ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
@@ -40,7 +40,7 @@ OUT_OF_BOUNDS = [
     ("--a2c.value-coefficient", "value_coefficient", [-0.1, math.inf, math.nan]),
     ("--a2c.max-grad-norm", "max_grad_norm", [0.0, -1.0, math.nan]),
     ("--a2c.rms-alpha", "rms_alpha", [-0.1, 1.0, math.nan]),
-    ("--a2c.rms-eps", "rms_eps", [0.0, -1e-5, math.inf, math.nan]),
+    ("--a2c.rms-eps", "rms_eps", [0.0, 1e-13, -1e-5, math.inf, math.nan]),
 ]
 IN_BOUNDS = {
     "num_envs": [1, 512],
@@ -50,7 +50,7 @@ IN_BOUNDS = {
     "staleness": [None, 0, 7],
     "max_lag": [None, 0, 7],
     "sync_updates": [None],
-    "lr": [None, 1e-9, 1.0],
+    "lr": [None, 1e-9, 1.0, 1e6],
     "sticky": [0.0, 0.25, 1.0],
     "checkpoint_minutes": [0.01],
     "checkpoint_updates": [None],

@@ -83,7 +83,7 @@ class Learner:
         self.steps += steps
 
     def step(self, progress: float, into: torch.Tensor | None = None) -> Step:
-        """Clip `flat.grad`, and take one step of the optimiser from `flat.data`; none where that is not finite (see `Step`).
+        """Clip `flat.grad`, and take one step of the optimiser from `flat.data`; none where it is not finite.
 
         Args:
             progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.

@@ -20,7 +20,7 @@ State = dict[str, Any]  # vectors float32 [P], and counters
 class Step(NamedTuple):
     """How long the gradient was before it was clipped, and how long the step, learning rate included.
 
-    A step of which either is not finite is not taken.
+    Where the gradient's is not finite, no step was taken. The step's is, unless the parameters were not: see `Optimiser.step`.
     """
 
     grad_norm: float
@@ -39,15 +39,16 @@ class Optimiser(Protocol):
     def step(
         self, grad: torch.Tensor, data: torch.Tensor, lr: float, max_norm: float, into: torch.Tensor | None = None
     ) -> Step:
-        """Scale `grad` down to a length of `max_norm` at most, and go one step from `data`.
+        """Scale `grad` down in place to a length of `max_norm` at most, and go one step from `data`.
 
-        Where the gradient's length is not finite, neither the parameters nor the optimiser's state change. Where the step's is
-        not (the parameters overflow), the parameters do not.
+        Where the gradient's length is not finite, neither the parameters nor the optimiser's state change. A step itself does
+        not overflow: whatever the gradient, it moves no parameter by more than some multiple of the learning rate, which has a
+        bound (config.py).
 
         Args:
-            grad: it means nothing afterwards.
             lr: learning rate.
-            into: where the new parameters go; `data` then is for the caller to set. None: they go into `data`.
+            into: where the new parameters go; `data` then means nothing afterwards, and is for the caller to set. None: they
+                go into `data`.
         """
         ...
 
@@ -103,14 +104,11 @@ class _Fused:
             grad_scale=(norm / max_norm).clamp_min(1),  # what the gradient is divided by
             found_inf=torch.isfinite(norm).logical_not().float(),  # 1: nothing is done
         )
-        moved = torch.linalg.vector_norm(torch.sub(after, before, out=grad))  # which is needed no more
-        step = Step(*torch.stack([norm, moved]).tolist())
-        if not step.taken:
-            after.copy_(before)
-        return step
+        moved = torch.linalg.vector_norm(torch.sub(after, before, out=before))
+        return Step(*torch.stack([norm, moved]).tolist())
 
     def _from_and_to(self, data: torch.Tensor, into: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the parameters twice: as they are, and to be stepped from."""
+        """Return the parameters twice, of which one is there only to tell the length of the step."""
         if into is not None:
             return data, into.copy_(data)
         if self._before is None:
