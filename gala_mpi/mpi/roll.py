@@ -8,6 +8,7 @@ is sent.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from gala_mpi.errors import JobError
 SECONDS_BETWEEN_WARNINGS = 30.0
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_FOR_ITS_OWN_WORDS = 20.0  # in which a rank that hangs says so itself, with its stacks (job/hangs.py)
+SECONDS_WITHOUT_A_PAUSE = 2e-3  # a pause of a few µs costs 60, and milliseconds on a busy core
 STARTS_ARE_SLOW = 4.0  # times longer between warnings, while ranks read Python's files and make environments
 NAMED = 8  # ranks in one line, at most
 TAG = 1201
@@ -59,10 +61,14 @@ class Roll:
     def wait(self, request: MPI.Request) -> None:
         """Wait for a request that all ranks have part in. Collective.
 
-        Ranks that wait inside MPI take the cores from those that are still on their way; these pause between tests.
+        Ranks that wait inside MPI take the cores from those that are still on their way. These do so for a moment, in which
+        most waits are over, and then pause between tests.
         """
-        watch, pause = self.watch(), 0.0
+        watch, pause, began = self.watch(), 0.0, time.perf_counter()
         while not request.Test():
+            if time.perf_counter() - began < SECONDS_WITHOUT_A_PAUSE:
+                os.sched_yield()
+                continue
             watch()
             time.sleep(pause)
             pause = min(pause + 1e-5, 1e-3)
