@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 
+from commandline import states
 from launch import HANGS, ROOT, environment, mpirun
 
 OLD = ROOT / "tests" / "old_runs"
@@ -121,11 +122,12 @@ def test_a_run_without_a_checkpoint_begins_anew_on_its_graph(old):
     said = command(3, "train", "--resume", "--run-dir", run).stdout
     assert "graph.txt graph, 3 agents" in said and "resumed from" not in said and f"finished: {run}" in said
     assert before.items() <= files(run).items()
+    assert sum(int(state.learner["updates"]) for state in states(run, 3)) >= 3 * 40
     peers = ({1}, {2}, {0, 1})
     for rank in range(3):
         with h5py.File(run / "metrics" / f"rank{rank:05d}-1.h5", locking=False) as file:
             rows = file["mixes"][: file["rows/mixes"][()]]
-            assert file["rows/updates"][()] == 40 and {*rows["peer"]} <= peers[rank]
+            assert {*rows["peer"]} <= peers[rank]
 
 
 @pytest.mark.parametrize("name, n", [("gossip", 2), ("gossip", 1), ("allreduce", 2), ("hierarchical", 1)])

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from commandline import SMALL, STEPS_PER_UPDATE, complaints, flushed, start, states, table, train
-from gala_mpi import errors
 from gala_mpi.run import checkpoints, files, layout, reader
-from launch import Job, is_stopped, mpirun
+from launch import is_stopped, mpirun
 
 KILLS = int(os.environ.get("KILLS", "4"))
 LOCKSTEP = ("--staleness", 0, "--topology", "exponential")
@@ -89,35 +88,6 @@ def test_an_exact_run_may_go_on_freely(run):
     assert [int(state.learner["steps"]) for state in states(run, 1)] == [800]
 
 
-def updates(run: Path) -> list[int]:
-    """Of both ranks, in the newest complete checkpoint."""
-    return [int(state.learner["updates"]) for state in states(run, 2)] if checkpoints.complete(run) else [0, 0]
-
-
-def start_with_one_that_is_done(run: Path) -> Job:
-    """Rank 0 has done its 150 updates long before rank 1."""
-    flags = ("--total-steps", 2 * 150 * STEPS_PER_UPDATE, "--slow-rank", "1:200ms", "--checkpoint-minutes", 0.01)
-    job = start(2, run, *SMALL, *flags)
-    job.wait_until(lambda: updates(run)[0] == 150)
-    return job
-
-
-def test_who_is_done_saves_with_those_who_are_not(run):
-    """A kill costs rank 1 no more than an interval all the same."""
-    with start_with_one_that_is_done(run) as job:
-        then = updates(run)[1]
-        job.wait_until(lambda: then + 30 < updates(run)[1] < 150)
-    train(2, run, "--resume", "--slow-rank", "None")
-    assert updates(run) == [150, 150]
-
-
-def test_who_is_done_passes_on_the_wish_to_stop(run):
-    with start_with_one_that_is_done(run) as job:
-        os.kill(job.ranks()[0], signal.SIGUSR1)
-        assert job.wait().returncode == errors.RESUME
-    assert updates(run)[0] == 150 and updates(run)[1] < 150
-
-
 # Elastic
 
 
@@ -128,7 +98,7 @@ def test_a_start_on_another_graph_that_saved_nothing_changes_nothing(run):
     job.wait_until(lambda: flushed(run, 0) > 60)
     job.kill()
     train(2, run, "--resume", "--total-steps", 6000)
-    assert sum(int(state.learner["steps"]) for state in states(run, 2)) == 6000
+    assert sum(int(state.learner["steps"]) for state in states(run, 2)) >= 6000
 
 
 def test_four_ranks_then_two_then_six(run):
@@ -207,7 +177,8 @@ def test_sigkill_at_random_instants(tmp_path, exact):
     updates = max(int(state.learner["updates"]) for state in states(run, n)) + 30
     total = updates * n * STEPS_PER_UPDATE
     train(n, run, "--resume", "--total-steps", total)
-    assert sum(int(state.learner["steps"]) for state in states(run, n)) == total
+    done = sum(int(state.learner["steps"]) for state in states(run, n))
+    assert done == total if exact else done >= total
     if exact:
         train(n, tmp_path / "whole", *flags, "--total-steps", total, timeout=600)
         assert_same(tmp_path / "whole", run, n)

@@ -28,7 +28,7 @@ def sparing(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_a_rank_is_killed(run, sparing):
-    loses_a_rank(run, n=4, victim=3, updates=800)
+    loses_a_rank(run, n=4, victim=3, updates=20_000)
     is_whole_again(run, n=4, victim=3, updates=800)
 
 

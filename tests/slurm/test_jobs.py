@@ -88,7 +88,7 @@ def reported(cluster, runs, time_limited, evaluated) -> Batch:
 def over_nodes(cluster, runs) -> dict[str, Training]:
     """4 ranks on 4 nodes, by every launcher."""
     launchers = {"mpirun": MPIRUN, "srun": PMI2, "openmpi": OPEN_MPI}
-    flags = ("--total-steps", 200 * 4 * STEPS_PER_UPDATE, "--slow-rank", "0:60ms")
+    flags = ("--total-steps", 200 * 4 * STEPS_PER_UPDATE, "--slow-rank", "0:60ms", "--staleness", 0)
     return {name: train(cluster, runs / name, *flags, nodes=4, ranks=4, env=env) for name, env in launchers.items()}
 
 
@@ -181,7 +181,8 @@ def test_scancel_leaves_nothing_but_a_readable_run(cluster, runs):
 
 def test_killed_ranks_do_not_trip_up_those_that_come_after_them(cluster, runs):
     """srun and MPICH: after SIGKILL files stay in /dev/shm, and a requeued job of another shape finds them by its number."""
-    flags = ("--total-steps", 4 * 400 * STEPS_PER_UPDATE, "--checkpoint-minutes", 0.02, "--slow-rank", "0:40ms")
+    slow = ("--slow-rank", "0:40ms", "--staleness", 0)
+    flags = (*slow, "--total-steps", 4 * 400 * STEPS_PER_UPDATE, "--checkpoint-minutes", 0.02)
     training = train(cluster, runs / "killed", *flags, nodes=4, ranks=4, env=PMI2)
     training.wait_until_saved()
     ranks = ranks_and_parents(training.job)

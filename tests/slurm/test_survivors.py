@@ -15,5 +15,5 @@ def test_a_rank_is_killed(cluster, tmp_path, monkeypatch):
     script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setattr(launch, "LAUNCHER", script)
-    loses_a_rank(tmp_path / "run", n=4, victim=3, updates=400)
+    loses_a_rank(tmp_path / "run", n=4, victim=3, updates=20_000)
     is_whole_again(tmp_path / "run", n=4, victim=3, updates=400)
