@@ -65,11 +65,6 @@ BAD_VALUES = {
     "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
     "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
-    "lag": (
-        ("--max-lag", 5, "--staleness", 1, "--topology", "one-peer-exponential"),
-        "--max-lag 5 --staleness 1 --topology one-peer-exponential: agents might wait for each other",
-        "a graph that is the same at every update is expected",
-    ),
     "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
     "exact": (
         ("--exchange", "server", "--exact-resume"),
@@ -120,6 +115,13 @@ def test_a_graph_that_is_wrong_or_of_another_size_is_refused(tmp_path):
     assert line == "gala_mpi: --topology my.txt: a graph of 3 agents, but there are 2; as many are expected"
     graph.write_text("0 1\n1 x\n")
     assert assert_refused(tmp_path, *SMALL, "--topology", "my.txt").startswith("gala_mpi: --topology my.txt, line 2: '1 x'")
+
+
+def test_bounds_that_might_wait_in_a_circle_are_refused(tmp_path):
+    flags = ("--max-lag", 5, "--staleness", 1, "--topology", "one-peer-exponential")
+    line = assert_refused(tmp_path, *SMALL, *flags, ranks=3)
+    assert line.startswith(f"gala_mpi: {flags[0]} 5 --staleness 1 --topology one-peer-exponential: agents might wait")
+    assert "a graph that is the same at every update is expected" in line
 
 
 @pytest.mark.parametrize("place", ["run", "nothing"])
