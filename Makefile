@@ -20,7 +20,7 @@ MINUTES ?= 3
 GAME ?= kung_fu_master
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train study validate docs packages test test-serial test-mpich test-tcp test-openmpi test-intel test-slurm test-long test-kills \
+.PHONY: venv train study validate docs packages test test-commands test-units test-mpich test-tcp test-openmpi test-intel test-slurm test-long test-kills \
 	lint stress bench
 
 venv: .venv/ready
@@ -84,7 +84,9 @@ validate: .venv/ready
 docs: .venv/ready
 	.venv/bin/python -m gala_mpi.run.columns_doc > docs/metrics.md
 
-test: packages lint test-serial test-mpich test-tcp test-openmpi test-intel test-slurm
+# What starts no MPI itself goes beside the jobs on Slurm, which are mostly waited for.
+test: packages lint test-commands test-mpich test-tcp test-openmpi test-intel
+	$(MAKE) -j2 --output-sync=target test-units test-slurm
 
 # Programs that some tests start, from Debian's packages. Without them and without root those tests say what is missing.
 PROGRAMS := spin chromium ip:iproute2 slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge shellcheck
@@ -94,8 +96,11 @@ packages:
 	    apt-get install -qq -y $$missing >/dev/null || { apt-get update -qq && apt-get install -qq -y $$missing >/dev/null; }; \
 	fi
 
-test-serial: .venv/ready
-	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m "not long"
+test-commands: .venv/ready
+	$(MPICH) python -m pytest -q --durations 15 tests/commands tests/test_docs.py -m "not long"
+
+test-units: .venv/ready
+	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm --ignore tests/commands --ignore tests/test_docs.py -m "not long"
 
 test-long: packages .venv/ready .venv-openmpi/ready
 	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m long

@@ -21,6 +21,7 @@ SLEEPY = Path(__file__).with_name("sleepy_pole.py")
 HOST = socket.gethostname()
 POLE = ("--env", "SleepyPole-v0", "--num-envs", 1, "--precision", "fp32")
 EXCHANGES = ("gossip", "allreduce", "periodic", "server", "none")
+LONG = pytest.mark.long
 MINUTES = 0.25  # more than any update takes on a busy machine
 
 
@@ -34,8 +35,8 @@ def names_rank_1(text: str) -> list[str]:
     return re.findall(rf"gala_mpi: rank \d+ on {HOST} at update \d+ has waited \d+ s for rank 1 on {HOST}[,\n]", text)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("exchange", ["gossip", "allreduce", *(pytest.param(name, marks=LONG) for name in EXCHANGES[2:])])
+@pytest.mark.parametrize("n", [2, pytest.param(4, marks=LONG)])
 def test_who_waits_says_for_whom_and_insisting_ends_the_job(run, n, exchange):
     """Gossip waits at its end, as does A3C; the others at once. The second Ctrl-C ends what the first does not."""
     flags = ("--exchange", exchange, "--total-steps", 200 * n)
@@ -55,7 +56,9 @@ def test_who_waits_says_for_whom_and_insisting_ends_the_job(run, n, exchange):
     assert len([line for line in said if f"another SIGINT on {HOST}" in line]) == 1, said
 
 
-@pytest.mark.parametrize("n, exchange", [(2, "gossip"), (2, "allreduce"), (4, "server")])
+@pytest.mark.parametrize(
+    "n, exchange", [(2, "gossip"), pytest.param(2, "allreduce", marks=LONG), pytest.param(4, "server", marks=LONG)]
+)
 def test_a_rank_that_hangs_ends_the_job_and_says_where_it_stands(run, n, exchange):
     flags = ("--exchange", exchange, "--total-steps", 100_000_000, "--hang-minutes", MINUTES)
     ended = mpirun(n, SLEEPY, "python", *POLE, "--run-dir", run, *flags)

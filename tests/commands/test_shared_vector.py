@@ -41,7 +41,7 @@ def assert_as_good_as_equal(one: np.ndarray, other: np.ndarray) -> None:
     assert np.abs(one - other).max() < 1e-20
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
 def ended(request, tmp_path_factory) -> tuple[int, Path]:
     """The number of ranks, and a run with a straggler that has ended."""
     n, run = request.param, tmp_path_factory.mktemp("server") / "run"
