@@ -24,6 +24,7 @@ from launch import HANGS, ROOT, environment, mpirun
 OLD = ROOT / "tests" / "old_runs"
 AGENTS = {"gossip": 2, "file": 3, "allreduce": 2, "hierarchical": 2}
 STEPS_PER_UPDATE = 4 * 5
+SURPLUS = 6  # updates of each rank, at most, while word spreads that all is done
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_a_run_that_was_stopped_is_finished(old, n):
     assert re.search(rf"resumed from checkpoint 2 in \S+ at {steps:,} steps", said), said
     assert f"finished: {run}" in said
     assert watched(run, "state") == "finished"
-    assert 8000 <= int(watched(run, "steps")) < 8000 + n * STEPS_PER_UPDATE  # updates are whole
+    assert 8000 <= int(watched(run, "steps")) < 8000 + SURPLUS * n * STEPS_PER_UPDATE
     after = files(run)
     assert before.items() <= after.items()
     assert {path.name for path in after.keys() - before.keys()} >= {"rank00000-2.h5", "rank00000.h5"}
@@ -112,7 +113,8 @@ def test_a_finished_run_does_more(old, name, n):
     assert watched(run, "steps") == "1600"
     said = command(n, "train", "--resume", "--run-dir", run, "--total-steps", 1600 + n * 30 * STEPS_PER_UPDATE).stdout
     assert re.search(r"resumed from checkpoint 1 in \S+ at 1,600 steps", said) and f"finished: {run}" in said
-    assert int(watched(run, "steps")) == 1600 + n * 30 * STEPS_PER_UPDATE
+    more = int(watched(run, "steps")) - (1600 + n * 30 * STEPS_PER_UPDATE)
+    assert more == 0 if name == "allreduce" else 0 <= more < SURPLUS * n * STEPS_PER_UPDATE
 
 
 def test_a_run_without_a_checkpoint_begins_anew_on_its_graph(old):

@@ -91,7 +91,7 @@ def test_a_run_does_not_wait_for_a_slow_rank(run, exchange):
     flags = (*EVERY_EXCHANGE[exchange], "--slow-rank", "1:50ms", "--total-steps", total)
     train(2, run, *SMALL, *flags)
     rows = [table(run, rank, "updates") for rank in range(2)]
-    assert total <= sum(table["steps"][-1] for table in rows) < total + 3 * STEPS_PER_UPDATE
+    assert total <= sum(table["steps"][-1] for table in rows) < total + 10 * STEPS_PER_UPDATE
     assert 0 < len(rows[1]) < len(rows[0]) / 2
     for table_of_one in rows:
         heard, own = table_of_one["run_steps"], table_of_one["steps"]
