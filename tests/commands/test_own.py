@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from commandline import SMALL, complaints, parameters, states, table
+from commandline import SMALL, assert_complete, complaints, parameters, states, table
 from launch import mpirun
 
 OWN = Path(__file__).parents[1] / "own.py"
@@ -27,9 +27,10 @@ def test_a_learner_of_ones_own_learns(tmp_path, exchange):
     train(2, run, *POLE, "--learner", "reinforce", "--exchange", exchange, *how, "--total-steps", 50_000)
     for rank in range(2):
         scores, updates = table(run, rank, "episodes")["score"], table(run, rank, "updates")
-        assert len(updates) == 98 and np.isfinite(updates["policy_loss"]).all()
+        assert np.isfinite(updates["policy_loss"]).all()
         assert np.isnan(updates["value_loss"]).all() and np.isnan(updates["entropy"]).all()  # it has none
         assert scores[-10:].mean() > 2 * scores[:30].mean()
+    assert_complete(run, 2, updates=98)
     one, other = parameters(run, 2)
     assert np.array_equal(one, other) == (exchange == "allreduce")
     assert len(table(run, 0, "mixes")) > 0 or exchange == "allreduce"
@@ -41,9 +42,10 @@ def test_a_network_of_ones_own_is_trained_and_resumed(tmp_path, network, game):
     train(2, run, *game, "--network", network, "--precision", "fp32", "--total-steps", 400)
     train(2, run, "--resume", "--total-steps", 800)
     for state in states(run, 2):
-        assert state.network == state.policy["network"] == network and int(state.learner["steps"]) == 400
+        assert state.network == state.policy["network"] == network
         last = state.policy["parameters"][-1]
         assert last["name"] == "value.bias" and last["offset"] + 1 == len(state.learner["parameters"])
+    assert sum(int(state.learner["steps"]) for state in states(run, 2)) >= 800
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def tree(run: Path) -> dict[Path, tuple[int, bytes]]:
 @pytest.mark.parametrize(("first", "other"), [("rmsprop", "adam"), ("adam", "rmsprop")])
 def test_another_optimiser_is_refused_before_anything_is_written(tmp_path, first, other):
     run = tmp_path / "run"
-    train(2, run, *SMALL, "--total-steps", 400, "--a2c.optimiser", first)
+    train(2, run, *SMALL, "--total-steps", 400, "--staleness", 0, "--a2c.optimiser", first)
     before = tree(run)
     result = mpirun(2, "-m", "gala_mpi.train", "--resume", "--run-dir", run, "--a2c.optimiser", other, "--total-steps", 800)
     assert result.returncode == 2 and tree(run) == before
