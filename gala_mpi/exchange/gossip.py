@@ -282,7 +282,10 @@ class Gossip(Exchange):
         if time.monotonic() - self._complained > SECONDS_BETWEEN_WARNINGS:
             self._complained = time.monotonic()
             names = ", ".join(f"version {mix.version} of {self._roll.name(mix.peer)}" for mix in broken)
-            self._roll.say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
+            self._say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
+
+    def _say(self, what: str) -> None:
+        self._roll.say(f"at update {self._version} {what}")
 
     def _exhausted(self, peers: list[int]) -> bool:
         """Return whether some peer will never have what is wanted of it, or others are to be read now."""
@@ -340,7 +343,7 @@ class Gossip(Exchange):
         readers = self._inbox.values()
         torn, corrupt = sum(reader.torn for reader in readers), sum(reader.corrupt for reader in readers)
         if corrupt > self._corrupt:
-            self._roll.say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
+            self._say(f"has thrown away {corrupt} messages whose checksum was wrong: memory, network or MPI is at fault")
         self._corrupt = corrupt
         return Counters(self._mixes, self._staleness, torn, corrupt + self._refused, gap, dict(self._lost))
 

@@ -499,8 +499,8 @@ def test_a_message_that_is_not_finite_is_refused_and_its_sender_named(comm, stal
             comm.Barrier()  # so that each has read before the next is written
     if comm.rank:
         assert (0, 3) not in mixed and mixed
-        said, host = capsys.readouterr().err, MPI.Get_processor_name()
+        said = capsys.readouterr().err
         assert (counters.corrupt > 0) == ("is not finite" in said)
         if staleness == 0:
             assert counters.corrupt == 1 and (0, 4) in mixed
-            assert f"rank {comm.rank} on {host} at update 3 does not mix version 3 of rank 0 on {host}: it is not" in said
+            assert f"rank {comm.rank} at update 3 does not mix version 3 of rank 0: it is not" in said

@@ -26,7 +26,7 @@ def test_distances_and_angles_between_agents(comm, exchange):
         own = catch_gradients(me)
         for update in range(1, 51):
             before = me.learner.flat.data.clone()
-            _, grad_norm, step_norm, _, sketches = me.update()
+            _, grad_norm, step_norm, _, sketches, _ = me.update()
             assert len(sketches) == (2 if update % 10 == 0 else 0)
             if exchange == "none":  # nothing but the step has changed the parameters
                 assert step_norm == pytest.approx(float((me.learner.flat.data - before).norm()), rel=1e-3)
@@ -65,9 +65,9 @@ def catch_gradients(me: agent.Agent) -> list[np.ndarray]:
     """Every gradient of this agent as its exchange is given it."""
     caught, give = [], me.exchange.gradient
 
-    def gradient(vector: torch.Tensor) -> None:
+    def gradient(vector: torch.Tensor) -> bool:
         caught.append(vector.numpy().copy())
-        give(vector)
+        return give(vector)
 
     me.exchange.gradient = gradient
     return caught
