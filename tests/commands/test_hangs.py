@@ -70,6 +70,7 @@ def test_a_rank_that_hangs_ends_the_job_and_says_where_it_stands(run, n, exchang
     assert "has waited" not in ended.stderr or names_rank_1(ended.stderr)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exchange", ["gossip"])
 def test_a_rank_that_hangs_in_c_shows_its_stacks(run, exchange):
     """Where Python's lock is kept no thread of Python can speak."""

@@ -53,7 +53,15 @@ WAYS = {
 PONG = pytest.param(1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("n, flags, number", [*WAYS.values(), PONG], ids=[*WAYS, "pong"])
+RARE = ("periodic, checkpoints between averages", "periodic killed")
+
+
+def ways() -> list:
+    """WAYS, and pong; the rarer ones are long."""
+    return [*(pytest.param(*way, marks=[pytest.mark.long] * (name in RARE)) for name, way in WAYS.items()), PONG]
+
+
+@pytest.mark.parametrize("n, flags, number", ways(), ids=[*WAYS, "pong"])
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, n, flags, number):
     """One agent is slowed down, so that the signal comes in the middle."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

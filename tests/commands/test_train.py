@@ -34,6 +34,12 @@ EVERY_EXCHANGE = {
 }
 KILLED = ["gossip", "lockstep", "allreduce", "periodic"]
 every_exchange = pytest.mark.parametrize("exchange", EVERY_EXCHANGE.values(), ids=EVERY_EXCHANGE)
+OFTEN = ("gossip", "lockstep", "allreduce", "server")
+often_each = pytest.mark.parametrize(
+    "exchange",
+    [pytest.param(flags, marks=[pytest.mark.long] * (name not in OFTEN)) for name, flags in EVERY_EXCHANGE.items()],
+    ids=EVERY_EXCHANGE,
+)
 
 
 @pytest.fixture
@@ -213,7 +219,7 @@ def go_on(run, n, further: int, *flags) -> None:
         assert (np.diff(hours) > 0).all()
 
 
-@every_exchange
+@often_each
 def test_usr1_saves_and_stops(run, exchange):
     """Sent to one rank: all of them stop, at a common checkpoint, and ask to be resumed."""
     status, said = interrupt(run, 3, exchange, lambda job: os.kill(job.ranks()[1], USR1))
