@@ -107,11 +107,11 @@ class Trainer:
     def record(self, update: Update) -> None:
         """Write an update down, and show it."""
         pulse.work(self.learner.updates)
+        self.others.check()  # before the count of steps is written down: a look may bring news of it
         counters = self.exchange.counters()
         self.report.update(self.learner, update.episodes, counters, self.recorder.skipped + bool(update.skipped))
         self.recorder.record(self.learner, self.steps.of_all(), update, counters, self.agent.clock.lap())
         self.skips.note(self.learner.updates, update.skipped)
-        self.others.check()
         if self.membership:
             self.membership.report_lost(counters.lost)
 

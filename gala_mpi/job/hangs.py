@@ -22,8 +22,7 @@ CHECKS = 10  # within the time that is allowed
 def watch(minutes: float, world: World, survive: bool) -> None:
     """End the job, from now on, when this rank has made no update and waited for nobody for `minutes`.
 
-    Other ranks that wait for it do so a little later, if it cannot (it is stopped, its host is gone): unless they are to
-    `survive` it.
+    Other ranks do so a little later, if it cannot (it is stopped, its host is gone): unless they are to `survive` it.
     """
     pulse.work(pulse.update)
     threading.Thread(target=_watch, args=[60 * minutes, world], daemon=True, name="hangs").start()

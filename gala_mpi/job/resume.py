@@ -100,7 +100,7 @@ def replace_lost(run: Path) -> None:
     """Give every rank that has died a file in the newest checkpoint of the living: its own newest, else its neighbour's.
 
     From its own it does again what it did after it. In a neighbour's place it goes on from that one's parameters and
-    optimiser, and does all its updates.
+    optimiser, and its steps are done again.
     """
     lost = layout.lost(run)
     number = (checkpoints.newest(run) if lost else None) or 0

@@ -36,7 +36,8 @@ class LiveBoard:
     """
 
     def __init__(self, comm: MPI.Intracomm, **row: float):
-        self._comm = comm
+        self._comm, self._roll = comm, Roll.of(comm)
+        self._roll.wait(comm.Ibarrier())  # one that is held up (by a slow disk, say) is named
         self.rows = np.zeros((comm.size, len(COLUMNS)))
         self._progress = Progress()
         self._window = Window(comm, self.rows.nbytes) if comm.size > 1 else None
@@ -105,9 +106,9 @@ class LiveBoard:
     def close(self) -> None:
         """Free the window, after all ranks have left the training loop. Collective."""
         if self._window:
-            for request in self._asked.values():
-                self._progress.wait(request)
-            self._progress.wait(self._comm.Ibarrier(), Roll.of(self._comm).watch())
+            for peer, request in self._asked.items():
+                self._progress.wait(request, self._roll.watch_peers([peer]))
+            self._progress.wait(self._comm.Ibarrier(), self._roll.watch())
             self.rows = self.rows.copy()  # the view of memory that is freed next is given up
             self._window.free()
         self._progress.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from commandline import complaints
+from commandline import complaints, flushed
 from gala_mpi import errors
 from launch import Job, mpirun
 
@@ -80,11 +80,12 @@ def test_a_rank_that_hangs_in_c_shows_its_stacks(run, exchange):
     assert "Timeout (" in ended.stderr and 'sleepy_pole.py", line' in ended.stderr
 
 
-@pytest.mark.long
-def test_who_waits_for_a_rank_that_cannot_speak_ends_the_job(run):
-    flags = ("--exchange", "allreduce", "--total-steps", 100_000_000, "--hang-minutes", MINUTES)
+@pytest.mark.parametrize("exchange", ["gossip", pytest.param("allreduce", marks=LONG)])
+def test_a_rank_that_cannot_speak_ends_the_job(run, exchange):
+    """By the word of another, which waits for it (all-reduce) or goes on training (gossip)."""
+    flags = ("--exchange", exchange, "--total-steps", 100_000_000, "--hang-minutes", MINUTES)
     with Job(2, SLEEPY, "python", *POLE, "--run-dir", run, *flags) as job:
-        job.wait_until(lambda: names_rank_1(job.stderr))
+        job.wait_until(lambda: flushed(run, 0) > 9 if exchange == "gossip" else names_rank_1(job.stderr))
         os.kill(job.ranks()[1], signal.SIGSTOP)
         ended = job.wait()
     assert ended.returncode == errors.FAILED
