@@ -1,0 +1,41 @@
+"""What the commands set before torch is loaded, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gala_mpi.job import launch
+
+NAPS = """
+import time
+{begin}
+import torch
+torch.set_num_threads(2)
+numbers, used = torch.ones(1 << 20), 0.0
+for _ in range(30):
+    numbers.mul_(1.0)
+    before = time.process_time()
+    time.sleep(0.01)
+    used += time.process_time() - before
+print(used / 30)
+"""
+
+
+@pytest.mark.parametrize("begin, spins", [("from gala_mpi.job import launch; launch.set_environment()", False), ("", True)])
+def test_threads_of_torch_sleep_while_they_wait(begin, spins):
+    """In a nap of 10 ms after each operation this process computes nothing; a thread that spins takes 8 ms of it."""
+    bare = {name: value for name, value in os.environ.items() if name not in launch.WAITING}
+    done = subprocess.run([sys.executable, "-c", NAPS.format(begin=begin)], env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seconds = float(done.stdout)
+    assert seconds > 2e-3 if spins else seconds < 1e-3
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    launch.set_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
