@@ -84,7 +84,8 @@ validate: .venv/ready
 docs: .venv/ready
 	.venv/bin/python -m gala_mpi.run.columns_doc > docs/metrics.md
 
-# What starts no MPI itself goes beside the jobs on Slurm, which are mostly waited for.
+# Most commands are short, and wait while they start or shall hang: three go side by side, on any number of cores. What starts
+# no MPI itself goes beside the jobs on Slurm, which are mostly waited for.
 test: packages lint test-commands test-mpich test-tcp test-openmpi test-intel
 	$(MAKE) -j2 --output-sync=target test-units test-slurm
 
@@ -97,10 +98,10 @@ packages:
 	fi
 
 test-commands: .venv/ready
-	$(MPICH) python -m pytest -q --durations 15 tests/commands tests/test_docs.py -m "not long"
+	$(MPICH) python -m pytest -q -n 3 --dist loadfile --durations 15 tests/commands tests/test_docs.py -m "not long"
 
 test-units: .venv/ready
-	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm --ignore tests/commands --ignore tests/test_docs.py -m "not long"
+	$(MPICH) python -m pytest -q -n 2 --dist loadfile --ignore tests/mpi --ignore tests/slurm --ignore tests/commands --ignore tests/test_docs.py -m "not long"
 
 test-long: packages .venv/ready .venv-openmpi/ready
 	$(MPICH) python -m pytest -q --ignore tests/mpi --ignore tests/slurm -m long

@@ -203,8 +203,8 @@ def _device(name: str) -> torch.device:
 def _new_run(settings: Config, given: bool) -> Config:
     """Make the run directory and take its lock; return the settings with its name. Another one, if nobody has `given` it."""
     run = settings.directory
-    if given and run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
-        raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
+    if given:
+        _require_new(run)
     parent = run
     while not parent.exists():
         parent = parent.parent
@@ -217,7 +217,13 @@ def _new_run(settings: Config, given: bool) -> Config:
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {run} cannot be written: {error}") from None
     _lock(run)
+    _require_new(run)  # another job may have begun, and ended, since
     return dataclasses.replace(settings, run_dir=run)
+
+
+def _require_new(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
+        raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
 
 
 def _make_anew(run: Path) -> Path:

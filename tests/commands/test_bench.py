@@ -98,9 +98,18 @@ def test_agents():
 @pytest.mark.parametrize(
     "n, arguments, words",
     [
-        (2, ("agents", *SMALL, "--rounds", 1, "--seconds", 0.5), ("agents × environments", "GALA", "A2C", "2 × 16", "1 × 32")),
+        pytest.param(
+            *(
+                2,
+                ("agents", *SMALL, "--rounds", 1, "--seconds", 0.5),
+                ("agents × environments", "GALA", "A2C", "2 × 16", "1 × 32"),
+            ),
+            marks=pytest.mark.long,
+        ),
         (2, ("train", *SMALL, "--rounds", 1, "--updates", 20), ("one rank", "2 ranks", "limit", "cached", *SECTIONS)),
-        (2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")),
+        pytest.param(
+            *(2, ("exchange", *SMALL, "--updates", 20), ("Allreduce", "copies", "share of an update")), marks=pytest.mark.long
+        ),
         (3, ("frozen", *SMALL, "--seconds", 0.5, "--frozen", 1), ("rank 1 frozen", "before", "after", "stall")),
         (2, ("straggler", *SMALL, "--seconds", 0.5), ("gossip", "allreduce", "straggler")),
     ],
@@ -116,15 +125,6 @@ def test_tables(n, arguments, words):
     "n, arguments, words",
     [
         (2, ("train", "--rounds", 0), "--rounds 0"),
-        (2, ("exchange", "--updates", 0), "--updates 0"),
-        (1, ("exchange",), "mpirun -n 1: 2 ranks or more is expected"),
-        (2, ("frozen", "--frozen", 2), "--frozen 2: a rank from 0 to 1"),
-        (2, ("frozen", "--seconds", -1), "--seconds -1"),
-        (2, ("frozen", "--exchange", "allreduce"), "bench frozen --exchange allreduce: gossip, server or none is expected"),
-        (2, ("frozen", "--exchange", "periodic"), "bench frozen --exchange periodic: gossip, server or none is expected"),
-        (2, ("train", "--exchange", "none", "--staleness", 1), "--staleness 1 --exchange none: --exchange gossip is expected"),
-        (2, ("train", "--replay", "runs/pong"), "--replay: a benchmark reads no run"),
-        (2, ("exchange", "--resume"), "--resume: a benchmark reads no run"),
         (2, ("straggler", "--slow-rank", "2:1s"), "--slow-rank 2:1s: a rank from 0 to 1"),
     ],
 )

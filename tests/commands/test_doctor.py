@@ -72,19 +72,11 @@ def test_one_rank_and_a_table(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (("--num-envs", 0), "--num-envs 0"),
-        (("--resume",), "--resume: the doctor reads no run"),
-        (("--replay", "runs/pong"), "--replay: the doctor reads no run"),
-    ],
-)
-def test_bad_flags_are_refused(flags, words):
-    result = mpirun(2, *DOCTOR, *SMALL, *flags)
+def test_bad_flags_are_refused():
+    result = mpirun(2, *DOCTOR, *SMALL, "--num-envs", 0)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     (line,) = complaints(result)
-    assert words in line
+    assert "--num-envs 0" in line
 
 
 @root
@@ -98,7 +90,7 @@ def test_tiny_shared_memory(tmp_path, monkeypatch):
 
 
 @root
-@pytest.mark.parametrize("program, status", [("doctor", 1), ("train", 2)])
+@pytest.mark.parametrize("program, status", [pytest.param("doctor", 1, marks=pytest.mark.long), ("train", 2)])
 def test_shared_memory_in_which_mpi_itself_would_crash(tmp_path, monkeypatch, program, status):
     within("mount -t tmpfs -o size=12M tmpfs /dev/shm", monkeypatch, tmp_path)
     result = mpirun(2, "-m", f"gala_mpi.{program}", *SMALL, "--run-dir", tmp_path / "run")
@@ -154,7 +146,7 @@ def test_a_busy_target_is_not_served(tmp_path):
     assert "not served while it computes" in finding["seen"] and "MPIR_CVAR_ASYNC_PROGRESS=1" in finding["remedy"]
 
 
-@pytest.mark.parametrize("where", ["before", "among"])
+@pytest.mark.parametrize("where", [pytest.param("before", marks=pytest.mark.long), "among"])
 def test_a_rank_that_is_stopped(where):
     """By SIGSTOP, before the reads or in the middle of them: it is named."""
     found = examine(3, *SMALL, status=1, program=(HERE / "ill.py", f"stopped-{where}"))
@@ -162,7 +154,7 @@ def test_a_rank_that_is_stopped(where):
     assert "rank 1 on" in found["answers"]["seen"] and "stopped" in found["answers"]["remedy"]
 
 
-@pytest.mark.parametrize("place", ["before-mpi", "before-world"])
+@pytest.mark.parametrize("place", ["before-mpi", pytest.param("before-world", marks=pytest.mark.long)])
 def test_a_rank_that_never_starts(place):
     """MPI then begins nowhere, or the ranks never meet: one line, and no rank hangs."""
     result = mpirun(3, HERE / "late.py", place, *SMALL)
@@ -173,7 +165,11 @@ def test_a_rank_that_never_starts(place):
 
 @pytest.mark.parametrize(
     "illness, words",
-    [("lost-gets", "something else"), ("endless-gets", "not complete"), ("other-memory", "as MPI_Win_shared_query shows it")],
+    [
+        pytest.param("lost-gets", "something else", marks=pytest.mark.long),
+        ("endless-gets", "not complete"),
+        ("other-memory", "as MPI_Win_shared_query shows it"),
+    ],
 )
 def test_broken_one_sided_mpi(illness, words):
     """Request-based gets that do not bring anything, or never end; memory that is shown and is not what is read."""

@@ -54,27 +54,14 @@ def assert_refused(folder: Path, *flags: object, ranks: int = 2) -> str:
     return line
 
 
-BAD_VALUES = {
+BAD_VALUES = {  # more of them: tests/test_refusals.py
     "game": (("--env", "pongg"), "--env pongg: no such environment", "did you mean pong"),
-    "two players": (("--env", "warlords"), "--env warlords: the Atari game warlords needs two players", "played alone"),
-    "environments": (("--num-envs", 0), "--num-envs 0", "1 or more"),
-    "halves": (("--overlap", "--num-envs", 3), "--overlap --num-envs 3", "an even number"),
-    "steps": (("--total-steps", 0), "--total-steps 0", "1 or more"),
-    "rate": (("--lr", -1), "--lr -1", "positive"),
-    "rate nan": (("--lr", "nan"), "--lr nan", "positive"),
-    "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
-    "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
-    "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
-    "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
     "exact": (
         ("--exchange", "server", "--exact-resume"),
         "--exact-resume: agents of --exchange server do not wait for each other",
         "--staleness 0, --exchange allreduce, --exchange periodic or one rank is expected",
     ),
-    "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
-    "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "memory": (("--env", "pong", "--num-envs", 1_000_000, "--precision", "auto"), "memory on ", "--num-envs"),
-    "network": (("--network", "nature"), "--network nature", "mlp is expected"),
 }
 
 
@@ -89,15 +76,9 @@ def test_an_unknown_flag_is_refused(tmp_path):
     assert (result.stdout + result.stderr).count("no-such-flag") >= 1
 
 
-def test_an_unknown_exchange_is_refused(tmp_path):
-    result = refused(tmp_path, *SMALL, "--exchange", "bogus")
-    assert "bogus" in result.stdout + result.stderr
-
-
-@pytest.mark.parametrize("run", ["/dev/null/run", "/proc/run", "{folder}/file/run"])
+@pytest.mark.parametrize("run", [pytest.param("/dev/null/run", marks=pytest.mark.long), "/proc/run"])
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, run):
-    (tmp_path / "file").write_text("in the way")
-    line = assert_refused(tmp_path, *SMALL, "--run-dir", run.format(folder=tmp_path))
+    line = assert_refused(tmp_path, *SMALL, "--run-dir", run)
     assert "--run-dir" in line and "cannot be written" in line
 
 
@@ -113,8 +94,6 @@ def test_a_graph_that_is_wrong_or_of_another_size_is_refused(tmp_path):
     graph.write_text("0 1\n1 2\n2 0\n")
     line = assert_refused(tmp_path, *SMALL, "--topology", "my.txt")
     assert line == "gala_mpi: --topology my.txt: a graph of 3 agents, but there are 2; as many are expected"
-    graph.write_text("0 1\n1 x\n")
-    assert assert_refused(tmp_path, *SMALL, "--topology", "my.txt").startswith("gala_mpi: --topology my.txt, line 2: '1 x'")
 
 
 def test_bounds_that_might_wait_in_a_circle_are_refused(tmp_path):
@@ -122,12 +101,6 @@ def test_bounds_that_might_wait_in_a_circle_are_refused(tmp_path):
     line = assert_refused(tmp_path, *SMALL, *flags, ranks=3)
     assert line.startswith(f"gala_mpi: {flags[0]} 5 --staleness 1 --topology one-peer-exponential: agents might wait")
     assert "a graph that is the same at every update is expected" in line
-
-
-@pytest.mark.parametrize("place", ["run", "nothing"])
-def test_resume_without_a_run_is_refused(tmp_path, place):
-    (tmp_path / "run").mkdir()
-    assert f"--run-dir {place}: a run is expected" in assert_refused(tmp_path, "--resume", "--run-dir", place)
 
 
 def test_resume_of_something_else_is_refused(tmp_path):

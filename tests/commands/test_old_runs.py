@@ -89,7 +89,7 @@ def evaluations(run: Path) -> list[np.ndarray]:
         return [group[number][()] for number in sorted(group, key=int)]
 
 
-@pytest.mark.parametrize("n", [2, 1, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(1, marks=pytest.mark.long), 3])
 def test_a_run_that_was_stopped_is_finished(old, n):
     """Also by fewer agents and by more."""
     run = old("gossip")
@@ -106,8 +106,15 @@ def test_a_run_that_was_stopped_is_finished(old, n):
     assert len(evaluations(run)) == 1
 
 
-@pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("name", ["allreduce", "hierarchical"])
+@pytest.mark.parametrize(
+    "name, n",
+    [
+        ("allreduce", 2),
+        ("hierarchical", 3),
+        pytest.param("allreduce", 3, marks=pytest.mark.long),
+        pytest.param("hierarchical", 2, marks=pytest.mark.long),
+    ],
+)
 def test_a_finished_run_does_more(old, name, n):
     run = old(name)
     assert watched(run, "steps") == "1600"
@@ -132,7 +139,9 @@ def test_a_run_without_a_checkpoint_begins_anew_on_its_graph(old):
             assert {*rows["peer"]} <= peers[rank]
 
 
-@pytest.mark.parametrize("name, n", [("gossip", 2), ("gossip", 1), ("allreduce", 2), ("hierarchical", 1)])
+@pytest.mark.parametrize(
+    "name, n", [("gossip", 2), pytest.param("gossip", 1, marks=pytest.mark.long), ("allreduce", 2), ("hierarchical", 1)]
+)
 def test_an_old_run_is_evaluated(old, name, n):
     run = old(name)
     before = evaluations(run)

@@ -99,7 +99,7 @@ def tree(run: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(run.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(("first", "other"), [("rmsprop", "adam"), ("adam", "rmsprop")])
+@pytest.mark.parametrize(("first", "other"), [pytest.param("rmsprop", "adam", marks=pytest.mark.long), ("adam", "rmsprop")])
 def test_another_optimiser_is_refused_before_anything_is_written(tmp_path, first, other):
     run = tmp_path / "run"
     train(2, run, *SMALL, "--total-steps", 400, "--staleness", 0, "--a2c.optimiser", first)

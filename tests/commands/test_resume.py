@@ -53,7 +53,7 @@ WAYS = {
 PONG = pytest.param(1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1, marks=pytest.mark.long)
 
 
-RARE = ("periodic, checkpoints between averages", "periodic killed")
+RARE = ("one rank", "periodic", "periodic, checkpoints between averages", "periodic killed")
 
 
 def ways() -> list:
@@ -109,6 +109,7 @@ def test_a_start_on_another_graph_that_saved_nothing_changes_nothing(run):
     assert sum(int(state.learner["steps"]) for state in states(run, 2)) >= 6000
 
 
+@pytest.mark.long
 def test_four_ranks_then_two_then_six(run):
     """In lock-step, which would hang or refuse if the agents did not stand at the same update."""
 
@@ -151,7 +152,7 @@ INTERVAL = 50
 FREE_INTERVAL = 0.15  # minutes: more than ranks may start one after the other, or one may wait for a core or a disk
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["lock-step", "gossip"])
+@pytest.mark.parametrize("exact", [pytest.param(True, marks=pytest.mark.long), False], ids=["lock-step", "gossip"])
 def test_sigkill_at_random_instants(tmp_path, exact):
     """Of all four ranks, while they start, train or save. No more than one checkpoint's interval is ever lost, and in lock-step
     the run ends as if nothing had happened. KILLS=50 kills more often (make test-kills)."""

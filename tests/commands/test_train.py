@@ -34,7 +34,7 @@ EVERY_EXCHANGE = {
 }
 KILLED = ["gossip", "lockstep", "allreduce", "periodic"]
 every_exchange = pytest.mark.parametrize("exchange", EVERY_EXCHANGE.values(), ids=EVERY_EXCHANGE)
-OFTEN = ("gossip", "lockstep", "allreduce", "server")
+OFTEN = ("gossip", "lockstep", "server")
 often_each = pytest.mark.parametrize(
     "exchange",
     [pytest.param(flags, marks=[pytest.mark.long] * (name not in OFTEN)) for name, flags in EVERY_EXCHANGE.items()],
@@ -236,7 +236,9 @@ def no_nohup():
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_term_int_and_hup_save_and_stop_for_good(run, number, no_nohup):
     """Sent to all ranks, as scancel does; USR1 besides is not heard."""
 
@@ -262,8 +264,8 @@ def test_usr1_to_the_launcher_is_passed_on(run):
     "first, later, statuses",
     [
         (USR1, signal.SIGTERM, {errors.RESUME, 143}),
-        (signal.SIGUSR2, signal.SIGINT, {errors.RESUME, 130}),
-        (signal.SIGTERM, signal.SIGTERM, {143}),
+        pytest.param(signal.SIGUSR2, signal.SIGINT, {errors.RESUME, 130}, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, signal.SIGTERM, {143}, marks=pytest.mark.long),
     ],
 )
 def test_signals_that_come_later_leave_checkpoint_and_status(run, first, later, statuses):

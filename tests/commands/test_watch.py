@@ -45,7 +45,7 @@ def age(run, seconds: float = 3600) -> None:
 
 
 def test_finished(run):
-    train(2, run, *SMALL, "--total-steps", 4000)
+    train(2, run, *SMALL, "--total-steps", 4000, "--staleness", 0)
     for value, expected in (("state", "finished"), ("steps", "4000"), ("idle_starts", "1")):
         assert command("-m", "gala_mpi.watch", run, "--value", value).stdout == f"{expected}\n"
     said = command("-m", "gala_mpi.watch", run).stdout  # once, since this is no terminal
@@ -82,7 +82,7 @@ def test_killed(run):
 
 
 def test_damaged_metrics_are_left_out_and_counted(run):
-    train(2, run, *SMALL, "--total-steps", 4000)
+    train(2, run, *SMALL, "--total-steps", 4000, "--staleness", 0)
     (run / "metrics" / "rank00001.h5").write_bytes(b"no HDF5")
     assert "metrics of 1 of 2 agents can be read" in command("-m", "gala_mpi.watch", run).stdout
     assert watch.read_status(run).steps == 2000

@@ -1,0 +1,99 @@
+"""What each command refuses, and in which words. That this is said once, by rank 0, and ends all ranks: tests/commands."""
+
+from __future__ import annotations
+
+import pytest
+
+from gala_mpi import pulse
+from gala_mpi.bench import __main__ as bench
+from gala_mpi.doctor import __main__ as doctor
+from gala_mpi.errors import REFUSED, SettingError
+from gala_mpi.job import prepare
+from gala_mpi.mpi.world import World
+
+SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
+
+TRAIN = {
+    "game": (("--env", "pongg"), "--env pongg: no such environment", "did you mean pong"),
+    "two players": (("--env", "warlords"), "--env warlords: the Atari game warlords needs two players", "played alone"),
+    "environments": (("--num-envs", 0), "--num-envs 0", "1 or more"),
+    "halves": (("--overlap", "--num-envs", 3), "--overlap --num-envs 3", "an even number"),
+    "steps": (("--total-steps", 0), "--total-steps 0", "1 or more"),
+    "rate": (("--lr", -1), "--lr -1", "positive"),
+    "rate nan": (("--lr", "nan"), "--lr nan", "positive"),
+    "discount": (("--a2c.discount", 2), "--a2c.discount 2", "0 to 1"),
+    "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
+    "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
+    "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
+    "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
+    "device": (("--device", "tpu"), "--device tpu", "cpu"),
+    "network": (("--network", "nature"), "--network nature", "mlp is expected"),
+    "no run": (("--resume", "--run-dir", "nothing"), "--run-dir nothing: a run is expected", "run.h5"),
+    "a file in the way": (("--run-dir", "file/run"), "--run-dir file/run: file cannot be written", "a writable directory"),
+}
+BENCH = {
+    "rounds": (("train", "--rounds", 0), "--rounds 0"),
+    "updates": (("exchange", "--updates", 0), "--updates 0"),
+    "one rank": (("exchange",), "mpirun -n 1: 2 ranks or more is expected"),
+    "seconds": (("agents", "--seconds", -1), "--seconds -1"),
+    "bound": (
+        ("train", "--exchange", "none", "--staleness", 1),
+        "--staleness 1 --exchange none: --exchange gossip is expected",
+    ),
+    "replay": (("train", "--replay", "runs/pong"), "--replay: a benchmark reads no run"),
+    "resume": (("train", "--resume"), "--resume: a benchmark reads no run"),
+}
+DOCTOR = {
+    "environments": (("--num-envs", 0), "--num-envs 0"),
+    "resume": (("--resume",), "--resume: the doctor reads no run"),
+    "replay": (("--replay", "runs/pong"), "--replay: the doctor reads no run"),
+}
+
+
+@pytest.fixture(scope="module")
+def world():
+    end = pulse.end
+    yield World()
+    pulse.end = end
+
+
+def refused(choose, flags: tuple, world: World, capfd) -> str:
+    """The line in which a command refuses its flags."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        world.decide(lambda: choose([*map(str, flags)], world))
+    assert end.value.code == REFUSED
+    (line,) = capfd.readouterr().err.splitlines()
+    return line.removeprefix("gala_mpi: ")
+
+
+@pytest.mark.parametrize("flags, start, allowed", TRAIN.values(), ids=TRAIN)
+def test_training(world, tmp_path, monkeypatch, capfd, flags, start, allowed):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    line = refused(prepare.make, (*SMALL, *flags), world, capfd)
+    assert line.startswith(start) and allowed in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("flags, words", BENCH.values(), ids=BENCH)
+def test_benchmarks(world, capfd, flags, words):
+    assert words in refused(bench.read_arguments, (*flags, *SMALL), world, capfd)
+
+
+@pytest.mark.parametrize(
+    "ranks, flags, words",
+    [
+        (2, ("--frozen", 2), "--frozen 2: a rank from 0 to 1"),
+        (2, ("--exchange", "allreduce"), "bench frozen --exchange allreduce: gossip, server or none is expected"),
+        (2, ("--exchange", "periodic"), "bench frozen --exchange periodic: gossip, server or none is expected"),
+    ],
+)
+def test_benchmarks_of_several_ranks(ranks, flags, words):
+    with pytest.raises(SettingError, match=words):
+        bench.check(bench.parse(["frozen", *map(str, flags)]), ranks, hosts=1)
+
+
+@pytest.mark.parametrize("flags, words", DOCTOR.values(), ids=DOCTOR)
+def test_the_doctor(world, capfd, flags, words):
+    assert words in refused(doctor.read_arguments, (*SMALL, *flags), world, capfd)
