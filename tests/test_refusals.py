@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
+
 import pytest
 
 from gala_mpi import pulse
@@ -74,6 +77,29 @@ def test_training(world, tmp_path, monkeypatch, capfd, flags, start, allowed):
     line = refused(prepare.make, (*SMALL, *flags), world, capfd)
     assert line.startswith(start) and allowed in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory) -> Path:
+    """A folder with the run `gossip`, of CartPole-v1."""
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(Path(__file__).parent / "old_runs" / "runs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--env", "Acrobot-v1"), ("--exchange", "allreduce"), ("--staleness", 0), ("--network", "gala")],
+    ids=str,
+)
+def test_resume_of_something_else(world, old, monkeypatch, capfd, flags):
+    """Another game, network, exchange: the checkpoint does not fit."""
+    monkeypatch.chdir(old)
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
+    line = refused(prepare.make, ("--resume", "--run-dir", "gossip", *flags), world, capfd)
+    assert " ".join(map(str, flags)) in line
+    assert {path: path.stat().st_mtime_ns for path in old.rglob("*") if path.name != ".lock"} == before
 
 
 @pytest.mark.parametrize("flags, words", BENCH.values(), ids=BENCH)

@@ -21,7 +21,7 @@ def figures(n: int, *arguments: object) -> dict:
     return found
 
 
-@pytest.mark.parametrize("exchange", ["gossip", "allreduce"])
+@pytest.mark.parametrize("exchange", ["gossip", pytest.param("allreduce", marks=pytest.mark.long)])
 def test_train(exchange):
     found = figures(2, "train", *SMALL, "--exchange", exchange, "--rounds", 1, "--updates", 30)
     one, both = found["one_rank"], found["all_ranks"]
@@ -77,6 +77,7 @@ def test_straggler():
     assert gossip["seconds_to_finish"] < allreduce["seconds_to_finish"]
 
 
+@pytest.mark.long
 def test_agents():
     """Each number of agents beside one agent with all their environments."""
     found = figures(3, "agents", *SMALL, "--rounds", 1, "--seconds", 1.2, "--num-envs", 4)["rows"]

@@ -126,6 +126,7 @@ def test_more_environments_than_any_memory_holds():
     assert examine(1, *SMALL, "--num-envs", 10_000, status=0)["memory"]["state"] == "ok"
 
 
+@pytest.mark.long
 def test_too_many_ranks_for_the_cores(tmp_path, monkeypatch):
     core = min(os.sched_getaffinity(0))
     launch_by(f"taskset -c {core} {launch.LAUNCHER}", monkeypatch, tmp_path)

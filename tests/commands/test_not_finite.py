@@ -33,7 +33,7 @@ EXCHANGES = {
 }
 IN_STEP = ("lockstep", "allreduce", "periodic")
 FREE = 10 * UPDATES  # where no rank has to do its share: so many that rank 1 does what matters here
-OFTEN = ("gossip", "allreduce", "server")  # the others: make test-long
+OFTEN = ("gossip", "allreduce")  # the others: make test-long
 
 
 @pytest.fixture

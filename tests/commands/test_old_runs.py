@@ -109,9 +109,8 @@ def test_a_run_that_was_stopped_is_finished(old, n):
 @pytest.mark.parametrize(
     "name, n",
     [
-        ("allreduce", 2),
         ("hierarchical", 3),
-        pytest.param("allreduce", 3, marks=pytest.mark.long),
+        *(pytest.param("allreduce", n, marks=pytest.mark.long) for n in (2, 3)),
         pytest.param("hierarchical", 2, marks=pytest.mark.long),
     ],
 )
@@ -140,7 +139,11 @@ def test_a_run_without_a_checkpoint_begins_anew_on_its_graph(old):
 
 
 @pytest.mark.parametrize(
-    "name, n", [("gossip", 2), pytest.param("gossip", 1, marks=pytest.mark.long), ("allreduce", 2), ("hierarchical", 1)]
+    "name, n",
+    [
+        ("gossip", 2),
+        *(pytest.param(name, n, marks=pytest.mark.long) for name, n in (("gossip", 1), ("allreduce", 2), ("hierarchical", 1))),
+    ],
 )
 def test_an_old_run_is_evaluated(old, name, n):
     run = old(name)
@@ -153,6 +156,7 @@ def test_an_old_run_is_evaluated(old, name, n):
     assert (newest["score"] >= 8).all()
 
 
+@pytest.mark.long
 def test_an_older_checkpoint_is_evaluated(old):
     run = old("gossip")
     assert "checkpoint 1, 2 games" in command(1, "evaluate", run, "--checkpoint", 1, "--episodes", 2).stdout

@@ -21,7 +21,7 @@ def train(n: int, run: Path, *flags: object) -> CompletedProcess:
     return result
 
 
-@pytest.mark.parametrize("exchange", ["gossip", "allreduce"])
+@pytest.mark.parametrize("exchange", ["gossip", pytest.param("allreduce", marks=pytest.mark.long)])
 def test_a_learner_of_ones_own_learns(tmp_path, exchange):
     run, how = tmp_path / "run", ("--num-envs", 8, "--rollout-length", 32, "--lr", 3e-3)
     train(2, run, *POLE, "--learner", "reinforce", "--exchange", exchange, *how, "--total-steps", 50_000)
@@ -36,7 +36,10 @@ def test_a_learner_of_ones_own_learns(tmp_path, exchange):
     assert len(table(run, 0, "mixes")) > 0 or exchange == "allreduce"
 
 
-@pytest.mark.parametrize(("network", "game"), [("residual", SMALL), ("skipping", ("--env", "pong", "--num-envs", 2))])
+@pytest.mark.parametrize(
+    ("network", "game"),
+    [pytest.param("residual", SMALL, marks=pytest.mark.long), ("skipping", ("--env", "pong", "--num-envs", 2))],
+)
 def test_a_network_of_ones_own_is_trained_and_resumed(tmp_path, network, game):
     run = tmp_path / "run"
     train(2, run, *game, "--network", network, "--precision", "fp32", "--total-steps", 400)
@@ -52,8 +55,16 @@ def test_a_network_of_ones_own_is_trained_and_resumed(tmp_path, network, game):
     ("flags", "words"),
     [
         (("--network", "counting"), "--network counting: it keeps encoder.passes, which agents neither share nor save"),
-        (("--network", "skipping"), "--network skipping: CartPole-v1 shows no images; mlp or residual or counting is expected"),
-        (("--env", "pong", "--network", "residual"), "--network residual: pong shows images; gala or nature or skipping is"),
+        pytest.param(
+            ("--network", "skipping"),
+            "--network skipping: CartPole-v1 shows no images; mlp or residual or counting is expected",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ("--env", "pong", "--network", "residual"),
+            "--network residual: pong shows images; gala or nature or skipping is",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_in_a_line(tmp_path, flags, words):

@@ -26,7 +26,9 @@ def matters(run, n: int) -> None:
     assert any((rows["version"] != rows["update"]).any() for rows in mixes) and all(len(rows) > 10 for rows in mixes)
 
 
-@pytest.mark.parametrize("topology", ["ring", "one-peer-exponential", "my.txt"])
+@pytest.mark.parametrize(
+    "topology", [*(pytest.param(name, marks=pytest.mark.long) for name in ("ring", "one-peer-exponential")), "my.txt"]
+)
 def test_an_asynchronous_run_repeats_bit_for_bit(tmp_path, topology):
     (tmp_path / "my.txt").write_text("0 1 0.3\n0 0 0.3\n0 3 0.4\n1 2 0.7\n1 1 0.3\n2 3 0.1\n2 2 0.9\n3 0 1\n")
     graph = tmp_path / topology if topology.endswith(".txt") else topology
@@ -63,7 +65,10 @@ def test_a_killed_run_repeats_as_far_as_it_was_recorded(tmp_path):
         assert np.array_equal(mixes, then[then["update"] <= updates["update"][-1]])
 
 
-@pytest.mark.parametrize("n, flags", [(1, ()), (2, ("--staleness", 0, "--exact-resume", "--checkpoint-updates", 50))])
+@pytest.mark.parametrize(
+    "n, flags",
+    [pytest.param(1, (), marks=pytest.mark.long), (2, ("--staleness", 0, "--exact-resume", "--checkpoint-updates", 50))],
+)
 def test_a_run_that_was_killed_far_from_its_end(tmp_path, n, flags):
     """One rank, which mixes nothing; and an exact run, which itself stops at a checkpoint alone."""
     run, again = tmp_path / "run", tmp_path / "again"

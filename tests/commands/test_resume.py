@@ -53,7 +53,7 @@ WAYS = {
 PONG = pytest.param(1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1, marks=pytest.mark.long)
 
 
-RARE = ("one rank", "periodic", "periodic, checkpoints between averages", "periodic killed")
+RARE = ("one rank", "lock-step killed", "periodic", "periodic, checkpoints between averages", "periodic killed")
 
 
 def ways() -> list:
@@ -79,6 +79,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, n, flags, number):
     assert len(table(whole, 0, "episodes")) > 0 or "pong" in flags
 
 
+@pytest.mark.long
 def test_metrics_say_where_games_began_anew(run):
     train(1, run, *SMALL, "--total-steps", 400)
     train(1, run, "--resume", "--total-steps", 800)

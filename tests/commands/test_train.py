@@ -34,7 +34,7 @@ EVERY_EXCHANGE = {
 }
 KILLED = ["gossip", "lockstep", "allreduce", "periodic"]
 every_exchange = pytest.mark.parametrize("exchange", EVERY_EXCHANGE.values(), ids=EVERY_EXCHANGE)
-OFTEN = ("gossip", "lockstep", "server")
+OFTEN = ("gossip", "lockstep")
 often_each = pytest.mark.parametrize(
     "exchange",
     [pytest.param(flags, marks=[pytest.mark.long] * (name not in OFTEN)) for name, flags in EVERY_EXCHANGE.items()],
@@ -122,7 +122,9 @@ def test_cartpole_is_solved(run, exchange):
 FOUR_PONGS = ("--env", "pong", "--num-envs", 4)
 
 
-@pytest.mark.parametrize("n, flags", [(3, SMALL), (2, FOUR_PONGS), (1, (*FOUR_PONGS, "--overlap"))])
+@pytest.mark.parametrize(
+    "n, flags", [(3, SMALL), (2, FOUR_PONGS), pytest.param(1, (*FOUR_PONGS, "--overlap"), marks=pytest.mark.long)]
+)
 def test_lockstep_repeats_bit_for_bit(tmp_path, n, flags):
     first, again = tmp_path / "first", tmp_path / "again"
     for run in (first, again):
