@@ -68,14 +68,17 @@ class LiveBoard:
         """Take the tables that have come, and ask the next peer for its own."""
         if self._window is None:
             return
-        for peer in list(self._asked):
-            self._reach(peer, self._take)
+        self._collect()
         if not self._peers:
             return
         peer = self._peers.pop(0)
         self._peers.append(peer)
         if peer not in self._asked:
             self._reach(peer, self._ask)
+
+    def _collect(self) -> None:
+        for peer in list(self._asked):
+            self._reach(peer, self._take)
 
     def _ask(self, peer: int) -> None:
         assert self._window is not None  # else there are no peers
