@@ -35,6 +35,8 @@ RING = Graph("ring")
 # A step moves no parameter by more than some multiple of the learning rate, unless ε is smaller than a gradient whose square
 # is too small for float32. So with these bounds parameters do not overflow, whatever the gradients.
 LARGEST_LR, SMALLEST_EPS = 1e6, 1e-12
+SHORTEST_PAUSE = 0.001  # minutes: checkpoints take about as long
+LONGEST_HANG = 1_000_000  # minutes; timers of the system end somewhere
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
 
 
@@ -244,10 +246,12 @@ def check(config: Config) -> None:
     require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
     require_whole("--max-skipped", c.max_skipped, 0)
     require(c.lr is None or 0 < c.lr <= LARGEST_LR, "--lr", c.lr, f"a positive number, {LARGEST_LR:g} at most,")
-    _require_positive("--checkpoint-minutes", c.checkpoint_minutes)
+    pause = c.checkpoint_minutes
+    require(SHORTEST_PAUSE <= pause < math.inf, "--checkpoint-minutes", pause, f"a number, {SHORTEST_PAUSE} or more,")
     _require_positive("--wall-minutes", c.wall_minutes)
     _require_positive("--survive", c.survive)
-    _require_positive("--hang-minutes", c.hang_minutes)
+    hang = c.hang_minutes
+    require(hang is None or 0 < hang <= LONGEST_HANG, "--hang-minutes", hang, f"a positive number, {LONGEST_HANG:,} at most,")
     require(SMALLEST_EPS <= a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, f"a number, {SMALLEST_EPS:g} or more,")
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
     require(0 <= c.sticky <= 1, "--sticky", c.sticky, "a probability, 0 to 1,")

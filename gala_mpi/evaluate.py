@@ -39,6 +39,7 @@ from gala_mpi.networks.policy import Network, Precision
 from gala_mpi.run import checkpoints, layout, reader, writer
 
 MEAN = -1  # the policy with all agents' parameters averaged, or with the one vector that they share
+MOST_EPISODES = 1_000_000  # every rank has an environment for each of its episodes
 TAG = 1  # of the words to rank 0 that a game has been played
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
 
@@ -136,9 +137,10 @@ def parse(arguments: list[str]) -> Evaluation:
 
 def check(wanted: Evaluation) -> None:
     """Refuse what cannot work, before the first episode. Raises SettingError."""
-    require_whole("--episodes", wanted.episodes, 1)
+    episodes = wanted.episodes
+    require(1 <= episodes <= MOST_EPISODES, "--episodes", episodes, f"a whole number from 1 to {MOST_EPISODES:,}")
     require_whole("--seed", wanted.seed, 0)
-    known = wanted.checkpoint in ("newest", "best") or wanted.checkpoint.isdigit()
+    known = wanted.checkpoint in ("newest", "best") or (wanted.checkpoint.isascii() and wanted.checkpoint.isdigit())
     require(known, "--checkpoint", wanted.checkpoint, "newest, best or a checkpoint's number")
     require_file("--video", wanted.video, ".mp4", ".gif")
 
@@ -275,7 +277,7 @@ def play(network: Network, environments: Environments, seeds: np.ndarray, sample
 
 
 def report(selection: Selection, policies: Policies, games: np.ndarray) -> None:
-    """Print the table and add the episodes to run.h5."""
+    """Add the episodes to run.h5 and print the table."""
     wanted, run = selection.wanted, selection.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
     table = Table(title=f"{selection.settings.env}, checkpoint {selection.number}, {wanted.episodes} games a policy, {how}")
@@ -288,7 +290,6 @@ def report(selection: Selection, policies: Policies, games: np.ndarray) -> None:
         cells = [scores.mean(), error, scores.min(), scores.max(), mine["length"].mean()]
         name = policies.together if policy == MEAN else f"agent {policy}"
         table.add_row(name, *(f"{cell:.1f}" if np.isfinite(cell) else "–" for cell in cells))
-    display.console().print(table)
     metadata = {
         "checkpoint": selection.number,
         "arg_max": not wanted.sample,
@@ -296,6 +297,7 @@ def report(selection: Selection, policies: Policies, games: np.ndarray) -> None:
         "time": time.strftime("%FT%T%z"),
     }
     writer.write_evaluation(run, games, metadata)
+    display.console().print(table)  # once it is kept: whoever reads this may have left
     display.say(f"written to {layout.run_file(run)}")
 
 

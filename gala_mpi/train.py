@@ -31,7 +31,7 @@ from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.world import World
 from gala_mpi.record.energy import Meter
 from gala_mpi.record.recorder import Recorder, Update
-from gala_mpi.run import lock
+from gala_mpi.run import layout, lock
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,6 +123,7 @@ class Trainer:
     def save(self, number: int | None = None) -> None:
         """Write a checkpoint: the next one, or `number`."""
         with pulse.save():
+            layout.require_there(self.config.directory)
             self.recorder.sync()
             about = (self.config, self.world.size, self.recorder.hours, self.report.score)
             state = resume.take(self.learner, *about, self.exchange.shared())
@@ -137,6 +138,7 @@ class Trainer:
         if not has_just_saved:
             self.save(self.world.largest(self.checkpoints.number) + 1)
         self.recorder.close()
+        self.skips.conclude(self.learner.updates)
 
     def status(self) -> int:
         """Say how the run ended, and return the exit status (see `errors` and `job.signals`). Collective."""

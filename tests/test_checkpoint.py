@@ -425,6 +425,21 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+def test_a_run_of_whose_checkpoints_no_file_can_be_read_is_refused(tmp_path):
+    """It would begin anew, and delete them."""
+    checkpoints.write(tmp_path, 1, 0, new_state())
+    layout.checkpoint_file(tmp_path, 1, 0).write_bytes(b"")
+    with pytest.raises(SettingError, match="all its checkpoints are damaged"):
+        resume.resumable(tmp_path, "mlp")
+
+
+def test_a_damaged_note_of_an_end_tells_nothing(tmp_path):
+    (tmp_path / "ends").mkdir()
+    for rank, text in enumerate(['{"rank": 0, "lost": true}', "{", "[1]", '{"rank": 3}']):
+        layout.end_file(tmp_path, rank).write_text(text)
+    assert layout.lost(tmp_path) == {0}
+
+
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint(small_disk):
     schedule = Checkpoints(small_disk, 0, Config(), 0)
     schedule.save(new_state(seed=1))

@@ -34,7 +34,7 @@ OUT_OF_BOUNDS = [
     ("--max-skipped", "max_skipped", [-1]),
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
     ("--survive", "survive", [0.0, -5.0, math.inf, math.nan]),
-    ("--hang-minutes", "hang_minutes", [0.0, -1.0, math.inf, math.nan]),
+    ("--hang-minutes", "hang_minutes", [0.0, -1.0, 1e9, math.inf, math.nan]),
     ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
     ("--a2c.gae-lambda", "gae_lambda", [-0.1, 1.1, math.nan]),
     ("--a2c.entropy-coefficient", "entropy_coefficient", [-0.1, math.inf, math.nan]),

@@ -1,6 +1,7 @@
 """Files: tables that are read while they are written and after a kill, files that appear whole or not at all."""
 
 import mmap
+import multiprocessing
 import os
 import random
 import signal
@@ -226,6 +227,24 @@ def test_a_revision_keeps_attributes_groups_and_links(tmp_path):
         link = file.get("links/outside", getlink=True)
         assert isinstance(link, h5py.ExternalLink) and (link.filename, link.path) == ("missing.h5", "/")
         assert sorted(file) == ["group", "links", "new"]
+
+
+def add_evaluations(run, first):
+    for k in range(first, first + 10):
+        writer.write_evaluation(run, np.zeros(1, [("score", "<f4")]), {"k": k})
+
+
+def test_no_evaluation_of_several_at_once_is_lost(tmp_path):
+    with files.atomic(layout.run_file(tmp_path)) as file:
+        file.attrs["format"] = 1
+    both = [multiprocessing.get_context("fork").Process(target=add_evaluations, args=(tmp_path, first)) for first in (0, 10)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    with files.reading(layout.run_file(tmp_path)) as file:
+        assert sorted(int(each.attrs["k"]) for each in file["evaluations"].values()) == [*range(20)]
 
 
 def test_an_error_while_revising_leaves_the_old_file(tmp_path):

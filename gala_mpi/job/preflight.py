@@ -22,6 +22,8 @@ RANKS_PER_CORE = 2.0
 # 256) or with numbers (CartPole), including its part of a rollout of 5 steps; how many vectors are as long as the parameters:
 # the parameters, gradients, RMSprop, messages, casts.
 RANK_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 310 << 20, 2560 << 10, 16 << 10, 8
+# What each step more of a rollout takes of an environment: the observation, and what the layers make of it.
+ROLLOUT, IMAGES_STEP, NUMBERS_STEP = 5, 280 << 10, 1 << 10
 SMALL_WINDOWS = 1 << 20  # bytes of a rank's other windows: the display's, the probes'
 
 State = Literal["ok", "warning", "error"]
@@ -78,7 +80,8 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
         exchange = EXCHANGES[config.exchange].load()
         window = exchange.window_bytes(config, length, DIRECT if len(names) == 1 else REMOTE)
     numbers = config.network is not None and NETWORKS[config.network].images is False
-    environment_bytes = NUMBERS_BYTES if numbers else IMAGES_BYTES
+    environment_bytes, step_bytes = (NUMBERS_BYTES, NUMBERS_STEP) if numbers else (IMAGES_BYTES, IMAGES_STEP)
+    environment_bytes += max(0, config.rollout_length - ROLLOUT) * step_bytes
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length
     hosts = []
     for name in names:

@@ -83,7 +83,7 @@ def resumable(run: Path, network: str) -> Origin:
     """
     last = max(checkpoints.numbers(run), default=0)
     number, states = next(checkpoints.sound(run), (0, []))
-    if not states and checkpoints.complete(run):
+    if not states and (checkpoints.complete(run) or checkpoints.unreadable(run)):
         raise SettingError(f"--resume --run-dir {run}: all its checkpoints are damaged; a sound one is expected")
     if not states:
         return Origin(last=last)

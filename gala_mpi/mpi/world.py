@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -170,13 +171,15 @@ class World:
         if kind is None or issubclass(kind, SystemExit):
             self.node.Free()
             return
-        prefix = f"gala_mpi: rank {self.rank} on {self.host}"
-        if issubclass(kind, JobError):
+        prefix, status = f"gala_mpi: rank {self.rank} on {self.host}", errors.FAILED
+        if issubclass(kind, KeyboardInterrupt):  # of all ranks, mostly; training handles signals
+            report, status = f"{prefix} is interrupted; the job ends.", 128 + signal.SIGINT
+        elif issubclass(kind, JobError):
             report = f"{prefix}: {error}; the job ends."
         else:
             report = f"{prefix} failed; the job ends.\n{''.join(traceback.format_exception(kind, error, trace))}"
         sys.stdout.flush()
         print(report, file=sys.stderr, flush=True)
         time.sleep(SECONDS_BEFORE_ABORT)
-        self.comm.Abort(errors.FAILED)
-        os._exit(errors.FAILED)  # MPICH returns from its abort, and Python would print the error once more
+        self.comm.Abort(status)
+        os._exit(status)  # MPICH returns from its abort, and Python would print the error once more

@@ -89,6 +89,11 @@ def complete(run: Path) -> list[int]:
     return [number for number in numbers(run) if _is_complete(run, number, agents(run, number))]
 
 
+def unreadable(run: Path) -> bool:
+    """Whether there is a checkpoint of which no file can be read. Files appear whole, so a kill leaves none such."""
+    return any(layout.checkpoint_files(run, number) and not agents(run, number) for number in numbers(run))
+
+
 def saved_updates(run: Path, number: int) -> dict[int, int]:
     """Return the update at which each rank saved a checkpoint; empty unless it is complete. No vector is read.
 

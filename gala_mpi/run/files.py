@@ -8,6 +8,7 @@ Tables of metrics, which grow, have a way of their own (`tables.py`).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -126,11 +127,27 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 
 @contextmanager
 def revised(path: Path) -> Iterator[Any]:
-    """Change `path`: yield a copy of its contents, which replaces it atomically when the block ends."""
-    with atomic(path) as file:
+    """Change `path`: yield a copy of its contents, which replaces it atomically when the block ends.
+
+    One process at a time, where the file system has locks: else what another one adds meanwhile would be lost.
+    """
+    with _alone(path), atomic(path) as file:
         if path.exists():
             with reading(path) as old:
                 file.attrs.update(old.attrs)
                 for name in old:
                     old.copy(name, file)  # external links stay links
         yield file
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for `path`."""
+    with naming(path):
+        file = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)

@@ -11,7 +11,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
+
+from gala_mpi.errors import DiskError
 
 FORMAT = 1
 RANK_FILE = "rank{:05d}"
@@ -25,6 +28,12 @@ def run_file(run: Path) -> Path:
 def is_run(run: Path) -> bool:
     """Return whether a run has begun in this directory."""
     return run_file(run).is_file()
+
+
+def require_there(run: Path) -> None:
+    """Raises DiskError: the directory of a run that goes on has been deleted or moved."""
+    if not is_run(run):
+        raise DiskError(f"{run_file(run)} is gone: the run directory has been deleted or moved while the run goes on")
 
 
 def checkpoint_file(run: Path, number: int, rank: int) -> Path:
@@ -53,8 +62,12 @@ def left_file(run: Path, rank: int) -> Path:
 
 def lost(run: Path) -> set[int]:
     """Return the ranks that have died since the run was last started (see `job.membership`)."""
-    ends = [json.loads(file.read_text()) for file in (run / "ends").glob("rank*.json")]
-    return {end["rank"] for end in ends if end["lost"]}
+    ranks = set()
+    for file in (run / "ends").glob("rank*.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):  # damaged: of that rank nothing is known
+            end = json.loads(file.read_text())
+            ranks |= {end["rank"]} if end["lost"] else set()
+    return ranks
 
 
 def forget_ends(run: Path) -> None:

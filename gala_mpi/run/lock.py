@@ -93,9 +93,10 @@ def _locked(path: Path, run: Path, holder: dict) -> tuple[int, bool]:
 def _holder(path: Path) -> dict:
     """Return who holds the lock by what the file says; empty: nobody, or it says nothing yet."""
     try:
-        return json.loads(path.read_bytes() or b"{}")
+        holder = json.loads(path.read_bytes() or b"{}")
     except (OSError, ValueError):
         return {}
+    return holder if isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys() else {}
 
 
 def _lives(path: Path, holder: dict) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +15,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+import launch
 from commandline import SMALL, complaints, plain, train
 from gala_mpi.envs import film, registry
 from gala_mpi.evaluate import GAMES, MEAN, game_seeds
@@ -38,7 +43,7 @@ def pong(tmp_path_factory):
 
 def evaluations(run) -> list[tuple[np.ndarray, dict]]:
     with files.reading(layout.run_file(run)) as file:
-        group = file["evaluations"]
+        group = file.get("evaluations", {})
         return [(group[name][()], dict(group[name].attrs)) for name in sorted(group, key=int)]
 
 
@@ -167,6 +172,27 @@ def test_a_log_shows_how_far_the_games_of_all_ranks_are(pole):
     said = re.findall(r"^(\d+) of 15 games played, (?:–|\d:\d\d:\d\d) left$", result.stdout, re.MULTILINE)
     played = [int(number) for number in said]
     assert played == sorted(played) and played[0] < 15 and played[-1] == 15
+
+
+def test_games_are_kept_when_nobody_reads_of_them(pole):
+    """`| head`: here the reader has left before anything is written."""
+    before = evaluations(pole)
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, *EVALUATE, str(pole), "--episodes", "2"]
+    subprocess.run(command, stdout=writing, stderr=subprocess.DEVNULL, env=launch.environment(), timeout=launch.HANGS)
+    os.close(writing)
+    assert len(evaluations(pole)) == len(before) + 1
+
+
+def test_ctrl_c_is_one_line_of_each_rank(pole):
+    with launch.Job(2, *EVALUATE, pole, "--episodes", 100_000) as job:
+        job.wait_until(lambda: len(job.ranks()) == 2 and "games played" in job.stdout + job.stderr)
+        for rank in job.ranks():
+            os.kill(rank, signal.SIGINT)
+        ended = job.wait()
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr
+    assert all("is interrupted; the job ends." in line for line in complaints(ended)) and complaints(ended)
 
 
 def test_no_run(tmp_path):

@@ -90,6 +90,15 @@ def test_where_there_are_no_locks_a_process_that_lives_counts(run, monkeypatch):
     lock.release()
 
 
+@pytest.mark.parametrize("text", ["5", "[1]", '"x"', '{"pid": 1}', "{", "null"])
+def test_what_says_of_no_holder_holds_nothing(run, text):
+    run.mkdir()
+    (run / ".lock").write_text(text)
+    lock.take(run)
+    assert json.loads((run / ".lock").read_text())["pid"] == os.getpid()
+    lock.release()
+
+
 def test_four_starts_at_once_have_directories_of_their_own(tmp_path):
     with ExitStack() as stack:
         flags = (*SMALL, "--total-steps", 400)

@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 
 import launch
-from commandline import SMALL, STEPS_PER_UPDATE, assert_complete, flushed, parameters, plain, start, states, table, train
+from commandline import (
+    SMALL,
+    STEPS_PER_UPDATE,
+    assert_complete,
+    complaints,
+    flushed,
+    parameters,
+    plain,
+    start,
+    states,
+    table,
+    train,
+)
 from gala_mpi import errors
 from gala_mpi.run import checkpoints, files, layout, reader
 from launch import mpirun
@@ -351,6 +363,17 @@ def test_killed_runs_go_on(run, exchange):
         if exchange is not GOSSIP:
             assert len(set(updates)) == 1
     go_on(run, 2, 30)
+
+
+def test_a_run_directory_that_goes_ends_the_job(run):
+    """Nothing appears in its place, which would be half a run."""
+    with start(2, run, *SMALL, *LONG, "--checkpoint-minutes", 0.02) as job:
+        job.wait_until(lambda: checkpoints.newest(run))
+        run.rename(run.with_name("elsewhere"))
+        ended = job.wait()
+    assert ended.returncode == errors.FAILED and "Traceback" not in ended.stderr
+    assert all(f"{run / 'run.h5'} is gone" in line for line in complaints(ended)) and complaints(ended)
+    assert not run.exists() and checkpoints.newest(run.with_name("elsewhere"))
 
 
 def test_files_of_an_incomplete_checkpoint_do_not_mix_with_later_ones(run):
