@@ -29,7 +29,8 @@ class FaultyPole(CartPoleEnv):
     def step(self, action):
         observation, reward, terminated, truncated, info = super().step(action)
         self.moves += 1
-        if self.faulty and self.moves == int(step):
+        if self.faulty and self.moves >= int(step) and not terminated:  # what a finished episode shows last, nobody looks at
+            self.faulty = False
             Path(os.environ["FAULT"]).touch()
             observation, reward = happen(observation, reward)
         return observation, reward, terminated, truncated, info
