@@ -14,7 +14,7 @@ from gala_mpi.run import Run, RunError, find_runs, open_run
 INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minutes"}
 INCIDENTAL |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
 SIZE = {"agents", "environments", "num_envs"}
-OLD_NAMES = {"simulators": "environments"}  # of settings, still taken
+OLD_NAMES = {"simulators": "environments", "sticky": "atari.sticky"}  # of settings, still taken
 
 
 @dataclass(frozen=True)

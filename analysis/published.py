@@ -48,5 +48,5 @@ def normalised(game: str, score: float) -> float:
 
 
 def is_atari(game: str) -> bool:
-    """Return whether a run's env is an Atari game, played with 4 frames a step: these go by their bare names (pong)."""
-    return game.islower() and "-" not in game and "/" not in game
+    """Return whether a run's env is an Atari game: these go by their bare names (pong), or by ids like ALE/Pong-v5."""
+    return game.startswith("ALE/") or (game.islower() and "-" not in game and "/" not in game)

@@ -88,7 +88,8 @@ def measure(run: Run, group: Group) -> Speed:
     tables = [table for table in (lately(run, rank) for rank in range(run.agents)) if len(table) > 1]
     seconds = np.array([3600 * np.ptp(table["hours"]) for table in tables])
     steps = np.array([np.ptp(table["steps"]) for table in tables])
-    frames = (4 if is_atari(run.config["env"]) else 1) * float(np.sum(steps / seconds))
+    frames_per_step = (run.settings().get("atari.frame_skip") or 4) if is_atari(run.config["env"]) else 1
+    frames = frames_per_step * float(np.sum(steps / seconds))
     parts = np.array([[table[name][1:].mean(dtype=float) for name in SECTIONS] for table in tables]).mean(axis=0)
     whole = np.mean([s / (len(table) - 1) for s, table in zip(seconds, tables)])
     cores = float(np.sum([table["cpu"][1:].sum(dtype=float) / s for s, table in zip(seconds, tables)]))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional
 
 from gala_mpi import cli
 from gala_mpi.cli import require, require_whole
+from gala_mpi.envs.settings import AtariSettings
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.lazy import Member
@@ -45,7 +46,15 @@ class Config:
     """Every setting of a training run."""
 
     env: str = "pong"
-    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4) or any gymnasium id (CartPole-v1)."""
+    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4), any gymnasium id (CartPole-v1), or
+    MODULE:ID where importing a module of yours registers it. What the names of Atari games mean: docs/environments.md."""
+    env_kwargs: tuple[str, ...] = ()
+    """What a gymnasium environment is told: KEY=VALUE ..., as gravity=-5.0 map_name=8x8. A value that is no literal of Python's
+    is a string."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers around each gymnasium environment, the innermost first: classes of gymnasium.wrappers or MODULE:FUNCTION, with
+    arguments behind a colon, as FlattenObservation FrameStackObservation:4,padding_type=zero my_module:shaped:0.5."""
+    atari: AtariSettings = field(default_factory=AtariSettings)
     exchange: ExchangeName = "gossip"
     """How agents share what they learn: one of those listed above."""
     topology: Graph = RING
@@ -71,7 +80,7 @@ class Config:
     total_steps: int = 40_000_000
     """Steps of the whole run, counted over all agents. Agents that wait for each other do an equal share each; of others the
     faster ones do more, and all stop once the sum is reached.
-    1 step = 1 action in 1 environment = 4 Atari frames."""
+    1 step = 1 action in 1 environment = 4 Atari frames (--atari.frame-skip)."""
     num_envs: int = 16
     """Environments per agent."""
     overlap: bool = False
@@ -85,7 +94,13 @@ class Config:
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
     network: Optional[NetworkName] = None
-    """The network: one of those listed above. None: gala for images, mlp for the rest."""
+    """The network: one of those listed above. None: gala for images (small where a side has less than
+    36 pixels), mlp for the rest."""
+    spaces: Literal["scaled", "raw"] = "scaled"
+    """What becomes of the observations and actions of gymnasium environments: scaled = bytes by their upper bound, actions of a
+    bounded Box to its bounds (docs/environments.md); raw = neither, as in runs before this setting, which keep it."""
+    action_std: float = 1.0
+    """The standard deviation of a Box of actions at the start of a run: a share of half of the range between its bounds."""
     learner: LearnerName = "a2c"
     """The learning algorithm: one of those listed above. Its settings are flags of its name, like --a2c.discount."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -93,8 +108,6 @@ class Config:
     Parameters, gradients and messages are float32 either way."""
     device: str = "cpu"
     """cpu, cuda (ranks of a node are dealt over its GPUs) or cuda:0."""
-    sticky: float = 0.0
-    """Probability that an Atari emulator repeats the last action (Machado et al. 2018 use 0.25)."""
     run_dir: Optional[Path] = None
     """Where the run is kept. None: runs/<env>-<exchange>-<time>."""
     resume: bool = False
@@ -183,20 +196,36 @@ class Config:
         per_update = self.steps_per_update
         return math.ceil((self.total_steps - steps + done * per_update) / (agents * per_update))
 
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """What `envs.registry.make` is told besides the environment's name."""
+        return {"atari": self.atari, "kwargs": self.env_kwargs, "wrappers": self.wrappers, "raw": self.spaces == "raw"}
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), default=str)
 
     @staticmethod
     def from_json(text: str) -> Config:
-        values: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = with_new_names(json.loads(text))
         for each in dataclasses.fields(Config):
             kind = each.default_factory
-            if isinstance(kind, type) and issubclass(kind, LearnerSettings) and each.name in values:
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and each.name in values:
                 values[each.name] = kind(**values[each.name])
         values["topology"] = Graph.from_stored(values["topology"])
         for name in ("run_dir", "replay"):
             values[name] = Path(values[name]) if values.get(name) else None
+        for name in ("env_kwargs", "wrappers"):
+            values[name] = tuple(values.get(name, ()))
         return Config(**values)
+
+
+def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run has stored, as an older version meant them: with today's names, and what it had no
+    choice in."""
+    values = {"spaces": "raw"} | stored
+    if "sticky" in values:
+        values["atari"] = {"sticky": values.pop("sticky") or None}  # names of games meant 0 then
+    return values
 
 
 def parse(arguments: list[str], default: Config | None = None) -> Config:
@@ -217,7 +246,7 @@ def parse(arguments: list[str], default: Config | None = None) -> Config:
         "  mpirun -n 4 python -m gala_mpi.train --exchange allreduce    the A2C baseline\n"
         "  mpirun -n 32 python -m gala_mpi.train --resume --run-dir runs/...\n\n"
         + "\n\n".join(_members(flag, table) for flag, table in TABLES.items()),
-        arguments,
+        [re.sub(r"^--sticky(?=$|=)", "--atari.sticky", word) for word in arguments],
         default=default or Config(),
     )
 
@@ -254,7 +283,12 @@ def check(config: Config) -> None:
     require(hang is None or 0 < hang <= LONGEST_HANG, "--hang-minutes", hang, f"a positive number, {LONGEST_HANG:,} at most,")
     require(SMALLEST_EPS <= a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, f"a number, {SMALLEST_EPS:g} or more,")
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
-    require(0 <= c.sticky <= 1, "--sticky", c.sticky, "a probability, 0 to 1,")
+    require(0 < c.action_std < math.inf, "--action-std", c.action_std, "a positive number")
+    sticky = c.atari.sticky
+    require(sticky is None or 0 <= sticky <= 1, "--atari.sticky", sticky, "a probability, 0 to 1,")
+    require_whole("--atari.frame-skip", c.atari.frame_skip, 1)
+    require_whole("--atari.no-ops", c.atari.no_ops, 0)
+    require_whole("--atari.frame-limit", c.atari.frame_limit, 1)
     require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")
     require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")
     require(0 <= a2c.rms_alpha < 1, "--a2c.rms-alpha", a2c.rms_alpha, "a number from 0 to below 1")

@@ -11,16 +11,17 @@ from collections import deque
 import numpy as np
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
-from gala_mpi.envs.atari import FRAMES_PER_STEP
 from gala_mpi.envs.base import Episode
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.exchange.base import Counters
+from gala_mpi.job import command
 from gala_mpi.job.membership import End
 from gala_mpi.job.resume import Origin
 from gala_mpi.learners.base import Learner
@@ -39,12 +40,12 @@ class Display:
     Args:
         config: the run's settings.
         steps_before: steps that were done before this start.
-        atari: whether a step is 4 frames.
+        frames_per_step: of an Atari game; None: others have none.
     """
 
-    def __init__(self, config: Config, steps_before: int, atari: bool):
+    def __init__(self, config: Config, steps_before: int, frames_per_step: int | None):
         self.console = console()
-        self._config, self._atari = config, atari
+        self._config, self._frames_per_step = config, frames_per_step
         self._live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self._between = SECONDS_BETWEEN_PANELS if self._live else SECONDS_BETWEEN_LINES
         now = time.monotonic()
@@ -77,7 +78,7 @@ class Display:
         if self._live:
             self._live.update(self._panel(column, steps, share, rate, left), refresh=True)
         else:
-            frames = f" ({FRAMES_PER_STEP * rate:,.0f} frames/s)" if self._atari else ""
+            frames = f" ({self._frames_per_step * rate:,.0f} frames/s)" if self._frames_per_step else ""
             self.console.print(
                 f"{steps:,.0f} steps ({share:.1%})  {rate:,.0f} steps/s{frames}  score {score(column)}  "
                 f"{standing(column)}{duration(left)} left",
@@ -91,7 +92,7 @@ class Display:
         table.add_column()
         table.add_row("", ProgressBar(total=1, completed=min(share, 1), width=40))
         table.add_row("steps", f"{steps:,.0f} of {self._config.total_steps:,} ({share:.1%})")
-        frames = f", {FRAMES_PER_STEP * rate:,.0f} frames/s" if self._atari else ""
+        frames = f", {self._frames_per_step * rate:,.0f} frames/s" if self._frames_per_step else ""
         table.add_row("speed", f"{rate:,.0f} steps/s{frames}")
         table.add_row("score", f"{score(column)}  [dim]mean of the last {column['recent_episodes'].sum():.0f} episodes")
         table.add_row(
@@ -111,7 +112,9 @@ class Display:
         table.add_row("time", f"{duration(self._shown - self._began)} so far, {duration(left)} left")
         config = self._config
         title = f"{config.env} · {config.exchange} · {len(column['steps'])} agents × {config.num_envs} environments"
-        return Panel(table, title=title, subtitle=f"[dim]{config.run_dir}", width=min(76, self.console.width))
+        return Panel(
+            table, title=title, subtitle=f"[dim]{escape(command.shown(config.directory))}", width=min(76, self.console.width)
+        )
 
 
 def score(column: dict[str, np.ndarray]) -> str:
@@ -230,12 +233,14 @@ def welcome(config: Config, agents: int, library: str, threads: int, origin: Ori
         f"threads per rank: {threads}, {library}"
     )
     for line in advice:
-        say(line)
+        say(escape(line))
     if not origin.number:
-        say(f"run directory: {config.run_dir}" + ("; no checkpoint of all ranks yet, it begins anew" if config.resume else ""))
+        anew = "; no checkpoint of all ranks yet, it begins anew" if config.resume else ""
+        say(f"run directory: {escape(command.shown(config.directory))}{anew}")
         return
     how = "exactly as if it had not stopped" if config.exact_resume else "environments begin new episodes"
-    say(f"resumed from checkpoint {origin.number} in {config.run_dir} at {origin.steps:,} steps; {how}")
+    run = escape(command.shown(config.directory))
+    say(f"resumed from checkpoint {origin.number} in {run} at {origin.steps:,} steps; {how}")
     if agents != origin.agents:
         say(
             f"{origin.agents} agents before, {agents} now: {succession(origin.shares)}; "
@@ -257,18 +262,25 @@ def bereaved(config: Config, agents: int, lost: list[End]) -> None:
     """Say how the run ended for the ranks that are left, and what to do next."""
     names = ", ".join(f"rank {end.rank} on {end.host}, last seen at update {end.update}" for end in lost)
     say(
-        f"ended without {names}: {config.run_dir}\n"
-        f"back to full strength:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {config.run_dir}"
+        f"ended without {names}: {escape(command.shown(config.directory))}\n"
+        f"back to full strength:  {escape(command.resume(agents, config.directory))}"
     )
+
+
+def replayed(config: Config) -> None:
+    """Say that a replay has come out the same."""
+    assert config.replay is not None  # else there is nothing to say
+    run, recorded = (escape(command.shown(path)) for path in (config.directory, config.replay))
+    say(f"replayed: {run}\nevery loss and norm is that of {recorded}, bit for bit")
 
 
 def farewell(config: Config, agents: int, reason: str) -> None:
     """Say how the run ended, and what to do next; `reason` is why it stopped early, or empty."""
-    run = config.run_dir
+    run = escape(command.shown(config.directory))
     if reason:
-        say(f"stopped early ({reason}): {run}\ncontinue:  mpirun -n {agents} python -m gala_mpi.train --resume --run-dir {run}")
+        say(f"stopped early ({reason}): {run}\ncontinue:  {escape(command.resume(agents, config.directory))}")
     else:
-        say(f"finished: {run}\nplay the policies:  python -m gala_mpi.evaluate {run}")
+        say(f"finished: {run}\nplay the policies:  {escape(command.play(config))}")
 
 
 RECENT = 100  # episodes, over all agents
@@ -291,8 +303,9 @@ class LiveReport:
         self._mixes = 0
         self._display = None
         if world.root:
-            atari = registry.resolve(config.env)[0] == "atari"
-            self._display = Display(config, self.steps, atari)
+            found = registry.resolve(config.env)
+            frames = config.atari.over(found.says).frame_skip if found.kind == "atari" else None
+            self._display = Display(config, self.steps, frames)
 
     def __enter__(self) -> LiveReport:
         if self._display:

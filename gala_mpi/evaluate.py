@@ -13,6 +13,7 @@ from gala_mpi.job import launch
 
 launch.set_environment()  # before numpy, torch and MPI are imported
 
+import dataclasses
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Environments, Episode
 from gala_mpi.envs.film import make_filmed
+from gala_mpi.envs.modules import same_directory
+from gala_mpi.envs.streams import seed_global
 from gala_mpi.errors import JobError, SettingError
 from gala_mpi.flat import Flat
 from gala_mpi.mpi.world import World
@@ -63,6 +66,8 @@ class Evaluation:
     """Seeds the episodes: the same seed deals the same episodes to every policy, on any number of ranks."""
     video: Optional[Path] = None
     """Also film one episode of the averaged policy: FILE.mp4 or FILE.gif."""
+    env: Optional[str] = None
+    """The run's environment as MODULE:ID, where the run does not say which module registers it, or the module has moved."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +111,49 @@ def choose(arguments: list[str]) -> Selection:
     """Parse and check. Raises SettingError."""
     wanted = parse(arguments)
     check(wanted)
-    settings = reader.read_config(wanted.run, "run directory")
+    settings = named_anew(reader.read_config(wanted.run, "run directory"), wanted.env)
     named = {"newest": checkpoints.newest, "best": checkpoints.best_sound}.get(wanted.checkpoint)
     number = named(wanted.run) if named else int(wanted.checkpoint)
     available = checkpoints.complete(wanted.run)
     if number not in available:
         numbers = ", ".join(map(str, available)) or "none is complete yet"
         raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
-    if wanted.video:
-        make_filmed(settings.env).close()
+    environments = start_once(settings, filmed=wanted.video is not None)
     selection = Selection(wanted, settings, number, checkpoints.ranks(wanted.run, number))
     try:
-        load(selection)
+        policies = load(selection)
     except JobError as error:
         raise SettingError(f"--checkpoint {wanted.checkpoint}: {error}") from None
-    return selection
+    saved, needed = len(next(iter(policies.vectors.values()))), len(make_network(settings, environments)[1])
+    if saved != needed:
+        raise SettingError(
+            f"--env {settings.env}: its observations and actions take a network of {needed:,} parameters, the run's has "
+            f"{saved:,}; the environment as it was when the run was started is expected"
+        )
+    absolute = {name: path and path.absolute() for name, path in (("run", wanted.run), ("video", wanted.video))}
+    return dataclasses.replace(selection, wanted=dataclasses.replace(wanted, **absolute))  # an environment may change directory
+
+
+def named_anew(settings: Config, env: str | None) -> Config:
+    """Return a run's settings with `env` as the name of its environment. Raises SettingError where it names another one."""
+    if env is None:
+        return settings
+    require(registry.bare(env) == registry.bare(settings.env), "--env", env, f"MODULE:{registry.bare(settings.env)}")
+    return dataclasses.replace(settings, env=env)
+
+
+def start_once(settings: Config, filmed: bool) -> Environments:
+    """Make the run's environment, close it and return it. Raises SettingError where that cannot be done."""
+    try:
+        registry.resolve(settings.env)
+    except SettingError as error:
+        way_out = f"--env MODULE:{registry.bare(settings.env)} names a module that registers it"
+        raise SettingError(f"{error}; the run in {settings.run_dir} plays it: {way_out}") from None
+    environments = registry.try_out(settings.env, **settings.env_options)
+    if filmed:
+        with same_directory():
+            make_filmed(settings.env, **settings.env_options).close()
+    return environments
 
 
 def parse(arguments: list[str]) -> Evaluation:
@@ -235,13 +268,16 @@ def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: 
     mine = range(world.rank, selection.wanted.episodes, world.size)
     if not mine:
         return np.array([], GAMES)
-    environments = registry.make(selection.settings.env, len(mine), threads=world.threads, sticky=selection.settings.sticky)
-    network, flat = make_network(selection.settings, environments)
-    torch.manual_seed(selection.wanted.seed + world.rank)  # of sampled actions
+    settings = selection.settings
+    environments = registry.make(settings.env, len(mine), threads=world.threads, **settings.env_options)
+    network, flat = make_network(settings, environments)
+    seed, sample = selection.wanted.seed, selection.wanted.sample
+    generator = torch.Generator().manual_seed(seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
     for policy, parameters in policies.items():
         flat.data.copy_(torch.from_numpy(parameters))
-        games = play(network, environments, game_seeds(selection.wanted.seed, mine), selection.wanted.sample, played)
+        seed_global(np.random.SeedSequence(seed, spawn_key=(world.rank, 0)))  # environments may draw from these streams
+        games = play(network, environments, game_seeds(seed, mine), generator if sample else None, played)
         rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
     environments.close()
     return np.array(rows, GAMES)
@@ -262,13 +298,19 @@ def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def play(network: Network, environments: Environments, seeds: np.ndarray, sample: bool, played: Played) -> list[Episode]:
-    """Play one episode in each environment; return the first to end in each, in the order of the seeds."""
+def play(
+    network: Network, environments: Environments, seeds: np.ndarray, generator: torch.Generator | None, played: Played
+) -> list[Episode]:
+    """Play one episode in each environment; return the first to end in each, in the order of the seeds.
+
+    Args:
+        generator: what actions are drawn from; None: the most probable ones are taken.
+    """
     observations = environments.reset(seeds)
     games: dict[int, Episode] = {}
     while len(games) < environments.num_envs:
         policy, _ = network(torch.from_numpy(observations))
-        step = environments.step((policy.sample() if sample else policy.mode).numpy())
+        step = environments.step((policy.sample(generator) if generator else policy.mode).numpy())
         observations, before = step.observations, len(games)
         for episode in step.episodes:
             games.setdefault(episode.environment, episode)
@@ -308,10 +350,12 @@ def film(selection: Selection, policies: Policies) -> None:
 
     wanted, video = selection.wanted, selection.wanted.video
     assert video is not None  # else there is nothing to film
-    environments = make_filmed(selection.settings.env, selection.settings.sticky)
+    environments = make_filmed(selection.settings.env, **selection.settings.env_options)
     network, flat = make_network(selection.settings, environments)
     flat.data.copy_(torch.from_numpy(policies.vectors[MEAN]))
     temporary = video.with_name(f".{video.stem}.tmp{video.suffix}")
+    generator = torch.Generator().manual_seed(wanted.seed)  # of sampled actions
+    seed_global(np.random.SeedSequence(wanted.seed, spawn_key=(0, 0)))
     options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {"loop": 0}
     try:
         with cast(Any, imageio.get_writer(temporary, fps=environments.frames_per_second, **options)) as writer:
@@ -320,7 +364,7 @@ def film(selection: Selection, policies: Policies) -> None:
             lines, steps = display.Lines(), 0
             while not over:
                 policy, _ = network(torch.from_numpy(observations))
-                step = environments.step((policy.sample() if wanted.sample else policy.mode).numpy())
+                step = environments.step((policy.sample(generator) if wanted.sample else policy.mode).numpy())
                 observations, over = step.observations, bool(step.episodes)
                 writer.append_data(environments.screen())
                 steps += 1

@@ -48,6 +48,12 @@ class HostView:
         return max(1, int(self.share + 1e-9))
 
 
+def imports_main_again() -> bool:
+    """Return whether multiprocessing has started this process and imports the main program in it (spawn, forkserver)."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and getattr(process.current_process(), "_inheriting", False)
+
+
 def view(host: str, masks: list[set[int]], own_mask: set[int]) -> HostView:
     """Return this host's present state.
 

@@ -20,7 +20,7 @@ from gala_mpi.config import Config
 from gala_mpi.display import LiveReport
 from gala_mpi.errors import JobError
 from gala_mpi.exchange.base import Order
-from gala_mpi.job import build, hangs, prepare, reproduce, resume, signals
+from gala_mpi.job import build, command, hangs, prepare, reproduce, resume, signals
 from gala_mpi.job.membership import Membership
 from gala_mpi.job.prepare import Plan
 from gala_mpi.job.schedule import Checkpoints
@@ -35,6 +35,8 @@ from gala_mpi.run import layout, lock
 
 
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command.remember(arguments)
     with World() as world:
         plan = world.decide(lambda: prepare.make(arguments, world))
         try:
@@ -181,7 +183,7 @@ def _compare(world: World, config: Config) -> int:
     assert config.replay is not None  # else there is nothing to compare
     repeated = world.all(reproduce.repeats(config.replay, config.directory, world.rank))
     if world.root and repeated:
-        display.say(f"replayed: {config.run_dir}\nevery loss and norm is that of {config.replay}, bit for bit")
+        display.replayed(config)
     return errors.FINISHED if repeated else errors.FAILED
 
 

@@ -1,6 +1,7 @@
 """Cached and stored forward passes give what ordinary passes over the same observations give: outputs, and the gradient."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,17 +18,29 @@ POLE = Spaces((4,), image=False, actions=2)
 # Pixels side by side can be taken together by the second layer alone, by the first alone, by none.
 SECOND, FIRST, NONE = (Spaces(shape, image=True, actions=6) for shape in ((4, 84, 86), (3, 84, 88), (3, 84, 90)))
 NETWORKS = [(name, spaces) for name in ("gala", "nature") for spaces in (PONG, SECOND, FIRST, NONE)] + [("mlp", POLE)]
+BITS, FLOATS = (
+    Spaces((4, 10, 12), image=True, actions=6, scale=1.0),
+    Spaces((3, 40, 44), image=True, actions=6, dtype="float32"),
+)
+CHOICES = Spaces((4,), image=False, actions=None, action_shape=(2,), choices=(3, 2))
+NETWORKS += [("small", BITS), ("gala", replace(FLOATS, scale=1.0)), ("mlp", CHOICES)]
 
 
 def some_observations(spaces: Spaces) -> list[torch.Tensor]:
+    if spaces.dtype == "float32" and spaces.image:
+        return [torch.rand(N, *spaces.observation_shape) for _ in range(T + 1)]
     if spaces.image:
-        images = [torch.randint(0, 256, (N, *spaces.observation_shape), dtype=torch.uint8) for _ in range(T + 1)]
+        images = [
+            torch.randint(0, round(1 / spaces.scale) + 1, (N, *spaces.observation_shape), dtype=torch.uint8)
+            for _ in range(T + 1)
+        ]
         return [images[0], images[1].contiguous(memory_format=torch.channels_last), *images[2:]]  # either layout comes
     return [torch.randn(N, *spaces.observation_shape) for _ in range(T + 1)]
 
 
 def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
-    return policy.log_prob(torch.zeros(values.shape, dtype=torch.long)).sum() + values.pow(2).sum()
+    shape = policy.logits.shape[:-1]  # [T, N], or [T, N, k] of several choices
+    return policy.log_prob(torch.zeros(shape, dtype=torch.long)).sum() + values.pow(2).sum()
 
 
 @pytest.mark.parametrize(("name", "spaces"), NETWORKS)

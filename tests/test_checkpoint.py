@@ -391,6 +391,16 @@ def test_another_network_is_refused(tmp_path):
         resume.resumable(tmp_path, "gala")
 
 
+def test_a_network_of_another_size_is_refused(tmp_path):
+    """The environment has other actions than when the run was started."""
+    learner = new_learner()
+    save_agents(tmp_path, learner)
+    saved = len(learner.flat)
+    assert resume.resumable(tmp_path, "mlp", saved).number == 1
+    with pytest.raises(SettingError, match=rf"--resume --run-dir .*{saved + 1:,} parameters.*have {saved:,}; .*expected"):
+        resume.resumable(tmp_path, "mlp", saved + 1)
+
+
 def test_a_run_without_a_whole_checkpoint_begins_anew(tmp_path):
     """It was killed before all ranks had saved."""
     begin_run(tmp_path, 2)

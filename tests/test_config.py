@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gala_mpi.config import A2CSettings, Config, check
+from gala_mpi.config import A2CSettings, AtariSettings, Config, check
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job.prepare import read as parse
@@ -26,7 +26,11 @@ OUT_OF_BOUNDS = [
     ("--max-lag", "max_lag", [-1]),
     ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
-    ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
+    ("--action-std", "action_std", [0.0, -1.0, math.inf, math.nan]),
+    ("--atari.sticky", "sticky", [-0.1, 1.1, math.nan]),
+    ("--atari.frame-skip", "frame_skip", [0, -1]),
+    ("--atari.no-ops", "no_ops", [-1]),
+    ("--atari.frame-limit", "frame_limit", [0, -1]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
     ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
@@ -52,7 +56,11 @@ IN_BOUNDS = {
     "max_lag": [None, 0, 7],
     "sync_updates": [None],
     "lr": [None, 1e-9, 1.0, 1e6],
-    "sticky": [0.0, 0.25, 1.0],
+    "action_std": [1e-3, 2.0],
+    "sticky": [None, 0.0, 0.25, 1.0],
+    "frame_skip": [None, 1, 8],
+    "no_ops": [None, 0, 100],
+    "frame_limit": [None, 1, 10**6],
     "checkpoint_minutes": [0.01],
     "checkpoint_updates": [None],
     "keep_checkpoints": [1],
@@ -69,17 +77,24 @@ IN_BOUNDS = {
     "rms_alpha": [0.0, 0.999],
     "rms_eps": [1e-8],
 }
-A2C_FIELDS = {field.name for field in dataclasses.fields(A2CSettings)}
-CONFIG_FIELDS = {field.name for field in dataclasses.fields(Config)} - {"a2c"}
+GROUPS = {"a2c": A2CSettings, "atari": AtariSettings}
+FIELDS = {group: {field.name for field in dataclasses.fields(kind)} for group, kind in GROUPS.items()}
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(Config)} - set(GROUPS)
+
+
+def group_of(name: str) -> str | None:
+    """The group that a setting belongs to; None: it has none."""
+    return next((group for group, names in FIELDS.items() if name in names), None)
 
 
 def config_with(name: str, value) -> Config:
-    return Config(a2c=A2CSettings(**{name: value})) if name in A2C_FIELDS else Config(**{name: value})
+    group = group_of(name)
+    return Config(**{group: GROUPS[group](**{name: value})}) if group else Config(**{name: value})
 
 
 def numbers() -> set[str]:
     """The fields that hold numbers."""
-    fields = [*dataclasses.fields(Config), *dataclasses.fields(A2CSettings)]
+    fields = [field for kind in (Config, *GROUPS.values()) for field in dataclasses.fields(kind)]
     return {field.name for field in fields if "int" in field.type or "float" in field.type}
 
 
@@ -134,7 +149,8 @@ def test_which_agents_move_in_step():
 @pytest.mark.parametrize("flag, name, values", OUT_OF_BOUNDS)
 def test_the_flag_that_a_complaint_names_is_a_flag(flag, name, values):
     parsed = parse([flag, str(IN_BOUNDS[name][-1])])
-    assert getattr(parsed.a2c if name in A2C_FIELDS else parsed, name) == IN_BOUNDS[name][-1]
+    group = group_of(name)
+    assert getattr(getattr(parsed, group) if group else parsed, name) == IN_BOUNDS[name][-1]
 
 
 CHANGED = Config(
@@ -150,6 +166,9 @@ CHANGED = Config(
     resume=True,
     wall_minutes=1.5,
     a2c=A2CSettings(gae_lambda=0.95, clip_rewards=False),
+    atari=AtariSettings(sticky=0.25, fire=False),
+    env_kwargs=("gravity=-3.5", "name=a b"),
+    wrappers=("FrameStackObservation:4",),
 )
 
 
@@ -160,7 +179,8 @@ def test_json_and_back(config):
 
 def test_json_is_json_of_every_field():
     values = json.loads(CHANGED.to_json())
-    assert set(values) == CONFIG_FIELDS | {"a2c"} and set(values["a2c"]) == A2C_FIELDS
+    assert set(values) == CONFIG_FIELDS | set(GROUPS)
+    assert {group: set(values[group]) for group in GROUPS} == FIELDS
     assert values["run_dir"] == "runs/é" and values["a2c"]["gae_lambda"] == 0.95
 
 
@@ -211,7 +231,11 @@ FLAGS = [
     ("--network", "nature", {"network": "nature"}),
     ("--precision", "fp32", {"precision": "fp32"}),
     ("--device", "cuda", {"device": "cuda"}),
-    ("--sticky", "0.25", {"sticky": 0.25}),
+    ("--atari.sticky", "0.25", {"atari": AtariSettings(sticky=0.25)}),
+    ("--sticky", "0.25", {"atari": AtariSettings(sticky=0.25)}),
+    ("--sticky=0.25", "--atari.full-actions=True", {"atari": AtariSettings(sticky=0.25, full_actions=True)}),
+    ("--env-kwargs", "size=(8, 8)", {"env_kwargs": ("size=(8, 8)",)}),
+    ("--wrappers", "FrameStackObservation:4", {"wrappers": ("FrameStackObservation:4",)}),
     ("--run-dir", "somewhere", {"run_dir": Path("somewhere")}),
     ("--checkpoint-minutes", "1.5", {"checkpoint_minutes": 1.5}),
     ("--exact-resume", "--checkpoint-updates=7", {"exact_resume": True, "checkpoint_updates": 7}),
@@ -246,7 +270,10 @@ def documented(kind: type) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind, prefix, fields", [(Config, "--", CONFIG_FIELDS), (A2CSettings, "--a2c.", A2C_FIELDS)])
+@pytest.mark.parametrize(
+    "kind, prefix, fields",
+    [(Config, "--", CONFIG_FIELDS), *((kind, f"--{group}.", FIELDS[group]) for group, kind in GROUPS.items())],
+)
 def test_help_lists_every_field_with_its_sentence(kind, prefix, fields, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit) as end:
@@ -306,6 +333,22 @@ def test_a_resumed_run_keeps_the_text_of_its_graph(tmp_path):
 def test_settings_of_old_runs_are_read(packed, graph):
     values = json.loads(Config().to_json()) | {"topology": packed}
     assert Config.from_json(json.dumps(values)) == Config(topology=graph)
+
+
+def test_runs_from_before_spaces_were_scaled_are_raw():
+    values = json.loads(Config().to_json())
+    assert Config.from_json(json.dumps(values)).spaces == "scaled"
+    del values["spaces"], values["action_std"]
+    assert Config.from_json(json.dumps(values)) == Config(spaces="raw")
+
+
+@pytest.mark.parametrize("sticky, now", [(0.0, None), (0.25, 0.25)])
+def test_settings_of_runs_from_before_the_protocol_was_a_setting(sticky, now):
+    """Their environments are games without more, which mean 0 without --sticky then and now."""
+    values = json.loads(Config().to_json())
+    del values["atari"]
+    assert Config.from_json(json.dumps(values | {"sticky": sticky})) == Config(atari=AtariSettings(sticky=now))
+    assert Config.from_json(json.dumps(values)) == Config()
 
 
 def test_resume_needs_a_run(tmp_path):

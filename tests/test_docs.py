@@ -115,7 +115,7 @@ def test_files_that_the_pages_name_exist():
         text = prose(page) if page in ELSEWHERE else page.read_text()  # whose changes add files
         for name in re.findall(r"(?<![\w/.-])[\w./-]+\.(?:py|sh|pml|toml|yml)\b", text):
             name = name.removeprefix("../")
-            if name != "my_figure.py" and not any(path.endswith(f"/{name}") for path in there):
+            if name not in ("my_figure.py", "my_poles.py") and not any(path.endswith(f"/{name}") for path in there):
                 missing.append(f"{name_of(page)}: {name}")
     assert missing == []
 
@@ -363,6 +363,7 @@ class Laboratory:
         (folder / "analysis").symlink_to(ROOT / "analysis")
         (folder / "my_graph.txt").write_text(graph())
         (folder / "my_figure.py").write_text(figure())
+        (folder / "my_poles.py").write_text(poles())
         if words[0] == "mpirun":
             result = mpirun(int(words[2]), *words[4:], cwd=folder, timeout=300)
         else:
@@ -376,6 +377,12 @@ class Laboratory:
     def _start(self, words: list[str], folder: Path) -> subprocess.CompletedProcess:
         env = launch.environment() | {"COLUMNS": "200", "MPLBACKEND": "Agg"}
         return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def poles() -> str:
+    """The example of a module of one's own in docs/environments.md."""
+    (example,) = (block for block in blocks(ROOT / "docs" / "environments.md", "text") if "gymnasium.register(" in block)
+    return example
 
 
 def graph() -> str:

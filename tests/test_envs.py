@@ -1,7 +1,11 @@
 """Environments: Atari frame by frame against gymnasium's own wrappers, other games against single environments."""
 
+import dataclasses
 import functools
+import importlib
 import math
+import subprocess
+import sys
 
 import ale_py
 import gymnasium
@@ -9,17 +13,21 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeAwareObservation
 
-from gala_mpi.envs import base, registry
-from gala_mpi.envs.atari import FRAMES_PER_STEP, NO_OPS, AtariEnvironments
+from gala_mpi.envs import base, film, options, registry
+from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Step
 from gala_mpi.envs.gym import GymEnvironments
+from gala_mpi.envs.settings import PAPER, AtariSettings
 from gala_mpi.errors import SettingError
 from gala_mpi.networks.policy import Network
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+FRAMES_PER_STEP, NO_OPS = 4, 30
+STICKY = AtariSettings(sticky=0.25)
 
 
 # Names
@@ -40,17 +48,19 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ],
 )
 def test_names_of_games(env, expected):
-    assert registry.resolve(env) == expected
+    assert registry.resolve(env)[:2] == expected
 
 
 def test_every_atari_id_of_gymnasium_is_its_game():
     ids = {name: spec.kwargs["game"] for name, spec in gymnasium.registry.items() if "game" in spec.kwargs}
     assert len(ids) > 300
-    assert {name: registry.resolve(name) for name in ids} == {name: ("atari", game) for name, game in ids.items()}
+    assert {name: registry.resolve(name)[:2] for name in ids} == {name: ("atari", game) for name, game in ids.items()}
 
 
 def test_every_game_is_its_own_name():
-    assert [registry.resolve(game) for game in registry.atari_games()] == [("atari", game) for game in registry.atari_games()]
+    games = registry.atari_games()
+    assert [registry.resolve(game)[:2] for game in games] == [("atari", game) for game in games]
+    assert {registry.resolve(game)[2:] for game in games} == {(PAPER, game, "") for game in games} and len(games) > 100
 
 
 @pytest.mark.parametrize(
@@ -78,18 +88,107 @@ def test_a_game_like_no_other_is_refused_with_examples():
         registry.resolve("qqqqqqqq")
 
 
+@pytest.fixture
+def registered():
+    """gymnasium's registry, which is again as it was after the test."""
+    before = dict(gymnasium.registry)
+    yield gymnasium.registry
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch, registered):
+    """Write a module into the working directory, which no path of Python's names; return the name it can be imported by."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return name
+
+    return write
+
+
+POLE = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+gymnasium.register("{id}", CartPoleEnv, max_episode_steps=7)
+"""
+
+
+def test_a_module_of_the_users_own_registers_its_environment(module):
+    env = f"{module('poles_of_mine', POLE.format(id='Mine-v0'))}:Mine-v0"
+    assert registry.resolve(env)[:2] == ("gymnasium", env)
+    environments = registry.make(env, 2)
+    environments.reset(np.array([1, 2]))
+    steps = [environments.step(np.array([step % 2, step % 2])) for step in range(7)]
+    assert steps[-1].truncated.all()  # after 7 steps: it is that one
+
+
+@pytest.mark.parametrize(
+    "name, text, env, words",
+    [
+        ("", "", "no_such_module:Mine-v0", "there is no module no_such_module"),
+        (
+            "broken_module",
+            "import nothing_like_it",
+            "broken_module:Mine-v0",
+            "ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
+        ("exiting", "import sys; sys.exit(3)", "exiting:Mine-v0", "importing exiting fails (SystemExit: 3)"),
+        ("other_pole", POLE.format(id="Mine-v1"), "other_pole:Mine-v2", "registers no Mine-v2"),
+    ],
+)
+def test_a_module_that_registers_nothing_is_refused_in_a_line(module, name, text, env, words):
+    if name:
+        module(name, text)
+    with pytest.raises(SettingError) as error:
+        registry.resolve(env)
+    assert str(error.value).startswith(f"--env {env}: ") and words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("id", ["Pacman-v0", "Pong-v0", "ALE/Pong-v5", "pong"])
+def test_an_id_that_the_user_has_registered_is_the_users(registered, id):
+    gymnasium.register(id, "gymnasium.envs.classic_control:CartPoleEnv")
+    assert registry.resolve(id)[:2] == ("gymnasium", id)
+    assert registry.make(id, 1).spaces.observation_shape == (4,)
+
+
+def test_what_was_registered_before_ale_py_came_stays():
+    program = """
+import gymnasium
+gymnasium.register("Pong-v0", "gymnasium.envs.classic_control:CartPoleEnv")
+from gala_mpi.envs import registry
+print(registry.resolve("Pong-v0").kind, registry.resolve("Pong-v4").kind)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["gymnasium", "atari"]
+
+
+def test_an_environment_that_does_not_start_is_one_line(registered):
+    def exits(**options):
+        sys.exit(3)
+
+    gymnasium.register("Exits-v0", exits)
+    with pytest.raises(SettingError, match="--env Exits-v0: the game does not start"):
+        registry.try_out("Exits-v0")
+
+
 # Atari against gymnasium's wrappers
 
 
 class Opening(gymnasium.Wrapper):
     """After a reset, plays FIRE (where there is one) and no-ops until the emulator has shown `frames` frames."""
 
-    frames = 0
+    frames, fires = 0, True
 
     def reset(self, **options):
         result = self.env.reset(**options)
         meanings = self.unwrapped.get_action_meanings()
-        if "FIRE" in meanings:
+        if self.fires and "FIRE" in meanings:
             self.env.step(meanings.index("FIRE"))
         while self.unwrapped.ale.getEpisodeFrameNumber() < self.frames:
             self.env.step(0)
@@ -176,7 +275,7 @@ def test_openings_are_from_1_to_30_frames_long():
 
 def test_a_game_that_is_cut_off_shows_where_it_stood():
     """ale-py cuts a game after 108,000 frames; here after 80, so that the test need not wait."""
-    environments, reference = AtariEnvironments("pong", 1, max_num_frames_per_episode=80), Reference("pong", 80)
+    environments, reference = AtariEnvironments("pong", 1, settings=AtariSettings(frame_limit=80)), Reference("pong", 80)
     environments.reset(np.array([5]))
     reference.reset(frames_shown(environments))
     cuts = 0
@@ -197,7 +296,7 @@ def test_a_game_that_is_cut_off_shows_where_it_stood():
 
 def lost_and_cut(limit: int) -> tuple[list[bool], list[bool]]:
     """Terminations and truncations of 30 steps of Breakout that is cut after `limit` frames."""
-    environments = AtariEnvironments("breakout", 1, max_num_frames_per_episode=limit)
+    environments = AtariEnvironments("breakout", 1, settings=AtariSettings(frame_limit=limit))
     environments.reset(np.array([5]))
     rng = np.random.default_rng(0)
     steps = [environments.step(rng.integers(4, size=1)) for _ in range(30)]
@@ -234,19 +333,19 @@ def test_the_same_seeds_give_the_same_games_and_other_seeds_others():
 
 
 def test_sticky_actions_change_the_game():
-    plain, sticky = (play(AtariEnvironments("breakout", 1, sticky=sticky), [7]) for sticky in (0.0, 0.25))
+    plain, sticky = (play(AtariEnvironments("breakout", 1, settings=settings), [7]) for settings in (PAPER, STICKY))
     assert np.array_equal(plain[0], play(AtariEnvironments("breakout", 1), [7], 1)[0])
     assert not np.array_equal(plain, sticky)
 
 
 def test_sticky_actions_are_drawn_from_the_seed():
-    shown = play(AtariEnvironments("breakout", 2, sticky=0.25), [7, 7])
+    shown = play(AtariEnvironments("breakout", 2, settings=STICKY), [7, 7])
     assert np.array_equal(shown[:, 0], shown[:, 1])
 
 
 def test_make_hands_its_settings_on():
-    environments = registry.make("breakout", 2, sticky=0.25)
-    assert np.array_equal(play(environments, [7, 8]), play(AtariEnvironments("breakout", 2, 1, 0.25), [7, 8]))
+    environments = registry.make("breakout", 2, atari=STICKY)
+    assert np.array_equal(play(environments, [7, 8]), play(AtariEnvironments("breakout", 2, 1, STICKY), [7, 8]))
     assert isinstance(registry.make("CartPole-v1", 1), GymEnvironments)
 
 
@@ -256,6 +355,138 @@ def test_atari_spaces():
     observations = environments.reset(np.array([0, 1]))
     assert observations.shape == (2, 4, 84, 84) and observations.dtype == np.uint8
     environments.close()
+
+
+# The protocols that ids of Atari games stand for
+
+
+def says(**otherwise) -> AtariSettings:
+    return dataclasses.replace(PAPER, **otherwise)
+
+
+@pytest.mark.parametrize(
+    "env, protocol, stored, differs",
+    [
+        ("pong", PAPER, "pong", ""),
+        ("ALE/Pong-v5", says(sticky=0.25), "ALE/Pong-v5", ""),
+        ("PongNoFrameskip-v4", PAPER, "pong", ""),
+        ("PongNoFrameskip-v0", says(sticky=0.25), "ALE/Pong-v5", ""),
+        ("PongDeterministic-v4", PAPER, "pong", ""),
+        ("PongDeterministic-v0", says(sticky=0.25), "ALE/Pong-v5", ""),
+        ("Pong-v4", PAPER, "pong", "--env Pong-v4: by gymnasium's registry each action lasts 2 to 4 frames, at random; here 4"),
+        ("Pong-v0", says(sticky=0.25), "ALE/Pong-v5", "--env Pong-v0: by gymnasium's registry each action lasts 2 to 4 "),
+        ("ALE/MsPacman-v5", says(sticky=0.25), "ALE/MsPacman-v5", ""),
+    ],
+)
+def test_what_an_id_stands_for(env, protocol, stored, differs):
+    found = registry.resolve(env)
+    assert (found.says, found.stored) == (protocol, stored)
+    assert found.differs.startswith(differs) and bool(found.differs) == bool(differs)
+    again = registry.resolve(found.stored)
+    assert (again.name, again.says, again.stored, again.differs) == (found.name, protocol, stored, "")
+
+
+def test_every_id_of_ale_py_means_what_its_registry_says():
+    for name, spec in gymnasium.registry.items():
+        if spec.entry_point == "ale_py.env:AtariEnv":
+            found, kwargs = registry.resolve(name), spec.kwargs
+            assert found.says == says(sticky=kwargs["repeat_action_probability"]), name
+            assert kwargs["max_num_frames_per_episode"] == PAPER.frame_limit and not kwargs["full_action_space"]
+            assert bool(found.differs) == isinstance(kwargs["frameskip"], tuple), name
+
+
+def test_a_game_that_the_user_has_registered_otherwise_is_played_so(registered):
+    options = {"game": "pong", "repeat_action_probability": 0.1, "frameskip": 8, "full_action_space": True}
+    gymnasium.register("MyPong-v0", "ale_py.env:AtariEnv", kwargs=options | {"max_num_frames_per_episode": 999})
+    found = registry.resolve("MyPong-v0")
+    assert found[:2] == ("atari", "pong") and found.stored == "MyPong-v0"
+    assert found.says == says(sticky=0.1, frame_skip=8, full_actions=True, frame_limit=999)
+    gymnasium.register("RamPong-v0", "ale_py.env:AtariEnv", kwargs={"game": "pong", "obs_type": "ram"})
+    assert registry.resolve("RamPong-v0").kind == "gymnasium"  # as it comes
+
+
+def seeds_of_gymnasium(count: int) -> list[tuple[int, int]]:
+    """Seeds of gymnasium's Atari environment, each with the one that it gives the emulator (`AtariEnv.seed_game`).
+
+    Only those that the vector environment takes: it has 31 bits, and gymnasium 32.
+    """
+    pairs = ((seed, int(np.random.SeedSequence(seed).generate_state(2)[1])) for seed in range(100))
+    return [pair for pair in pairs if pair[1] < 2**31][:count]
+
+
+class Twin:
+    """gymnasium's own environment of an id in gymnasium's own wrappers, from a seed on: its emulator is never made anew.
+
+    Args:
+        size: [height, width] of the screen; None: that of the console, so that nothing is scaled.
+    """
+
+    def __init__(self, id: str, seed: int, frame_skip: int, size: tuple[int, int] = (210, 160), **options):
+        # AtariPreprocessing skips the frames itself, and wants an environment that skips none.
+        self.opening = Opening(gymnasium.make(id, frameskip=1, **options))
+        shown = AtariPreprocessing(self.opening, noop_max=0, frame_skip=frame_skip, screen_size=size[::-1])
+        self.env = FrameStackObservation(shown, 4, padding_type="zero")
+        self.seed: int | None = seed
+
+    def reset(self, frames: int) -> np.ndarray:
+        """The first observation of an episode that begins with so many frames, FIRE in the first; 0: with none."""
+        self.opening.frames = frames
+        observation, _ = self.env.reset(seed=self.seed)
+        self.seed = None
+        return observation
+
+    def step(self, action: int):
+        return self.env.step(action)
+
+
+GYMNASIUMS_OWN = [
+    ("ALE/Pong-v5", "ALE/Pong-v5", {}, {}, 3000),
+    pytest.param("PongNoFrameskip-v4", "PongNoFrameskip-v4", {}, {}, 3000, marks=pytest.mark.long),
+    # ale-py registers no PongDeterministic-v4 any more: it was PongNoFrameskip-v4 with a frame skip of 4.
+    pytest.param("PongDeterministic-v4", "PongNoFrameskip-v4", {}, {}, 3000, marks=pytest.mark.long),
+    ("ALE/Breakout-v5", "ALE/Breakout-v5", {}, {}, 600),
+    ("ALE/Breakout-v5", "ALE/Breakout-v5", {"life_loss": False}, {}, 300),
+    ("ALE/Breakout-v5", "ALE/Breakout-v5", {"fire": False, "no_ops": 0}, {}, 300),
+    ("ALE/Pong-v5", "ALE/Pong-v5", {"sticky": 0.5, "frame_skip": 2}, {"repeat_action_probability": 0.5}, 300),
+    ("ALE/Pong-v5", "ALE/Pong-v5", {"full_actions": True}, {"full_action_space": True}, 300),
+]
+
+
+@pytest.mark.parametrize("env, id, given, options, steps", GYMNASIUMS_OWN)
+def test_the_frames_of_an_id_are_gymnasiums_own(env, id, given, options, steps):
+    """Every pixel, reward and end over random actions from the same seed of the emulator, which the sticky actions are drawn
+    from; the screen is not scaled. Only the number of no-ops at the start is drawn otherwise, and taken from here."""
+    ((seed, of_the_emulator),) = seeds_of_gymnasium(1)
+    found = registry.resolve(env)
+    settings = AtariSettings(**given).over(found.says)
+    environments = AtariEnvironments(found.name, 1, settings=settings, img_height=210, img_width=160)
+    twin = Twin(id, seed, environments.frame_skip, **options)
+    assert environments.spaces.actions == twin.env.action_space.n
+    first = environments.reset(np.array([of_the_emulator]))
+    twin.opening.fires = bool(settings.fire)
+    assert np.array_equal(first[0], twin.reset(frames_shown(environments)))
+    rng, lives, episodes = np.random.default_rng(0), twin.env.unwrapped.ale.lives(), 0
+    for _ in range(steps):
+        action = rng.integers(environments.spaces.actions)
+        step = environments.step(np.array([action]))
+        expected, reward, over, cut, _ = twin.step(action)
+        lost = over or (settings.life_loss and twin.env.unwrapped.ale.lives() < lives)
+        assert step.rewards[0] == reward and step.terminated[0] == lost and not (step.truncated[0] or cut)
+        assert len(step.episodes) == over
+        if over:
+            expected = twin.reset(frames_shown(environments))
+            episodes += 1
+        assert np.array_equal(step.observations[0], expected)
+        lives = twin.env.unwrapped.ale.lives()
+    assert episodes >= steps // 1500
+    environments.close()
+
+
+def test_actions_that_stick_are_drawn_from_the_emulators_seed_alone():
+    """The comparison above would see it: from another seed the same actions play another game."""
+    protocol = AtariSettings(no_ops=0, fire=False)
+    shown = [play(registry.make("ALE/Pong-v5", 1, atari=protocol), [seed]) for _, seed in seeds_of_gymnasium(2)]
+    assert not np.array_equal(*shown)
 
 
 # Other games against a single gymnasium environment
@@ -287,8 +518,12 @@ class Single:
         return float(reward), terminated, truncated, last, episodes
 
 
-def compare(name: str, seeds: list[int], choose, steps: int) -> list[Step]:
-    """Play `name` with `choose(observation, t, environment)` and check every step against single environments."""
+def compare(name: str, seeds: list[int], choose, steps: int, taken=lambda action: action) -> list[Step]:
+    """Play `name` with `choose(observation, t, environment)` and check every step against single environments.
+
+    Args:
+        taken: what a single environment gets for an action.
+    """
     environments, singles = GymEnvironments(name, len(seeds)), [Single(name, seed) for seed in seeds]
     observations = environments.reset(np.array(seeds))
     played = []
@@ -296,7 +531,7 @@ def compare(name: str, seeds: list[int], choose, steps: int) -> list[Step]:
         actions = np.stack([choose(observation, t, i) for i, observation in enumerate(observations)])
         step = environments.step(actions)
         for i, single in enumerate(singles):
-            reward, terminated, truncated, last, episodes = single.step(actions[i])
+            reward, terminated, truncated, last, episodes = single.step(taken(actions[i]))
             assert step.rewards[i] == np.float32(reward)
             assert (step.terminated[i], step.truncated[i]) == (terminated, truncated)
             assert np.array_equal(step.observations[i], single.observation)
@@ -329,7 +564,9 @@ def test_cartpole_that_is_balanced_is_cut_off_after_500_steps():
 
 def test_pendulum_is_cut_off_after_200_steps():
     rng = np.random.default_rng(0)
-    steps = compare("Pendulum-v1", [1, 2], lambda observation, t, i: rng.normal(size=1).astype(np.float32), 410)
+    steps = compare(
+        "Pendulum-v1", [1, 2], lambda observation, t, i: rng.normal(size=1).astype(np.float32), 410, lambda action: 2 * action
+    )
     assert [t for t, step in enumerate(steps) if step.truncated.all()] == [199, 399]
     assert steps[0].rewards.dtype == np.float32 and steps[0].observations.dtype == np.float32
 
@@ -405,12 +642,12 @@ def test_bytes_that_are_no_image_become_numbers():
     environments = GymEnvironments(toy("Memory", pixels(8), CHOICE), 1)
     observations = environments.reset(np.array([1]))
     assert not environments.spaces.image and observations.dtype == np.float32
-    assert np.array_equal(observations[0], np.arange(8) * 7)
+    np.testing.assert_allclose(observations[0], np.arange(8) * 7 / 255, rtol=1e-6)
 
 
-@pytest.mark.parametrize("observation", [spaces.Box(-np.inf, np.inf, (5, 6), np.float32), pixels(5, 6), pixels()])
+@pytest.mark.parametrize("observation", [spaces.Box(-np.inf, np.inf, shape, np.float32) for shape in ((5, 6), ())])
 def test_what_is_no_image_is_flattened(observation):
-    """A table of numbers, a grey picture, a single number: a network takes them, and what was cut off too."""
+    """A table of numbers, a single number: a network takes them, and what was cut off too."""
     environments = GymEnvironments(
         toy(f"Flat{observation.dtype}{len(observation.shape)}", observation, CHOICE, (False, True)), 2
     )
@@ -428,7 +665,8 @@ def test_what_is_no_image_is_flattened(observation):
 def test_actions_of_a_box_are_clipped_to_its_bounds():
     environments = GymEnvironments(toy("Box", NUMBERS, BOX), 2)
     environments.reset(np.array([1, 2]))
-    assert environments.spaces == base.Spaces((4,), False, None, (2,), (-1.0, 0.0), (1.0, 3.0))
+    bounds = {"action_scale": (1.0, 1.5), "action_offset": (0.0, 1.5)}
+    assert environments.spaces == base.Spaces((4,), False, None, (2,), (-1.0, 0.0), (1.0, 3.0), **bounds)
     assert environments.step(np.float32([[-5, -5], [0.5, 9]])).rewards.tolist() == [-1, 3.5]
 
 
@@ -446,22 +684,113 @@ def test_a_game_both_lost_and_cut_off_counts_as_lost():
     assert [(e.score, e.length) for e in last.episodes] == [(3.0, 3)]
 
 
+# Keywords and wrappers
+
+
 @pytest.mark.parametrize(
-    "name, observation, action, complaint",
+    "words, expected",
     [
-        ("Pair", spaces.Tuple([NUMBERS, NUMBERS]), CHOICE, "observations are Tuple"),
-        ("Many", NUMBERS, spaces.MultiDiscrete([2, 2]), "actions are MultiDiscrete"),
+        ((), {}),
+        (("gravity=-3.5", "size=(8, 8)", "on=True", "none=None"), {"gravity": -3.5, "size": (8, 8), "on": True, "none": None}),
+        (
+            ("map_name=8x8", "path=./a=b.xml", "text=", "word='1'"),
+            {"map_name": "8x8", "path": "./a=b.xml", "text": "", "word": "1"},
+        ),
     ],
 )
-def test_spaces_that_no_network_takes_are_refused(name, observation, action, complaint):
-    with pytest.raises(SettingError, match=complaint):
-        GymEnvironments(toy(name, observation, action), 1)
+def test_keywords_of_an_environment(words, expected):
+    assert options.keywords(words) == expected
 
 
-@pytest.mark.parametrize("env, sticky", [("pong", 0.0), ("breakout", 0.25), ("CartPole-v1", 0.0)])
-def test_a_reset_forgets_what_was_played_before(env, sticky):
+@pytest.mark.parametrize("words", [("gravity",), ("=3",), ("a b=3",), ("a=1", "a=2")])
+def test_words_that_are_no_keywords_are_refused(words):
+    with pytest.raises(SettingError, match=rf"^--env-kwargs {words[-1]}: KEY=VALUE is expected, each key once$"):
+        options.keywords(words)
+
+
+def test_keywords_reach_the_environment():
+    environments = registry.make("MountainCar-v0", 1, kwargs=("goal_velocity=0.05", "max_episode_steps=3"))
+    assert environments.envs[0].unwrapped.goal_velocity == 0.05
+    environments.reset(np.array([1]))
+    assert [bool(environments.step(np.array([1])).truncated[0]) for _ in range(3)] == [False, False, True]
+
+
+def test_a_keyword_that_the_environment_does_not_take_is_refused():
+    with pytest.raises(SettingError) as error:
+        registry.try_out("CartPole-v1", kwargs=("gravity=3",))
+    words = "CartPole-v1 takes no gravity; one of these is expected: max_episode_steps, sutton_barto_reward"
+    assert str(error.value) == f"--env-kwargs gravity=3: {words}"
+
+
+def test_a_keyword_that_is_handed_on_and_refused_is_one_line(registered):
+    def pole(**more):
+        return CartPoleEnv(**more)
+
+    gymnasium.register("Handing-v0", pole)
+    registry.try_out("Handing-v0", kwargs=("sutton_barto_reward=True",))
+    with pytest.raises(
+        SettingError, match=r"--env Handing-v0: the game does not start .*unexpected keyword argument 'gravity'"
+    ):
+        registry.try_out("Handing-v0", kwargs=("gravity=3",))
+
+
+WRAPPED = """
+import gymnasium
+def shaped(env, by, plus=0):
+    return gymnasium.wrappers.TransformReward(env, lambda reward: by * reward + plus)
+def nothing(env):
+    return 3
+class Drawn(gymnasium.Wrapper):
+    def render(self):
+        return [[[1, 2, 3]]]
+"""
+
+
+def test_wrappers_are_those_of_gymnasium_and_ones_own_in_their_order(module):
+    name = module("wrappers_of_mine", WRAPPED)
+    words = ("FrameStackObservation:3,padding_type=zero", "TimeAwareObservation", f"{name}:shaped:0.5,plus=1")
+    kwargs = ("max_episode_steps=6",)
+    environments = registry.make("CartPole-v1", 1, kwargs=kwargs, wrappers=words)
+    single = FrameStackObservation(gymnasium.make("CartPole-v1", max_episode_steps=6), 3, padding_type="zero")
+    single = TimeAwareObservation(single)
+    assert environments.spaces.observation_shape == single.observation_space.shape == (13,)
+    first, _ = single.reset(seed=4)
+    assert np.array_equal(environments.reset(np.array([4]))[0], first.astype(np.float32))
+    for number in range(6):
+        step, (expected, reward, *_) = environments.step(np.array([number % 2])), single.step(number % 2)
+        seen = step.final_observations if number == 5 else step.observations
+        assert np.array_equal(seen[0], expected.astype(np.float32)) and step.rewards[0] == 0.5 * reward + 1
+    filmed = film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(*words, f"{name}:Drawn"))
+    assert filmed.spaces == environments.spaces and filmed.screen() == [[[1, 2, 3]]]
+    filmed.close()
+
+
+@pytest.mark.parametrize(
+    "word, words",
+    [
+        ("FrameStack:4", "a class of gymnasium.wrappers or MODULE:FUNCTION is expected (did you mean FrameStackObservation"),
+        ("nothing_like_it", "a class of gymnasium.wrappers or MODULE:FUNCTION is expected"),
+        ("FrameStackObservation:0", "it cannot wrap <TimeLimit"),
+        ("FrameStackObservation", "it cannot wrap <TimeLimit"),
+        ("FrameStackObservation:2)+f(3", "arguments that are Python's literals are expected, not 2)+f(3"),
+        ("FrameStackObservation:open('x')", "arguments that are Python's literals are expected, not open('x')"),
+        ("FrameStackObservation:**{}", "arguments that are Python's literals are expected, not **{}"),
+        ("wrappers_of_mine:missing", "wrappers_of_mine has no missing"),
+        ("wrappers_of_mine:nothing", "it returns int; an environment is expected"),
+        ("no_such_module:wrap", "there is no module no_such_module"),
+    ],
+)
+def test_a_wrapper_that_is_none_is_refused_in_a_line(module, word, words):
+    module("wrappers_of_mine", WRAPPED)
+    with pytest.raises(SettingError) as error:
+        registry.try_out("CartPole-v1", wrappers=(word,))
+    assert str(error.value).startswith(f"--wrappers {word}: {words}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("env", ["pong", "ALE/Breakout-v5", "CartPole-v1"])
+def test_a_reset_forgets_what_was_played_before(env):
     """Used or new, environments play the same games from the same seeds: an exact resume counts on it."""
-    used, new = (registry.make(env, 3, sticky=sticky) for _ in range(2))
+    used, new = (registry.make(env, 3) for _ in range(2))
     dice = np.random.default_rng(0)
     used.reset(np.arange(3))
     for _ in range(150):

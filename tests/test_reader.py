@@ -208,6 +208,18 @@ def test_a_graph_in_the_settings_of_old_and_new_runs(tmp_path, stored):
     assert run.settings()["topology"] == "ring" and run.settings()["method"] == "GALA ring"
 
 
+def test_sticky_actions_of_old_and_new_runs_are_one_setting(tmp_path):
+    for name, old, new in (("a", 0.0, None), ("b", 0.25, 0.25)):
+        run = open_run(begin(tmp_path / name))
+        assert run.settings()["atari.sticky"] is None
+        run.config["atari"] = {**run.config["atari"], "sticky": new}
+        was = {name: value for name, value in run.config.items() if name != "atari"} | {"sticky": old}
+        expected = run.settings()["atari.sticky"]
+        run.config.clear()
+        run.config.update(was)
+        assert run.settings()["atari.sticky"] == expected == new and "sticky" not in run.settings()
+
+
 @pytest.mark.parametrize(
     "old, new",
     [

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import tarfile
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces as gym
 
 from gala_mpi import pulse
 from gala_mpi.bench import __main__ as bench
@@ -14,12 +19,55 @@ from gala_mpi.errors import REFUSED, SettingError
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
 
-doctor.watchdog.stop()  # which starts with its import, and would end this process after two minutes
-
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
+
+
+class Shows(gymnasium.Env):
+    """Returns nothing but zeros, at its steps by `change`."""
+
+    def __init__(self, space, change=lambda observation: observation):
+        self.observation_space, self.action_space, self.change = space, gym.Discrete(2), change
+
+    def _zeros(self):
+        return gym.utils.unflatten(self.observation_space, np.zeros(gym.flatdim(self.observation_space), np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        return self._zeros(), {}
+
+    def step(self, action):
+        return self.change(self._zeros()), 0.0, False, False, {}
+
+
+GRID = gym.Box(0, 255, (7, 9), np.uint8)
+for name, *arguments in (
+    ("Grid-v0", GRID),
+    ("Mixed-v0", gym.Dict({"grid": GRID, "more": gym.MultiBinary(3)})),
+    ("Liar-v0", gym.Box(-1, 1, (4,)), lambda observation: np.zeros(5, np.float32)),
+    ("Says-v0", gym.Text(9)),
+    ("Leaves-v0", gym.Box(-1, 1, (4,)), lambda observation: sys.exit(0)),
+):
+    gymnasium.register(name, functools.partial(Shows, *arguments), disable_env_checker=True)
 
 TRAIN = {
     "game": (("--env", "pongg"), "--env pongg: no such environment", "did you mean pong"),
+    "protocol": (
+        ("--sticky", 0.25),
+        "--atari.sticky 0.25: CartPole-v1 is no Atari game",
+        "one (pong, ALE/Pong-v5) is expected",
+    ),
+    "actions": (("--atari.full-actions", "False"), "--atari.full-actions False: CartPole-v1 is no Atari game", "or None"),
+    "module": (("--env", "no_such:Env-v0"), "--env no_such:Env-v0: there is no module no_such", "on PYTHONPATH"),
+    "keyword": (("--env-kwargs", "gravity=3"), "--env-kwargs gravity=3: CartPole-v1 takes no gravity", "sutton_barto_reward"),
+    "wrapper": (
+        ("--wrappers", "FrameStack:4"),
+        "--wrappers FrameStack:4: a class of gymnasium.wrappers",
+        "FrameStackObservation",
+    ),
+    "wrapped game": (
+        ("--env", "pong", "--wrappers", "ClipReward"),
+        "--wrappers ClipReward: pong is not made by gymnasium",
+        "--atari.*",
+    ),
     "two players": (("--env", "warlords"), "--env warlords: the Atari game warlords needs two players", "played alone"),
     "environments": (("--num-envs", 0), "--num-envs 0", "1 or more"),
     "halves": (("--overlap", "--num-envs", 3), "--overlap --num-envs 3", "an even number"),
@@ -33,6 +81,32 @@ TRAIN = {
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "network": (("--network", "nature"), "--network nature", "mlp is expected"),
+    "spread": (("--action-std", 0), "--action-std 0", "a positive number"),
+    "small images": (
+        ("--env", "Grid-v0", "--network", "gala"),
+        "--network gala: images of Grid-v0 have 7×9 pixels; 36 or more a side, or --network small or mlp, is expected",
+        "",
+    ),
+    "images among others": (
+        ("--env", "Mixed-v0", "--network", "nature"),
+        "--network nature: images of Mixed-v0 have 7×9 pixels",
+        "",
+    ),
+    "another shape": (
+        ("--env", "Liar-v0"),
+        "--env Liar-v0: environment 0 returned at its step 1 observation of shape (5,); (4,) is declared (Box(-1.0, 1.0, (4,)",
+        "",
+    ),
+    "text": (
+        ("--env", "Says-v0"),
+        "--env Says-v0: observations are Text(",
+        "a wrapper that turns text into numbers is expected",
+    ),
+    "it leaves": (
+        ("--env", "Leaves-v0"),
+        "--env Leaves-v0: the game does not start (SystemExit: 0, in",
+        "test_refusals.py, line",
+    ),
     "no run": (("--resume", "--run-dir", "nothing"), "--run-dir nothing: a run is expected", "run.h5"),
     "a file in the way": (("--run-dir", "file/run"), "--run-dir file/run: file cannot be written", "a writable directory"),
 }
@@ -83,7 +157,7 @@ def test_training(world, tmp_path, monkeypatch, capfd, flags, start, allowed):
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory) -> Path:
-    """A folder with the run `gossip`, of CartPole-v1."""
+    """A folder with the runs `gossip` and `allreduce`, of CartPole-v1."""
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(Path(__file__).parent / "old_runs" / "runs.tar.xz") as archive:
         archive.extractall(folder, filter="data")
@@ -102,6 +176,14 @@ def test_resume_of_something_else(world, old, monkeypatch, capfd, flags):
     line = refused(prepare.make, ("--resume", "--run-dir", "gossip", *flags), world, capfd)
     assert " ".join(map(str, flags)) in line
     assert {path: path.stat().st_mtime_ns for path in old.rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_run_keeps_what_it_sees(world, old, capfd):
+    """One that was begun before there was a choice says nothing of it, and sees as it has seen."""
+    run = old / "allreduce"
+    assert prepare.read(["--resume", "--run-dir", str(run)]).spaces == "raw"
+    line = refused(prepare.make, ("--resume", "--run-dir", run, "--spaces", "scaled"), world, capfd)
+    assert line == f"--spaces scaled: the run in {run} has raw, and goes on with it"
 
 
 @pytest.mark.parametrize("flags, words", BENCH.values(), ids=BENCH)

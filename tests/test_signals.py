@@ -87,6 +87,32 @@ def test_the_signal_that_means_most_gives_the_status(received, status):
             signal.signal(number, handler)
 
 
+FORKED = """
+import multiprocessing, os, signal, time
+from gala_mpi.job import signals
+
+def sleep(pipe):
+    pipe.send([signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGHUP, signal.SIGTERM)])
+    time.sleep(1000)
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+signals.listen()
+os.kill(os.getpid(), signal.SIGTERM)
+here, there = multiprocessing.Pipe()
+worker = multiprocessing.get_context("fork").Process(target=sleep, args=(there,))
+worker.start()
+print(here.recv())
+worker.terminate()
+worker.join()
+print(worker.exitcode == -signal.SIGTERM, signals.Stop(None, 0).verdict[1])
+"""
+
+
+def test_a_forked_worker_heeds_signals_as_if_nobody_listened():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["[True, False]", "True SIGTERM"], done.stderr
+
+
 LATE = """
 import builtins, os, signal
 from gala_mpi.job import signals

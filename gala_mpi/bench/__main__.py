@@ -59,7 +59,7 @@ def read_arguments(arguments: list[str], world: World) -> tuple[Bench, Config]:
     """
     bench = parse(arguments)
     check(bench, world.size, len(set(world.hosts)))
-    settings, _ = prepare.settle(bench.settings, world)
+    settings, *_ = prepare.settle(bench.settings, world)
     return bench, settings
 
 

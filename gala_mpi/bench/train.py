@@ -98,13 +98,12 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
 
 def environments_alone(settings: Config, threads: int, updates: int) -> float:
     """Return the steps/s of one rank's environments with random actions."""
-    environments = registry.make(settings.env, settings.num_envs, threads=threads, sticky=settings.sticky)
-    environments.reset(np.arange(settings.num_envs))
-    rng, spaces = np.random.default_rng(0), environments.spaces
-    shape = (settings.num_envs, *spaces.action_shape)
+    environments = registry.make(settings.env, settings.num_envs, threads=threads, **settings.env_options)
+    observations = environments.reset(np.arange(settings.num_envs))
+    rng = np.random.default_rng(0)
     steps, began = updates * settings.rollout_length, time.perf_counter()
     for _ in range(steps):
-        environments.step(rng.normal(size=shape) if spaces.actions is None else rng.integers(spaces.actions, size=shape))
+        observations = environments.step(environments.spaces.random_actions(rng, observations)).observations
     environments.close()
     return steps * settings.num_envs / (time.perf_counter() - began)
 

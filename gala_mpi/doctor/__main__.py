@@ -14,8 +14,7 @@ from gala_mpi.doctor import start
 from gala_mpi.job import launch
 
 launch.set_environment()
-host.refuse_tiny_shared_memory(status=1)  # before MPI is imported, which would crash
-watchdog = start.Watchdog()  # before MPI is imported, which waits for all ranks
+host.refuse_tiny_shared_memory(status=1)  # before MPI starts, which would crash
 
 import dataclasses
 import json
@@ -88,6 +87,7 @@ class Prepared(NamedTuple):
 def main(arguments: list[str]) -> None:
     """Make all checks, print the findings and exit with their status. Collective."""
     began = time.monotonic()
+    watchdog = start.Watchdog()  # before MPI starts, which waits for all ranks
     with World() as world:
         watchdog.stop()
         prepared = world.decide(lambda: read_arguments(arguments, world))
@@ -130,7 +130,7 @@ def read_arguments(arguments: list[str], world: World) -> Prepared:
     config.check(options.settings)
     config.check_no_run(options.settings, "the doctor")
     settings = dataclasses.replace(options.settings, precision="fp32")  # "auto" would be timed, and no check needs it
-    settings, length = prepare.settle(settings, world)
+    settings, length, _ = prepare.settle(settings, world)
     folder = settings.directory.absolute()
     while not folder.exists():
         folder = folder.parent

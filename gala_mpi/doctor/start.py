@@ -1,4 +1,4 @@
-"""Detect ranks that never start. To be used before MPI is imported, which does not return before all ranks have started."""
+"""Detect ranks that never start. To be used before MPI starts, which does not return before all ranks have started."""
 
 from __future__ import annotations
 

@@ -7,30 +7,93 @@ Scores and lengths are those of whole episodes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of an observation that is packed into a vector."""
+
+    name: str
+    space: str  # what it was read from, as gymnasium writes it
+    size: int  # how many numbers it is
+
+
+@dataclass(frozen=True)
 class Spaces:
-    """The observation and action spaces of one environment."""
+    """The observation and action spaces of one environment, as a network sees them.
+
+    Actions are one of `actions` discrete ones (int64 []); or `choices` of several at once (int64 [k]); or, where both are
+    empty, a box of numbers (float32 `action_shape`), of which offset + scale · number is played, clipped to the bounds.
+    """
 
     observation_shape: tuple[int, ...]  # images: [channels, height, width]
-    image: bool  # uint8 pixels; otherwise float32 numbers
-    actions: int | None  # how many discrete actions; None: a box of `action_shape`
+    image: bool  # pixels; otherwise float32 numbers
+    actions: int | None  # how many discrete actions; None: `choices`, or a box of `action_shape`
     action_shape: tuple[int, ...] = ()
     low: tuple[float, ...] | None = None  # the bounds of a box, flattened; actions beyond them are clipped
     high: tuple[float, ...] | None = None
+    choices: tuple[int, ...] = ()  # of how many each of k choices is (k is `action_shape`)
+    action_scale: tuple[float, ...] = ()  # of a box, flattened; if not given 1
+    action_offset: tuple[float, ...] = ()  # likewise; if not given 0
+    dtype: str = ""  # of observations; if not given uint8 for images, else float32
+    scale: float = 0.0  # what a network multiplies observations by; if not given 1/255 for images, else 1
+    image_shape: tuple[int, int, int] | None = None  # of the image with which a packed observation begins; None: it has none
+    masked: bool = False  # an observation's last `outputs` numbers are 1 for each action that may be taken, 0 for others
+    parts: tuple[Part, ...] = field(default=(), compare=False)  # of a packed observation, in their order
+
+    def __post_init__(self):
+        """Fill in what was not given, so that the same spaces are equal however they were written."""
+        boxes = 0 if self.discrete else math.prod(self.action_shape)
+        for name, value in (
+            ("dtype", self.dtype or ("uint8" if self.image else "float32")),
+            ("scale", self.scale or (1 / 255 if self.image else 1.0)),
+            ("action_scale", self.action_scale or (1.0,) * boxes),
+            ("action_offset", self.action_offset or (0.0,) * boxes),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def discrete(self) -> bool:
-        return self.actions is not None
+        return self.actions is not None or bool(self.choices)
 
     @property
-    def observation_dtype(self) -> type:
-        return np.uint8 if self.image else np.float32
+    def unmasked(self) -> Spaces:
+        """Those of observations without their masks."""
+        shape = (self.observation_shape[0] - self.outputs,) if self.masked else self.observation_shape
+        return replace(self, observation_shape=shape, masked=False)
+
+    @property
+    def picture(self) -> tuple[int, ...] | None:
+        """The shape of the image that observations are or begin with, [channels, height, width]; None: there is none."""
+        return self.observation_shape if self.image else self.image_shape
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for an action: a logit for each discrete one, or the means of a box."""
+        if self.actions is not None:
+            return self.actions
+        return sum(self.choices) if self.choices else math.prod(self.action_shape)
+
+    @property
+    def observation_dtype(self) -> np.dtype:
+        return np.dtype(self.dtype)
+
+    def random_actions(self, rng: np.random.Generator, observations: np.ndarray) -> np.ndarray:
+        """Draw an action for each of N observations, [N, ...]; of discrete ones all that may be taken are equally probable."""
+        if not self.discrete:
+            return rng.normal(size=(len(observations), *self.action_shape)).astype(np.float32)
+        drawn = 1 - rng.random((len(observations), self.outputs))  # above 0
+        if self.masked:
+            drawn *= observations[:, -self.outputs :]
+        if self.actions is not None:
+            return drawn.argmax(1)
+        return np.stack([part.argmax(1) for part in np.split(drawn, np.cumsum(self.choices)[:-1], axis=1)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -60,10 +123,15 @@ class Environments(ABC):
     Attributes:
         num_envs: N.
         spaces: those of each environment.
+        advice: what a user should know of them before the run, in one line each.
     """
 
     num_envs: int
     spaces: Spaces
+
+    @property
+    def advice(self) -> Sequence[str]:
+        return ()
 
     @abstractmethod
     def reset(self, seeds: np.ndarray) -> np.ndarray:
@@ -71,7 +139,7 @@ class Environments(ABC):
 
     @abstractmethod
     def send(self, actions: np.ndarray) -> None:
-        """Begin a step with one action for each environment (int64 [N], or float32 [N, *action_shape])."""
+        """Begin a step with one action for each environment (int64 [N] or [N, k], or float32 [N, *action_shape])."""
 
     @abstractmethod
     def receive(self) -> Step:
@@ -81,6 +149,15 @@ class Environments(ABC):
         """Take one action in each environment, and return the result."""
         self.send(actions)
         return self.receive()
+
+    def rehearse(self) -> None:
+        """Take a step, which shows whether the environments do as they have declared.
+
+        Raises:
+            JobError: they do not; the message is one line.
+        """
+        first = self.reset(np.arange(self.num_envs))
+        self.step(self.spaces.random_actions(np.random.default_rng(0), first))
 
     @abstractmethod
     def close(self) -> None:

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
-from gala_mpi.envs.atari import FRAMES_PER_STEP, AtariEnvironments
+from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Step
 from gala_mpi.envs.gym import GymEnvironments
-from gala_mpi.envs.registry import resolve
+from gala_mpi.envs.registry import gymnasium_options, resolve
+from gala_mpi.envs.settings import AS_NAMED, PAPER, AtariSettings
 from gala_mpi.errors import SettingError
 
 
-def make_filmed(env: str, sticky: float = 0.0) -> FilmedAtari | FilmedGym:
+def make_filmed(
+    env: str, *, atari: AtariSettings = AS_NAMED, kwargs: Sequence[str] = (), wrappers: Sequence[str] = (), raw: bool = False
+) -> FilmedAtari | FilmedGym:
     """Make one environment of `env` that can also return its screen.
+
+    Args:
+        atari, kwargs, wrappers, raw: as for `registry.make`.
 
     Raises:
         SettingError: there is no such environment, or it cannot be rendered.
     """
-    kind, name = resolve(env)
-    return FilmedAtari(name, sticky) if kind == "atari" else FilmedGym(name)
+    found = resolve(env)
+    if found.kind == "atari":
+        return FilmedAtari(found.name, atari.over(found.says))
+    return FilmedGym(found.name, raw=raw, **gymnasium_options(env, kwargs, wrappers))
 
 
 class FilmedAtari(AtariEnvironments):
     """One Atari game with its colour screen, taken from a second emulator with the same seed and the same actions."""
 
-    frames_per_second = 60 / FRAMES_PER_STEP
-
-    def __init__(self, game: str, sticky: float = 0.0):
-        super().__init__(game, 1, sticky=sticky)
-        self._twin = AtariEnvironments(game, 1, sticky=sticky, grayscale=False, stack_num=1, img_height=210, img_width=160)
+    def __init__(self, game: str, settings: AtariSettings = PAPER):
+        super().__init__(game, 1, settings=settings)
+        screen = {"grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
+        self._twin = AtariEnvironments(game, 1, settings=settings, **screen)
+        self.frames_per_second = 60 / self.frame_skip
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         self._screen = self._twin.reset(seeds)
@@ -50,15 +61,15 @@ class FilmedAtari(AtariEnvironments):
 class FilmedGym(GymEnvironments):
     """One gymnasium environment with its rendered screen."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, kwargs: Mapping[str, Any], **options: Any):
         try:
-            super().__init__(name, 1, render_mode="rgb_array")
-            self._envs.envs[0].reset(seed=0)
+            super().__init__(name, 1, kwargs={**kwargs, "render_mode": "rgb_array"}, **options)
+            self.envs[0].reset(seed=0)
             self.screen()
         except Exception as error:  # for example, the renderer is not installed
             raise SettingError(f"--video: {name} cannot be filmed ({error})") from None
-        self.frames_per_second = self._envs.envs[0].metadata.get("render_fps", 30)
+        self.frames_per_second = self.envs[0].metadata.get("render_fps", 30)
 
     def screen(self) -> np.ndarray:
         """Return the screen, uint8 [height, width, 3]."""
-        return self._envs.envs[0].render()
+        return self.envs[0].render()

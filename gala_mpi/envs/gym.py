@@ -2,81 +2,160 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gala_mpi.envs.base import Environments, Scores, Spaces, Step
-from gala_mpi.errors import SettingError
+from gala_mpi.envs.base import Environments, Scores, Step
+from gala_mpi.errors import JobError
 
 
 class GymEnvironments(Environments):
-    """Environments of any gymnasium id. Images are uint8 boxes of rank 3, channels first or last; other boxes are flattened.
+    """Environments of any gymnasium id. `envs.spaces` says what becomes of their observations and actions.
 
     Args:
         name: the gymnasium id.
         num_envs: N.
-        options: for `gymnasium.make_vec`, for example `render_mode`.
+        kwargs: for `gymnasium.make`: `max_episode_steps`, `render_mode`, and what the environment itself is told.
+        wrappers: around each environment, the innermost first: functions from an environment to one.
+        raw: see `envs.spaces`.
 
     Raises:
-        SettingError: the observations are not a Box, or the actions neither Discrete nor a Box.
+        SettingError: no network takes its observations or gives its actions.
     """
 
-    def __init__(self, name: str, num_envs: int, **options: Any):
-        import gymnasium
-        from gymnasium.spaces import Box, Discrete
-        from gymnasium.vector import AutoresetMode
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Callable[[Any], Any]] = (),
+        raw: bool = False,
+    ):
+        import gymnasium  # slow to import, and so is what reads its spaces
 
-        self._envs: Any = gymnasium.make_vec(
-            name, num_envs, "sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, **options
-        )
-        self.num_envs = num_envs
-        observation, action = self._envs.single_observation_space, self._envs.single_action_space
-        if not isinstance(observation, Box):
-            raise SettingError(f"--env {name}: observations are {observation}; a Box is expected")
-        image = observation.dtype == np.uint8 and len(observation.shape) == 3
-        self._channels_last = image and observation.shape[-1] < observation.shape[0]
-        shape = observation.shape if image else (math.prod(observation.shape),)
-        if self._channels_last:
-            shape = shape[-1:] + shape[:-1]
-        if isinstance(action, Discrete):
-            self.spaces = Spaces(shape, image, int(action.n))
-            self._first_action = int(action.start)
-        elif isinstance(action, Box):
-            self._low, self._high = action.low, action.high
-            bounds = (tuple(bound.ravel().tolist()) for bound in (action.low, action.high))
-            self.spaces = Spaces(shape, image, None, action.shape, *bounds)
-        else:
-            raise SettingError(f"--env {name}: actions are {action}; Discrete or Box is expected")
+        from gala_mpi.envs.spaces import MASK, Actions, Observations, describe, has_mask, with_mask
+
+        self.name, self.num_envs = name, num_envs
+        self.envs: list[Any] = [wrapped(gymnasium.make(name, **kwargs or {}), wrappers) for _ in range(num_envs)]
+        self._act = Actions(name, self.envs[0].action_space, raw)
+        space, actions = self.envs[0].observation_space, None if raw else self._act
+        self._observe = Observations(name, space, raw, actions)
+        # Whether infos have masks is nowhere declared: look.
+        may = actions is not None and actions.counts and not has_mask(space)
+        self._mask = MASK if may and MASK in self.envs[0].reset(seed=0)[1] else ""
+        if self._mask:
+            self._observe = Observations(name, with_mask(space, sum(self._act.counts)), raw, actions)
+        self.spaces = describe(self._observe, self._act)
+        self._check_equal()
+        # What an environment returns is copied here at once: it may write its next observation over it.
+        self._room = [np.zeros((num_envs, *part.space.shape), part.space.dtype) for part in self._observe.parts]
+        self._places = [(part.keys, part.space.shape, room) for part, room in zip(self._observe.parts, self._room)]
+        self._steps = 0  # since the last reset by seeds
+
+    @property
+    def advice(self) -> Sequence[str]:
+        return self._observe.advice
+
+    def _check_equal(self) -> None:
+        """Refuse environments that have declared other spaces than the first one."""
+        for i, env in enumerate(self.envs):
+            for kind in ("observation_space", "action_space"):
+                one, first = getattr(env, kind), getattr(self.envs[0], kind)
+                if one != first:
+                    raise JobError(f"--env {self.name}: environment {i} has the {kind} {one}, environment 0 {first}")
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        observations, _ = self._envs.reset(seed=[int(seed) for seed in seeds])
-        self._scores = Scores(self.num_envs)
-        return self._arrange(observations)
+        self._scores, self._steps = Scores(self.num_envs), 0
+        for i, (env, seed) in enumerate(zip(self.envs, seeds)):
+            self._keep(i, *env.reset(seed=int(seed)))
+        return self._to_act_on()
 
     def send(self, actions: np.ndarray) -> None:
-        self._actions = actions + self._first_action if self.spaces.discrete else np.clip(actions, self._low, self._high)
+        self._actions = self._act(actions)
 
     def receive(self) -> Step:
-        observations, rewards, terminated, truncated, info = self._envs.step(self._actions)
-        truncated = truncated & ~terminated
-        rewards = rewards.astype(np.float32)
-        episodes = self._scores.add(rewards, terminated | truncated)
-        observations = self._arrange(observations)
+        self._steps += 1
+        rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
         final = None
-        if truncated.any():
-            final = np.zeros_like(observations)
-            for i in np.flatnonzero(truncated):
-                final[i] = self._arrange(info["final_obs"][i][None])[0]
-        return Step(observations, rewards, terminated, truncated, final, episodes)
+        for i, (env, action) in enumerate(zip(self.envs, self._actions)):
+            observation, reward, over, cut_off, info = env.step(action)
+            rewards[i] = reward if type(reward) is float else self._number(i, reward)
+            if over:
+                terminated[i] = True
+            elif cut_off:
+                truncated[i] = True
+                if final is None:
+                    final = np.zeros((self.num_envs, *self.spaces.observation_shape), self.spaces.observation_dtype)
+                self._keep(i, observation, info)
+                final[i] = self._read(slice(i, i + 1))[0]
+            if over or cut_off:
+                observation, info = env.reset()
+            self._keep(i, observation, info)
+        with np.errstate(over="ignore"):  # what is infinite then is named where it would be learnt from
+            rewards = rewards.astype(np.float32)
+        episodes = self._scores.add(rewards, terminated | truncated)
+        return Step(self._to_act_on(), rewards, terminated, truncated, final, episodes)
 
-    def _arrange(self, observations: np.ndarray) -> np.ndarray:
-        """Return a copy of the observations in the shape and dtype of `spaces`: [N, *observation_shape]."""
-        if self._channels_last:
-            observations = np.moveaxis(observations, -1, 1)
-        rows = observations.reshape(-1, *self.spaces.observation_shape)
-        return rows.astype(self.spaces.observation_dtype, copy=True)
+    def _number(self, i: int, reward: Any) -> float:
+        """Return a reward, a number or an array of one, as a float."""
+        try:
+            return float(reward.item() if isinstance(reward, np.ndarray) else reward)
+        except (TypeError, ValueError):
+            one = np.asarray(reward)
+            if one.size == 1 and one.dtype.kind in "fiub":
+                return float(one.item())
+        raise self._error(i, f"a reward of {' '.join(repr(reward).split())[:80]}; a number is expected")
+
+    def _keep(self, i: int, observation: Any, info: dict[str, Any]) -> None:
+        """Copy what environment `i` has returned, at its first step compared with all that it has declared."""
+        if self._mask:
+            if self._mask not in info:
+                raise self._error(i, f"no {self._mask} in its info, which it had at its first reset")
+            observation = {"observation": observation, self._mask: info[self._mask]}
+        if self._steps <= 1 and (complaint := self._observe.complaint(observation)):
+            raise self._error(i, complaint)
+        try:
+            for keys, shape, room in self._places:
+                value = observation
+                for key in keys:
+                    value = value[key]
+                if getattr(value, "shape", None) != shape and np.shape(value) != shape:
+                    raise ValueError  # or numpy would broadcast it
+                room[i] = value
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise self._error(i, self._observe.complaint(observation) or "an observation that cannot be read") from None
+
+    def _to_act_on(self) -> np.ndarray:
+        """Return a new array of the observations that are kept of all environments, [N, *observation_shape]."""
+        rows, mask = self._read(slice(0, self.num_envs)), self._observe.mask
+        if mask and (helpless := mask.helpless(rows[:, -mask.size :])).any():
+            raise self._error(int(helpless.argmax()), "a mask that allows no action; one or more is expected")
+        return rows
+
+    def _read(self, rows: slice) -> np.ndarray:
+        """Return a new array of the observations that are kept of some environments, [n, *observation_shape]."""
+        try:
+            return self._observe.read([room[rows] for room in self._room])
+        except ValueError as error:
+            if rows.stop - rows.start == 1:
+                raise self._error(rows.start, f"an observation of {error}, which is none of its space") from None
+            for i in range(rows.start, rows.stop):
+                self._read(slice(i, i + 1))  # which names it
+            raise
+
+    def _error(self, i: int, what: str) -> JobError:
+        return JobError(f"--env {self.name}: environment {i} returned at its step {self._steps} {what}")
 
     def close(self) -> None:
-        self._envs.close()
+        for env in self.envs:
+            env.close()
+
+
+def wrapped(env: Any, wrappers: Sequence[Callable[[Any], Any]]) -> Any:
+    """Wrap one environment, the first wrapper innermost."""
+    for wrap in wrappers:
+        env = wrap(env)
+    return env

@@ -14,6 +14,7 @@ from gala_mpi.agent import Agent
 from gala_mpi.clock import Clock
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
+from gala_mpi.envs.streams import seed_global
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.exchange.independent import Independent
@@ -42,17 +43,20 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     if where.type == "cuda":
         torch.cuda.set_device(where)  # streams and graphs are made on the current one
     turns = 2 if config.overlap else 1
-    number, options = config.num_envs // turns, {"threads": threads, "sticky": config.sticky}
-    environments = [registry.make(config.env, number, **options) for _ in range(turns)]
+    number = config.num_envs // turns
+    # Not torch's global stream, which environments may use and seed. A GPU has one of its own, which its graphs draw from.
+    generator = torch.Generator() if where.type == "cpu" else None
+    streams = partial(_streams, config, comm.rank, generator)
+    streams(0)  # what environments draw as they are made
+    environments = [registry.make(config.env, number, threads=threads, **config.env_options) for _ in range(turns)]
     # The mean square of a weight that gets no gradient any more falls until it is a denormal number, and stays one: after ten
     # minutes of Pong a quarter of them. Some CPUs compute 20 times slower with these. Beside the default ε they count as much
     # as 0, which they become.
     torch.set_flush_denormal(True)
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
     name, precision = cast(str, config.network), cast(Precision, config.precision)  # settled by `job.prepare`
-    network = Network(name, environments[0].spaces, precision)
+    network = Network(name, environments[0].spaces, precision, config.action_std)
     network.to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
-    streams = partial(_streams, config, comm.rank)
     settings = config.learner_settings
     learner = LEARNERS[config.learner].load()(network, settings, config.learning_rate(comm.size))
     rendezvous(comm)
@@ -64,9 +68,10 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
         seeds=streams(0),
         length=config.rollout_length,
         discount=settings.discount,
-        clip_rewards=registry.resolve(config.env)[0] == "atari" if clip_rewards is None else clip_rewards,
+        clip_rewards=registry.resolve(config.env).kind == "atari" if clip_rewards is None else clip_rewards,
         progress=shared.progress,
         clock=clock,
+        generator=generator,
     )
     slow, seconds = config.slowness()
     sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
@@ -76,13 +81,19 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     return Agent(collector, learner, gradient, shared, clock, sketch, streams, delay)
 
 
-def _streams(config: Config, rank: int, update: int) -> np.ndarray:
-    """One seed → a tree of independent streams: weights; then for each rank and start, actions and environments.
+def _streams(config: Config, rank: int, generator: torch.Generator | None, update: int) -> np.ndarray:
+    """One seed → a tree of independent streams: weights; then for each rank and start, actions, environments, and the global
+    streams of Python, numpy and torch, which environments may draw from.
 
-    Seeds the actions, and returns the environments' seeds, int64 [N].
+    Seeds the generator of actions (None: torch's global one is) and the global streams, and returns the environments' seeds,
+    int64 [N].
     """
-    actions, games = np.random.SeedSequence(config.seed, spawn_key=(1, rank, update)).spawn(2)
-    torch.manual_seed(_seed(actions))
+    actions, games, shared = np.random.SeedSequence(config.seed, spawn_key=(1, rank, update)).spawn(3)
+    seed_global(shared)
+    if generator is None:
+        torch.manual_seed(_seed(actions))
+    else:
+        generator.manual_seed(_seed(actions))
     return (games.generate_state(config.num_envs) >> 1).astype(np.int64)  # emulators take 31 bits
 
 

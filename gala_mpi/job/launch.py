@@ -9,6 +9,7 @@ import os
 
 from gala_mpi import host
 from gala_mpi.job import signals
+from gala_mpi.mpi import late
 
 # Keep libraries from starting a thread per core of the machine on every rank (OpenBLAS, OpenMP); they read these variables
 # when they are imported. `job.build` then raises torch's own count to the rank's share of the cores.
@@ -25,17 +26,19 @@ DEBUGGING = {"UCX_DEBUG_SIGNO": "0"}
 
 
 def set_environment() -> None:
-    """Set the variables that numerical libraries and MPI read when they are loaded. What the user has set stays."""
+    """Set what numerical libraries and MPI read when they are loaded. What the user has set stays."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
     for variable, value in {**WAITING, **DEBUGGING}.items():
         os.environ.setdefault(variable, value)
     for variable in SEGMENTS:
         os.environ.setdefault(variable, "256K")
+    late.start_late()
 
 
 def prepare_to_train(status: int) -> None:
-    """Set the environment and handle signals, whose default action would kill this rank.
+    """Set the environment and handle signals, whose default action would kill this rank. A worker process that only imports the
+    program handles none.
 
     Args:
         status: the exit status where shared memory is so small that MPI would crash at its start.
@@ -44,5 +47,6 @@ def prepare_to_train(status: int) -> None:
         SystemExit: shared memory is too small.
     """
     set_environment()
-    signals.listen()
-    host.refuse_tiny_shared_memory(status)
+    if not host.imports_main_again():
+        signals.listen()
+        host.refuse_tiny_shared_memory(status)

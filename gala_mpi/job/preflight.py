@@ -79,7 +79,7 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
     if len(host_views) > 1:
         exchange = EXCHANGES[config.exchange].load()
         window = exchange.window_bytes(config, length, DIRECT if len(names) == 1 else REMOTE)
-    numbers = config.network is not None and NETWORKS[config.network].images is False
+    numbers = config.network is not None and NETWORKS[config.network].images is not True
     environment_bytes, step_bytes = (NUMBERS_BYTES, NUMBERS_STEP) if numbers else (IMAGES_BYTES, IMAGES_STEP)
     environment_bytes += max(0, config.rollout_length - ROLLOUT) * step_bytes
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import cast
 
 import torch
 
-from gala_mpi import config, device, topology
+from gala_mpi import config, device, networks, topology
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Spaces
+from gala_mpi.envs.options import learns
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import elastic, preflight, reproduce, resume
@@ -52,23 +52,23 @@ class Plan:
     advice: list[str]
 
 
-def make(arguments: list[str] | None, world: World) -> Plan:
+def make(arguments: list[str], world: World) -> Plan:
     """Parse, check, resolve, and begin the run directory. Rank 0 only.
 
     Raises:
         SettingError: names the setting, the value seen and the values allowed. Nothing good on disk was touched.
         SystemExit: after --help, or a flag that does not parse.
     """
-    wanted = read(sys.argv[1:] if arguments is None else arguments)
+    wanted = read(arguments)
     config.check(wanted)
-    settings, length = settle(wanted, world)
+    settings, length, advice = settle(wanted, world)
     threads = [machine.threads for machine in world.host_views]
     if settings.replay:
         reproduce.check(settings, threads)
-    advice = _advise(settings, length, world)
+    advice = _advise(settings, length, world) + advice
     if not settings.resume:
         settings = _new_run(settings, given=wanted.run_dir is not None)
-    origin = _resume(settings, world) if settings.resume else Origin()
+    origin = _resume(settings, length, world) if settings.resume else Origin()
     graph = _graph(settings, world.size)
     metadata = provenance.metadata(graph, world.library, world.hosts, threads, origin.number)
     try:
@@ -77,7 +77,13 @@ def make(arguments: list[str] | None, world: World) -> Plan:
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
     propagation_delay = EXCHANGES[settings.exchange].load().propagation_delay(settings, world.size)
     propagation_delay += settings.exact_updates if settings.exact_resume else 0
-    return Plan(settings, origin, graph.degree if graph else 0, propagation_delay, advice)
+    return Plan(_absolute(settings), origin, graph.degree if graph else 0, propagation_delay, advice)
+
+
+def _absolute(settings: Config) -> Config:
+    """Return the settings with full paths: an environment may change the working directory."""
+    replay = settings.replay.absolute() if settings.replay else None
+    return dataclasses.replace(settings, run_dir=settings.directory.absolute(), replay=replay)
 
 
 def read(arguments: list[str]) -> Config:
@@ -114,19 +120,27 @@ def stored(arguments: list[str]) -> Config:
     return reader.read_config(known.run_dir)
 
 
-def settle(wanted: Config, world: World) -> tuple[Config, int]:
-    """The settings with everything filled in, and how many parameters the network has. Whether they fit is not asked."""
-    spaces = _spaces(wanted)
-    network = wanted.network or ("gala" if spaces.image else "mlp")
+def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
+    """The settings with everything filled in, how many parameters the network has, and what to say of the environments.
+
+    Whether they fit is not asked.
+    """
+    spaces, advice = _try_out(wanted)
+    image = spaces.picture
+    network = wanted.network or networks.default(image)
     member = NETWORKS[network]
-    if member.images not in (None, spaces.image):
+    takes = {None, spaces.image, image is not None}  # an image packed with numbers is either
+    if member.images not in takes:
         shown = "images" if spaces.image else "no images"
-        others = " or ".join(name for name, other in NETWORKS.items() if other.images in (None, spaces.image))
+        others = " or ".join(name for name, other in NETWORKS.items() if other.images in takes)
         raise SettingError(f"--network {network}: {wanted.env} shows {shown}; {others} is expected")
-    if spaces.image and min(spaces.observation_shape[1:]) < member.smallest:
-        height, width = spaces.observation_shape[1:]
+    if image and min(image[1:]) < member.smallest:
+        others = " or ".join(
+            name for name, each in NETWORKS.items() if each.images is not False and each.smallest <= min(image[1:])
+        )
         raise SettingError(
-            f"--env {wanted.env}: images of {height}×{width} pixels; {member.smallest} or more a side are expected"
+            f"--network {network}: images of {wanted.env} have {image[1]}×{image[2]} pixels; "
+            f"{member.smallest} or more a side, or --network {others}, is expected"
         )
     wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology, world.hosts))
     _graph(wanted, world.size)
@@ -143,7 +157,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
     precision = wanted.precision
     if precision == "auto":
         precision = policy.fastest_precision(network, spaces, min(wanted.num_envs, 64), device)
-    _, game = registry.resolve(wanted.env)  # one name for one game, however it was typed
+    game = registry.resolve(wanted.env).stored
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
     built = policy.Network(network, spaces)
@@ -155,7 +169,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int]:
         )
     length = sum(parameter.numel() for parameter in built.parameters())
     settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
-    return dataclasses.replace(wanted, **settled), length
+    return dataclasses.replace(wanted, **settled), length, advice
 
 
 def _advise(settings: Config, length: int, world: World) -> list[str]:
@@ -176,16 +190,20 @@ def _graph(settings: Config, agents: int) -> Topology | None:
     return EXCHANGES[settings.exchange].load().graph(settings, agents)
 
 
-def _spaces(wanted: Config) -> Spaces:
-    registry.resolve(wanted.env)
-    try:
-        environments = registry.make(wanted.env, 1)
-    except SettingError:
-        raise
-    except Exception as error:  # a game of some other package that lacks a dependency, say
-        raise SettingError(f"--env {wanted.env}: the game does not start ({error})") from None
-    environments.close()
-    return environments.spaces
+def _try_out(wanted: Config) -> tuple[Spaces, list[str]]:
+    """Return an environment's spaces, and what to say of it. It is made once for them. Refuses settings that it cannot use."""
+    found = registry.resolve(wanted.env)
+    unused = "".join(f" --atari.{name.replace('_', '-')} {value}" for name, value in wanted.atari.given().items())
+    if unused and found.kind != "atari":
+        raise SettingError(f"{unused[1:]}: {wanted.env} is no Atari game; one (pong, ALE/Pong-v5) is expected, or None")
+    if found.kind != "gymnasium" and (wanted.env_kwargs or wanted.wrappers):
+        flag = f"--env-kwargs {wanted.env_kwargs[0]}" if wanted.env_kwargs else f"--wrappers {wanted.wrappers[0]}"
+        raise SettingError(f"{flag}: {wanted.env} is not made by gymnasium; an id that is, or --atari.* for games, is expected")
+    environments = registry.try_out(wanted.env, **wanted.env_options)
+    differs = [found.differs] if found.differs and wanted.atari.frame_skip is None else []
+    kept = "its statistics are each environment's own; they are neither saved nor shared"
+    learning = [f"--wrappers {word}: {kept}" for word in wanted.wrappers if learns(word)]
+    return environments.spaces, [f"warning: {line}" for line in (*differs, *learning, *environments.advice)]
 
 
 def _device(name: str) -> torch.device:
@@ -243,15 +261,18 @@ def _lock(run: Path) -> None:
         raise SettingError(f"--run-dir {run} cannot be written: {error}") from None
 
 
-def _resume(settings: Config, world: World) -> Origin:
+def _resume(settings: Config, length: int, world: World) -> Origin:
     run = settings.directory
     if not os.access(run, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
     before = reader.read_config(run)
-    if registry.resolve(settings.env) != registry.resolve(before.env):
+    moved = registry.bare(settings.env) == registry.bare(before.env)  # to another module, maybe: that may be gone
+    if not moved and settings.env != registry.resolve(before.env).stored:
         raise SettingError(f"--env {settings.env}: the run in {run} plays {before.env}, and goes on with it")
     if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
         raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
+    if settings.spaces != before.spaces:
+        raise SettingError(f"--spaces {settings.spaces}: the run in {run} has {before.spaces}, and goes on with it")
     if settings.learner != before.learner:
         raise SettingError(f"--learner {settings.learner}: the run in {run} has {before.learner}, and goes on with it")
     optimiser, saved = settings.learner_settings.optimiser, before.learner_settings.optimiser
@@ -264,7 +285,7 @@ def _resume(settings: Config, world: World) -> Origin:
     _lock(run)
     resume.replace_lost(run)
     layout.forget_ends(run)
-    origin = resume.resumable(run, cast(str, settings.network))
+    origin = resume.resumable(run, cast(str, settings.network), length)
     layout.remove_leftovers(run)
     if not origin.number:
         return origin

@@ -74,12 +74,12 @@ def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
     return max(part.hours for _, part in parts)
 
 
-def resumable(run: Path, network: str) -> Origin:
-    """What agents with `network` resume from; all but its `shares`. A run that was killed before all its ranks had saved once
-    begins anew.
+def resumable(run: Path, network: str, length: int | None = None) -> Origin:
+    """What agents with `network` of `length` parameters (None: of any number) resume from; all but its `shares`. A run that was
+    killed before all its ranks had saved once begins anew.
 
     Raises:
-        SettingError: there are checkpoints but no sound one, or it is of another network.
+        SettingError: there are checkpoints but no sound one, or it is of another network, or of other spaces.
     """
     last = max(checkpoints.numbers(run), default=0)
     number, states = next(checkpoints.sound(run), (0, []))
@@ -90,6 +90,12 @@ def resumable(run: Path, network: str) -> Origin:
     if states[0].network != network:
         raise SettingError(
             f"--network {network}: the checkpoints in {run} are of another network; {states[0].network} is expected"
+        )
+    saved = len(checkpoints.load(run, number, 0).learner["parameters"]) if length is not None else None
+    if saved != length:  # the environment has other observations or actions
+        raise SettingError(
+            f"--resume --run-dir {run}: the network has {length:,} parameters with these settings of the environment, "
+            f"its checkpoints have {saved:,}; the environment that the run was started with is expected"
         )
     updates, steps = ([int(state.learner[name]) for state in states] for name in ("updates", "steps"))
     newest = checkpoints.newest_vector([state.pushes for state in states])

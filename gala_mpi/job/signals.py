@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from gala_mpi import host, pulse
 from gala_mpi.errors import FINISHED, RESUME
@@ -35,6 +37,7 @@ _received: list[signal.Signals] = []
 
 def listen() -> None:
     """Handle the signals in STATUS from now on: they ask the run to save and stop. What nohup has set stays."""
+    before = {number: signal.getsignal(number) for number in STATUS}
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # the numbers of signals, written as they come
@@ -42,6 +45,15 @@ def listen() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
     threading.Thread(target=_watch, args=[reading], daemon=True, name="signals").start()
+    os.register_at_fork(after_in_child=partial(_restore, before))
+
+
+def _restore(before: Mapping[signal.Signals, Any]) -> None:
+    """Handle signals as before `listen`: in a forked process, an environment's worker maybe, which is to heed terminate()."""
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    _received.clear()
 
 
 def ignore_late_signals() -> None:

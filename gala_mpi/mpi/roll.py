@@ -8,6 +8,7 @@ is sent.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -28,7 +29,11 @@ STARTS_ARE_SLOW = 4.0  # times longer between warnings, while ranks read Python'
 NAMED = 8  # ranks in one line, at most
 TAG = 1201
 
-_KEY = MPI.Comm.Create_keyval()
+
+@functools.cache
+def _key() -> int:
+    """Return the key by which communicators keep their rolls; made once MPI has started."""
+    return MPI.Comm.Create_keyval()
 
 
 class Roll:
@@ -52,10 +57,10 @@ class Roll:
     @staticmethod
     def of(comm: MPI.Intracomm) -> Roll:
         """Return the roll of `comm`, which keeps it."""
-        roll = comm.Get_attr(_KEY)
+        roll = comm.Get_attr(_key())
         if not isinstance(roll, Roll):
             roll = Roll(comm)
-            comm.Set_attr(_KEY, roll)
+            comm.Set_attr(_key(), roll)
         return roll
 
     def wait(self, request: MPI.Request) -> None:

@@ -54,6 +54,13 @@ class World:
     """
 
     def __init__(self):
+        if host.imports_main_again():
+            raise RuntimeError(
+                "a worker process imports the main program, which starts to train in it: "
+                "what the program does is to stand below `if __name__ == '__main__':`"
+            )
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_FUNNELED)
         host.tune_malloc()
         self.comm = MPI.COMM_WORLD  # the only place that names it
         rendezvous(self.comm)
@@ -174,7 +181,7 @@ class World:
         prefix, status = f"gala_mpi: rank {self.rank} on {self.host}", errors.FAILED
         if issubclass(kind, KeyboardInterrupt):  # of all ranks, mostly; training handles signals
             report, status = f"{prefix} is interrupted; the job ends.", 128 + signal.SIGINT
-        elif issubclass(kind, JobError):
+        elif issubclass(kind, (JobError, SettingError)):  # an environment's module may be missing on one host alone
             report = f"{prefix}: {error}; the job ends."
         else:
             report = f"{prefix} failed; the job ends.\n{''.join(traceback.format_exception(kind, error, trace))}"

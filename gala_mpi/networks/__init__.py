@@ -38,5 +38,18 @@ NETWORKS = {
         True,
         SMALLEST_IMAGE,
     ),
-    "mlp": NetworkMember("gala_mpi.networks.encoders:mlp", "64-64 tanh units", False),
+    "small": NetworkMember(
+        "gala_mpi.networks.encoders:small",
+        "a convolution of 16 channels + 128 units, for images under 36 pixels a side (Young & Tian 2019)",
+        True,
+        3,
+    ),
+    "mlp": NetworkMember("gala_mpi.networks.encoders:mlp", "64-64 tanh units; images are flattened", None),
 }
+
+
+def default(image: tuple[int, ...] | None) -> str:
+    """Return the network for images of a shape [channels, height, width], or for observations that have none."""
+    if image is None:
+        return "mlp"
+    return "gala" if min(image[1:]) >= SMALLEST_IMAGE else "small"

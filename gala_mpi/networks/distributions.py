@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch.distributions import Independent, Normal
+
+NEVER = -1e9  # the logit of an action that is not to be taken: exp(NEVER) is 0, and 0 · NEVER is a number
 
 
 class Discrete:
@@ -19,11 +22,11 @@ class Discrete:
     def __init__(self, logits: torch.Tensor):
         self.logits = logits
 
-    @staticmethod
-    def joined(policies: Sequence[Discrete], shape: Sequence[int]) -> Discrete:
+    @classmethod
+    def joined(cls, policies: Sequence[Discrete], shape: Sequence[int]) -> Discrete:
         """Join distributions over actions [N] each, in their order, to one over actions `shape`."""
         logits = torch.cat([policy.logits for policy in policies])
-        return Discrete(logits.view(*shape, *logits.shape[1:]))
+        return cls(logits.view(*shape, *logits.shape[1:]))
 
     @cached_property
     def log_probs(self) -> torch.Tensor:
@@ -40,9 +43,13 @@ class Discrete:
         """The most probable actions, int64 [...]."""
         return self.logits.argmax(-1)
 
-    def sample(self) -> torch.Tensor:
-        """Draw actions, int64 [...]: argmax(logits − log E) with E ~ Exp(1) (the Gumbel-max trick, Maddison et al. 2014)."""
-        return (self.logits - torch.empty_like(self.logits).exponential_().log_()).argmax(-1)
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions, int64 [...]: argmax(logits − log E) with E ~ Exp(1) (the Gumbel-max trick, Maddison et al. 2014).
+
+        Args:
+            generator: of E; None: torch's global stream.
+        """
+        return (self.logits - torch.empty_like(self.logits).exponential_(generator=generator).log_()).argmax(-1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of actions int64 [...], [...]."""
@@ -51,6 +58,39 @@ class Discrete:
     def entropy(self) -> torch.Tensor:
         """Return the entropies in nats, [...]."""
         return -(self.probs * self.log_probs).sum(-1)
+
+
+class Masked(Discrete):
+    """As Discrete, where some actions have logits of NEVER: their probability is 0, and all else stays finite."""
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        noise = torch.empty_like(self.logits).exponential_(generator=generator)
+        # An E of exactly 0, whose logarithm is infinite, must not bring up an action that may not be taken.
+        return (self.logits - noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()).argmax(-1)
+
+
+class Several(Masked):
+    """A distribution over k choices at once, independent of each other given the logits.
+
+    Args:
+        logits: [..., k, A], A actions of each choice; 10 · NEVER behind those of a choice that has fewer, so that they are
+            never taken, even where all others are masked.
+    """
+
+    @staticmethod
+    def of(logits: torch.Tensor, choices: Sequence[int]) -> Several:
+        """Take apart logits of k choices behind each other, [..., sum(choices)]."""
+        most = max(choices)
+        parts = [F.pad(part, (0, most - part.shape[-1]), value=10 * NEVER) for part in logits.split(list(choices), -1)]
+        return Several(torch.stack(parts, -2))
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of actions int64 [..., k], [...]."""
+        return super().log_prob(actions).sum(-1)
+
+    def entropy(self) -> torch.Tensor:
+        """Return the entropies in nats, [...]: the sums over the choices."""
+        return super().entropy().sum(-1)
 
 
 class Gaussian(Independent):
@@ -73,9 +113,11 @@ class Gaussian(Independent):
         action = mean.shape[1:]
         return Gaussian(mean.view(*shape, *action), deviation.view(*shape, *action), len(action))
 
-    def sample(self) -> torch.Tensor:
-        """Draw actions, [..., *action_shape]."""
-        return self.rsample().detach()
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions, [..., *action_shape]: with the same numbers as torch's, which takes no generator."""
+        mean, deviation = self.base_dist.loc.detach(), self.base_dist.scale.detach()
+        noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device).normal_(generator=generator)
+        return mean + noise * deviation
 
 
 Policy = Discrete | Gaussian

@@ -5,16 +5,18 @@ Weights of the heads are orthogonal (gain 0.01 for the policy, 1 for the value),
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
 from gala_mpi.envs.base import Spaces
-from gala_mpi.networks import NETWORKS
-from gala_mpi.networks.distributions import Discrete, Gaussian, Policy
+from gala_mpi.networks import encoders
+from gala_mpi.networks.distributions import NEVER, Discrete, Gaussian, Masked, Policy, Several
 from gala_mpi.networks.encoders import orthogonal
 
 Precision = Literal["fp32", "bf16"]
@@ -27,38 +29,50 @@ class Network(nn.Module):
         name: which encoder, a key of NETWORKS.
         spaces: what the environments give and take.
         precision: `bf16` computes the encoder in bfloat16; parameters, gradients and both heads are float32.
+        action_std: the standard deviation of a box of actions at the start, in the network's units: 1 is half of the range of
+            an action that has bounds.
 
     Attributes:
         dtype: of the encoder's computation.
         scale: what observations are multiplied by before they enter the encoder: pixels come as 0..255.
     """
 
-    def __init__(self, name: str, spaces: Spaces, precision: Precision = "fp32"):
+    def __init__(self, name: str, spaces: Spaces, precision: Precision = "fp32", action_std: float = 1.0):
         super().__init__()
         self.name, self.spaces, self.precision = name, spaces, precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.scale = 1 / 255 if spaces.image else 1.0
-        self.encoder = NETWORKS[name].load()(spaces)
+        self.scale = spaces.scale
+        self.encoder: Any = encoders.build(name, spaces)
         with torch.no_grad():
-            features = self.encoder(torch.zeros(1, *spaces.observation_shape)).shape[-1]
-        outputs = math.prod(spaces.action_shape) if spaces.actions is None else spaces.actions
-        self.policy = orthogonal(nn.Linear(features, outputs), 0.01)
+            features = self.encoder(torch.zeros(1, *spaces.unmasked.observation_shape)).shape[-1]
+        self.policy = orthogonal(nn.Linear(features, spaces.outputs), 0.01)
         self.value = orthogonal(nn.Linear(features, 1), 1.0)
         if not spaces.discrete:
-            self.log_std = nn.Parameter(torch.zeros(outputs))
+            self.log_std = nn.Parameter(torch.full((spaces.outputs,), math.log(action_std)))
 
     def forward(self, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Map observations [N, ...] (uint8 for images) to a distribution over N actions and values [N]."""
+        mask = None
+        if self.spaces.masked:
+            observations, mask = observations[:, : -self.spaces.outputs], observations[:, -self.spaces.outputs :]
         with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             layout = torch.channels_last if self.spaces.image else torch.contiguous_format
             features = self.encoder(observations.to(self.dtype, memory_format=layout) * self.scale)
-        return self.heads(features.float())
+        return self.heads(features.float(), mask)
 
-    def heads(self, features: torch.Tensor) -> tuple[Policy, torch.Tensor]:
-        """Map features float32 [..., F] to a distribution over actions [...] and values [...]."""
+    def heads(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
+        """Map features float32 [..., F] to a distribution over actions [...] and values [...].
+
+        Args:
+            mask: [..., outputs], 0 for actions that may not be taken: their probability is 0. None: all may.
+        """
         policy, value = self.policy(features), self.value(features).squeeze(-1)
+        if mask is not None:
+            policy = policy.masked_fill(mask == 0, NEVER)
+        if self.spaces.choices:
+            return Several.of(policy, self.spaces.choices), value
         if self.spaces.discrete:
-            return Discrete(policy), value
+            return (Discrete if mask is None else Masked)(policy), value
         shape = self.spaces.action_shape
         mean = policy.view(*value.shape, *shape)
         deviation = self.log_std.exp().view(shape)
@@ -67,14 +81,28 @@ class Network(nn.Module):
     def description(self) -> dict[str, Any]:
         """Say in words and numbers that JSON can hold which network this is, and what it takes and gives."""
         spaces = self.spaces
-        actions: dict[str, Any] = {"number": spaces.actions}
-        if not spaces.discrete:
-            actions = {"shape": list(spaces.action_shape), "low": _finite(spaces.low), "high": _finite(spaces.high)}
-        observations = {
+        observations: dict[str, Any] = {
             "shape": list(spaces.observation_shape),
-            "dtype": "uint8" if spaces.image else "float32",
+            "dtype": spaces.observation_dtype.name,
             "scale": self.scale,
         }
+        if spaces.image_shape:
+            observations["image"] = {"offset": 0, "shape": list(spaces.image_shape)}
+        if spaces.masked:
+            observations["mask"] = spaces.outputs
+        if spaces.parts:
+            observations["parts"] = [dataclasses.asdict(part) for part in spaces.parts]
+        actions: dict[str, Any] = {"number": spaces.actions}
+        if spaces.choices:
+            actions = {"numbers": list(spaces.choices)}
+        elif not spaces.discrete:
+            actions = {
+                "shape": list(spaces.action_shape),
+                "low": _finite(spaces.low),
+                "high": _finite(spaces.high),
+                "scale": list(spaces.action_scale),
+                "offset": list(spaces.action_offset),
+            }
         return {"network": self.name, "precision": self.precision, "observations": observations, "actions": actions}
 
 
@@ -86,10 +114,10 @@ def _finite(bounds: tuple[float, ...] | None) -> list[float | None] | None:
 def fastest_precision(name: str, spaces: Spaces, batch: int, device: torch.device) -> Precision:
     """Return `bf16` if images are learnt from clearly faster with it on this machine (native instructions), else `fp32`.
 
-    Pixels have 8 bits, and so have bfloat16's fractions. A vector's numbers have more, which would be lost at the first layer.
-    It takes about 0.3 s.
+    Pixels have 8 bits, and so have bfloat16's fractions. A vector's numbers have more, which would be lost at the first layer;
+    so have images of other numbers. It takes about 0.3 s.
     """
-    if not spaces.image:
+    if not spaces.image or spaces.observation_dtype != np.uint8:
         return "fp32"
     observations = torch.zeros((batch, *spaces.observation_shape), dtype=torch.uint8, device=device)
     networks = {p: Network(name, spaces, p) for p in get_args(Precision)}

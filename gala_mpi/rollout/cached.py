@@ -33,6 +33,8 @@ def fits(network: Network, learner: Player) -> bool:
     """
     if not learner.one_pass or type(network) is not Network or type(network.encoder) is not nn.Sequential:
         return False
+    if network.spaces.masked:  # of which the heads must know
+        return False
     modules = list(network.encoder)
     kinds = "".join(_LETTERS.get(type(module), "?") for module in modules)
     chain = r"(Ca)+F(La)+" if network.spaces.image else r"(La)+"

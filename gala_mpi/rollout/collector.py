@@ -19,6 +19,9 @@ from gala_mpi.rollout.batch import Acted, Batch, Passes, Player
 from gala_mpi.rollout.cached import Cached, fits
 from gala_mpi.rollout.stored import Stored
 
+# A value's loss is the square of a sum of rewards, which overflows float32 from here on; nothing could be learnt from it.
+LARGEST_REWARD = 1e18
+
 
 class Collector:
     """Steps an agent's environments with its network's policy.
@@ -34,10 +37,12 @@ class Collector:
         progress: called at every step, while environments run, and between the layers of the backward pass, so that MPI can
             move messages (progress is everybody's duty).
         clock: where the time goes.
+        generator: what actions are drawn from; None: torch's global stream.
 
     Attributes:
         steps: of a rollout, T · N.
-        fault: what the environments gave that is not finite and is part of the last rollout, the first of it; None: nothing.
+        fault: what the environments gave that is not finite (or a reward of LARGEST_REWARD) and is part of the last rollout,
+            the first of it; None: nothing.
             The network sees 0 in its place, so that it goes no further, but nothing can be learnt from the rollout.
         passes: cached where the network and the learner allow it, else stored.
     """
@@ -52,9 +57,11 @@ class Collector:
         clip_rewards: bool,
         progress: Callable[[], None],
         clock: Clock,
+        generator: torch.Generator | None = None,
     ):
         network = self.network = learner.network
         self.environments, self.clock, self.progress = environments, clock, progress
+        self._generator = generator
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.num_envs = sum(each.num_envs for each in environments)
         self.steps = length * self.num_envs
@@ -127,14 +134,14 @@ class Collector:
         """Do pass `number` of the rollout over the observations at hand; draw actions, [N / G], unless it bootstraps."""
         t, turn = divmod(number, len(self.environments))
         policy, values = self.passes.forward(number, self.observations[turn])
-        return Acted(policy, values, policy.sample() if t < self.length else None)
+        return Acted(policy, values, policy.sample(self._generator) if t < self.length else None)
 
     def _finish(self, turn: int) -> None:
         """Wait for the step that these environments have begun, and write down what it brought."""
         with self.clock("simulate"):
             step = self.environments[turn].receive()
             self.observations[turn] = self._see(turn, step.observations)
-            reward, fault = mended(step.rewards)
+            reward, fault = mended(step.rewards, np.inf if self.clip_rewards else LARGEST_REWARD)
             self._blame(turn, "a reward", fault)
             reward = np.sign(reward) if self.clip_rewards else reward
             if step.truncated.any():
@@ -177,7 +184,7 @@ class Collector:
 
 
 class Fault(NamedTuple):
-    """A number of an environment that is not finite."""
+    """A number of an environment that is not finite, or a reward that is too large."""
 
     environment: int  # of the agent's, from 0
     step: int  # of this environment since the start; 0: its first observation
@@ -188,11 +195,12 @@ class Fault(NamedTuple):
         return f"environment {self.environment} gave {self.what} of {self.value} at its step {self.step}"
 
 
-def mended(rows: np.ndarray) -> tuple[np.ndarray, tuple[int, float] | None]:
-    """Return `rows` ([N, ...], any dtype) with 0 in place of what is not finite, and the first such row and number, or None."""
+def mended(rows: np.ndarray, largest: float = np.inf) -> tuple[np.ndarray, tuple[int, float] | None]:
+    """Return `rows` ([N, ...], any dtype) with 0 in place of what is not finite or as large as `largest`, and the first such
+    row and number, or None."""
     if rows.dtype.kind != "f":
         return rows, None
-    finite = np.isfinite(rows)
+    finite = np.isfinite(rows) if largest == np.inf else np.abs(rows) < largest  # which NaN is not either
     if finite.all():
         return rows, None
     row, *rest = (int(index) for index in np.argwhere(~finite)[0])

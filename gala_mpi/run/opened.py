@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gala_mpi.config import with_new_names
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run.parts import UNREADABLE, Part, counted, last_updates, newest_row, written_rows
 from gala_mpi.run.tables import TABLES
@@ -70,7 +71,7 @@ class Run:
         These are `agents`, `environments` (of all agents) and `method`, the algorithm in a reader's words. A graph is one
         string: its name, and after a line break its text, if it is not a built-in one.
         """
-        c = {**self.config, "topology": _graph(self.config["topology"])}
+        c = with_new_names(self.config) | {"topology": _graph(self.config["topology"])}
         member = EXCHANGES.get(c["exchange"])
         method = member.label(c | {"topology": c["topology"].partition("\n")[0]}) if member else c["exchange"]
         flat = {"method": method, "agents": self.agents, "environments": self.agents * c["num_envs"]}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import imageio.v3 as imageio
@@ -17,7 +18,10 @@ import pytest
 
 import launch
 from commandline import SMALL, complaints, plain, train
+from gala_mpi import evaluate
+from gala_mpi.config import AtariSettings, Config
 from gala_mpi.envs import film, registry
+from gala_mpi.errors import SettingError
 from gala_mpi.evaluate import GAMES, MEAN, game_seeds
 from gala_mpi.run import checkpoints, files, layout
 from launch import mpirun
@@ -172,6 +176,40 @@ def test_a_log_shows_how_far_the_games_of_all_ranks_are(pole):
     said = re.findall(r"^(\d+) of 15 games played, (?:–|\d:\d\d:\d\d) left$", result.stdout, re.MULTILINE)
     played = [int(number) for number in said]
     assert played == sorted(played) and played[0] < 15 and played[-1] == 15
+
+
+def test_games_are_played_and_filmed_by_the_protocol_of_the_run():
+    """Here they are cut off after 40 frames, 2 a step."""
+    protocol = AtariSettings(frame_skip=2, frame_limit=40)
+    settings = Config(env="ALE/Breakout-v5", network="gala", precision="fp32", atari=protocol)
+    environments = film.make_filmed(settings.env, **settings.env_options)
+    environments.reset(np.array([3]))
+    steps = [environments.step(np.array([0])) for _ in range(20)]
+    assert [bool(step.truncated[0]) for step in steps] == [False] * 19 + [True]
+    assert environments.frames_per_second == 30
+    environments.close()
+    assert lengths_of_games(settings) == [20, 20]
+
+
+def lengths_of_games(settings: Config) -> list[int]:
+    """Of two games that a network as it begins plays, in evaluating a run with these settings."""
+    _, flat = evaluate.make_network(settings, registry.try_out(settings.env, **settings.env_options))
+    selection = evaluate.Selection(evaluate.Evaluation(Path("run"), episodes=2), settings, 1, [0])
+    world, played = SimpleNamespace(rank=0, size=1, threads=1), SimpleNamespace(count=lambda games: None)
+    return evaluate.play_my_share(selection, {0: flat.data.numpy()}, world, played)["length"].tolist()
+
+
+def test_games_are_played_with_the_keywords_and_wrappers_of_the_run():
+    kwargs, wrappers = ("max_episode_steps=4",), ("TimeAwareObservation", "RepeatAction:2")
+    settings = Config(env="MountainCar-v0", network="mlp", precision="fp32", env_kwargs=kwargs, wrappers=wrappers)
+    assert lengths_of_games(settings) == [2, 2]
+
+
+def test_an_environment_with_other_spaces_than_the_runs_is_one_line(pole, monkeypatch):
+    assert evaluate.choose([str(pole)]).settings.env == "CartPole-v1"
+    monkeypatch.setattr(Config, "env_options", {"wrappers": ("FrameStackObservation:2",)})
+    with pytest.raises(SettingError, match=r"a network of 4,931 parameters, the run's has 4,675; .*expected"):
+        evaluate.choose([str(pole)])
 
 
 def test_games_are_kept_when_nobody_reads_of_them(pole):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +69,46 @@ def test_the_document_is_enough_to_rebuild_a_policy(tmp_path, game):
         assert (policy["env"], policy["network"], policy["precision"]) == (settings.env, settings.network, "fp32")
         assert {name: tuple(value.shape) for name, value in parameters.items()} == shapes(network)
     if game == "pendulum":
-        assert policy["actions"] == {"shape": [1], "low": [-2.0], "high": [2.0]}
+        assert policy["actions"] == {"shape": [1], "low": [-2.0], "high": [2.0], "scale": [2.0], "offset": [0.0]}
     else:
         assert policy["actions"] == {"number": environments.spaces.actions}
     environments.close()
+
+
+NETWORKS = {
+    "small": ("small", Spaces((1, 7, 9), True, 3, dtype="float32", scale=1.0)),
+    "an mlp of images": ("mlp", Spaces((3, 7, 9), True, 3)),
+    "choices": ("mlp", Spaces((5,), False, None, (2,), choices=(3, 4))),
+    "scaled box": ("mlp", Spaces((5,), False, None, (2,), (1.0, 2.0), (3.0, 6.0), action_scale=(1.0, 2.0))),
+    "packed": ("gala", Spaces((3 * 40 * 50 + 4,), False, 3, image_shape=(3, 40, 50))),
+    "packed and masked": ("small", Spaces((2 * 7 * 9 + 4 + 3,), False, 3, image_shape=(2, 7, 9), masked=True)),
+    "packed for an mlp": ("mlp", Spaces((2 * 7 * 9 + 4 + 3,), False, 3, image_shape=(2, 7, 9), masked=True)),
+    "a masked image": (
+        "small",
+        Spaces((2 * 7 * 9 + 7,), False, None, (2,), choices=(3, 4), image_shape=(2, 7, 9), masked=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_the_document_is_enough_for_every_kind_of_network(kind):
+    name, spaces = NETWORKS[kind]
+    torch.manual_seed(0)
+    network = Network(name, spaces)
+    observations = some_observations(replace(spaces, image=spaces.observation_dtype == np.uint8))
+    if spaces.masked:
+        observations[:, -spaces.outputs :] = (torch.rand(100, spaces.outputs) < 0.7).float()
+    policy, values = network(observations)
+    said = json.loads(json.dumps(network.description()))
+    outputs, same_values = documented()["run_policy"](said, network.state_dict(), observations)
+    torch.testing.assert_close(same_values, values, rtol=1e-5, atol=1e-5)
+    if not spaces.discrete:
+        torch.testing.assert_close(outputs, policy.mean, rtol=1e-5, atol=1e-5)
+        return
+    counts = spaces.choices or (spaces.outputs,)
+    for part, logits in zip(outputs.split(counts, -1), policy.logits.reshape(100, len(counts), -1).unbind(1), strict=True):
+        torch.testing.assert_close(part.softmax(-1), logits.softmax(-1)[:, : part.shape[1]], rtol=1e-5, atol=1e-5)
 
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:
@@ -93,6 +131,40 @@ def test_checkpoints_without_a_table_are_resumed_and_evaluated(tmp_path):
 
 
 # The optimiser
+
+
+@pytest.mark.long
+def test_a_run_from_before_plays_as_before(tmp_path):
+    """Its settings do not say how actions are scaled: they are not."""
+    scores = {}
+    for kind in ("raw", "scaled"):
+        run = tmp_path / kind
+        train(1, run, "--env", "Pendulum-v1", "--num-envs", 4, "--spaces", kind, "--total-steps", 400)
+        scores[kind] = evaluated(run)
+    with files.revised(layout.run_file(tmp_path / "raw")) as file:
+        settings = json.loads(file.attrs["config"])
+        assert settings.pop("spaces") == "raw" and settings.pop("action_std") == 1
+        file.attrs["config"] = json.dumps(settings)
+    assert np.array_equal(evaluated(tmp_path / "raw"), scores["raw"]) and not np.array_equal(scores["raw"], scores["scaled"])
+    train(1, tmp_path / "raw", "--resume", "--total-steps", 800)
+    assert reader.read_config(tmp_path / "raw").spaces == "raw"
+
+
+def evaluated(run: Path) -> np.ndarray:
+    """The scores of three episodes of every policy."""
+    result = mpirun(1, "-m", "gala_mpi.evaluate", run, "--episodes", 3)
+    assert result.returncode == 0, result.stderr
+    with h5py.File(layout.run_file(run), locking=False) as file:
+        group = file["evaluations"]
+        return group[max(group, key=int)]["score"]
+
+
+@pytest.mark.parametrize("game", ["Taxi-v4", pytest.param("Blackjack-v1", marks=pytest.mark.long)])
+def test_observations_that_are_no_box_are_trained_and_evaluated(tmp_path, game):
+    """One-hot states and a mask; a Tuple."""
+    run = tmp_path / "run"
+    train(2, run, "--env", game, "--num-envs", 4, "--total-steps", 800)
+    assert np.isfinite(evaluated(run)).all()
 
 
 def tree(run: Path) -> dict[Path, tuple[int, bytes]]:

@@ -1,0 +1,16 @@
+"""When MPI starts: where `World` says so, and not when mpi4py is imported.
+
+Programs that are imported need no MPI. multiprocessing imports the main program anew in each process that it starts by spawn or
+forkserver, a worker of an environment for example; MPI would take that for another start of the rank.
+"""
+
+from __future__ import annotations
+
+import mpi4py
+
+
+def start_late() -> None:
+    """Let MPI start in `World` and end with Python. To be called before `mpi4py.MPI` is imported; later it does nothing."""
+    mpi4py.rc.thread_level = "funneled"
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = True
