@@ -27,7 +27,7 @@ OUT_OF_BOUNDS = [
     ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
     ("--sticky", "sticky", [-0.1, 1.1, math.nan]),
-    ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
+    ("--checkpoint-minutes", "checkpoint_minutes", [0.0, 1e-9, 1e-300, -1.0, math.nan, math.inf]),
     ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
     ("--sketch-updates", "sketch_updates", [-1]),
