@@ -140,7 +140,7 @@ class Trainer:
         if not has_just_saved:
             self.save(self.world.largest(self.checkpoints.number) + 1)
         self.recorder.close()
-        self.skips.conclude(self.learner.updates)
+        self.skips.conclude(self.recorder.skipped)
 
     def status(self) -> int:
         """Say how the run ended, and return the exit status (see `errors` and `job.signals`). Collective."""
@@ -171,6 +171,7 @@ class Trainer:
         self.save(max(end.number for end in membership.ends) + 1)
         self.recorder.close()
         self.report.hide()
+        self.skips.conclude(self.recorder.skipped)
         if membership.first_survivor:
             display.bereaved(self.config, self.world.size, membership.lost)
         membership.wait_for_checkpoints(self.checkpoints.number)

@@ -31,7 +31,7 @@ OUT_OF_BOUNDS = [
     ("--atari.frame-skip", "frame_skip", [0, -1]),
     ("--atari.no-ops", "no_ops", [-1]),
     ("--atari.frame-limit", "frame_limit", [0, -1]),
-    ("--checkpoint-minutes", "checkpoint_minutes", [0.0, -1.0, math.nan]),
+    ("--checkpoint-minutes", "checkpoint_minutes", [0.0, 1e-9, 1e-300, -1.0, math.nan, math.inf]),
     ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
     ("--sketch-updates", "sketch_updates", [-1]),

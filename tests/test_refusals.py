@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gym
 
-from gala_mpi import pulse
+from gala_mpi import evaluate, pulse
 from gala_mpi.bench import __main__ as bench
 from gala_mpi.doctor import __main__ as doctor
 from gala_mpi.errors import REFUSED, SettingError
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
+from gala_mpi.run import lock
 
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 
@@ -122,6 +124,14 @@ BENCH = {
     "replay": (("train", "--replay", "runs/pong"), "--replay: a benchmark reads no run"),
     "resume": (("train", "--resume"), "--resume: a benchmark reads no run"),
 }
+EVALUATE = {
+    "no games": (("--episodes", 0), "--episodes 0: a whole number from 1 to 1,000,000 is expected"),
+    "games": (("--episodes", 10**12), f"--episodes {10**12}: a whole number from 1 to 1,000,000 is expected"),
+    "word": (("--checkpoint", "worst"), "--checkpoint worst: newest, best or a checkpoint's number is expected"),
+    "digit": (("--checkpoint", "²"), "--checkpoint ²: newest, best or a checkpoint's number is expected"),
+    "number": (("--checkpoint", 77), "--checkpoint 77: a complete checkpoint of gossip is expected ("),
+    "film": (("--video", "film.avi"), "--video film.avi"),
+}
 DOCTOR = {
     "environments": (("--num-envs", 0), "--num-envs 0"),
     "resume": (("--resume",), "--resume: the doctor reads no run"),
@@ -184,6 +194,44 @@ def test_a_run_keeps_what_it_sees(world, old, capfd):
     assert prepare.read(["--resume", "--run-dir", str(run)]).spaces == "raw"
     line = refused(prepare.make, ("--resume", "--run-dir", run, "--spaces", "scaled"), world, capfd)
     assert line == f"--spaces scaled: the run in {run} has raw, and goes on with it"
+
+
+def test_a_run_that_nobody_has_begun_is_not_resumed(world, tmp_path, capfd):
+    line = refused(prepare.make, ("--resume", "--run-dir", tmp_path), world, capfd)
+    assert line.startswith(f"--run-dir {tmp_path}: a run is expected")
+
+
+def test_long_rollouts_need_memory(world, tmp_path, capfd):
+    flags = ("--env", "pong", "--rollout-length", 100_000, "--run-dir", tmp_path / "run")
+    line = refused(prepare.make, flags, world, capfd)
+    assert line.startswith("memory on ") and "--num-envs" in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_another_job_begins_and_ends_meanwhile_is_not_begun_anew(world, old, tmp_path, monkeypatch, capfd):
+    """Between the first look at the directory and its lock."""
+    take = lock.take
+
+    def taken_late(run: Path) -> None:
+        shutil.copytree(old / "gossip", run, dirs_exist_ok=True)
+        take(run)
+
+    monkeypatch.setattr(lock, "take", taken_late)
+    run = tmp_path / "run"
+    assert refused(prepare.make, (*SMALL, "--run-dir", run), world, capfd).startswith(f"--run-dir {run} exists")
+    assert snapshot(run) == snapshot(old / "gossip")
+
+
+def snapshot(run: Path) -> dict[Path, bytes]:
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("[!.]*") if path.is_file()}
+
+
+@pytest.mark.parametrize("flags, words", EVALUATE.values(), ids=EVALUATE)
+def test_evaluate(world, old, monkeypatch, capfd, flags, words):
+    monkeypatch.chdir(old)
+    before = snapshot(old)
+    assert refused(lambda said, _: evaluate.choose(said), ("gossip", *flags), world, capfd).startswith(words)
+    assert snapshot(old) == before
 
 
 @pytest.mark.parametrize("flags, words", BENCH.values(), ids=BENCH)

@@ -1,5 +1,6 @@
 """Files: tables that are read while they are written and after a kill, files that appear whole or not at all."""
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from gala_mpi.clock import SECTIONS
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.envs.base import Episode, Spaces
+from gala_mpi.errors import DiskError
 from gala_mpi.exchange.base import Counters, Mix
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.base import Losses
@@ -441,3 +444,43 @@ def test_resident_memory_grows_with_what_is_held():
         held.write(b"1" * len(held))
         assert recorder.resident_mib() - before > 50
     assert recorder.resident_mib() - before < 50
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from gala_mpi.run import files
+
+with files.revised(Path(sys.argv[1])) as file:
+    file.attrs["held"] = 1
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_is_changed_by_one_process_at_a_time(tmp_path, monkeypatch):
+    """Another one waits, a minute at most, and then finds what the first has added."""
+    path = tmp_path / "run.h5"
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin and holder.stdout and holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(files, "SECONDS_TO_CHANGE", 0.1)
+        words = r"run\.h5 cannot be written: another process has held .*\.run\.h5\.lock for 0 s"
+        with pytest.raises(DiskError, match=words), files.revised(path):
+            pytest.fail("it did not wait")
+        monkeypatch.undo()
+        threading.Timer(0.2, holder.stdin.close).start()
+        with files.revised(path) as file:
+            file.attrs["added"] = 2
+    with h5py.File(path) as file:
+        assert dict(file.attrs) == {"held": 1, "added": 2}
+
+
+def test_where_nothing_can_be_locked_files_are_changed_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    with files.revised(tmp_path / "run.h5") as file:
+        file.attrs["added"] = 1
+    assert (tmp_path / "run.h5").exists()

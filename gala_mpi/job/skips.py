@@ -20,7 +20,7 @@ class Skips:
 
     def __init__(self, rank: int, host: str, allowed: int):
         self._who, self._allowed = f"rank {rank} on {host}", allowed
-        self._in_a_row = self._unsaid = self._skipped = 0
+        self._in_a_row = self._unsaid = 0
         self._said = -SECONDS_BETWEEN_LINES
 
     def note(self, update: int, why: str) -> None:
@@ -35,14 +35,14 @@ class Skips:
         if self._in_a_row > self._allowed:
             seen = f"{self._in_a_row} updates in a row up to {update} are skipped"
             raise JobError(f"{seen}, --max-skipped {self._allowed} are allowed: {why}")
-        self._unsaid, self._skipped = self._unsaid + 1, self._skipped + 1
+        self._unsaid += 1
         if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             more = f" and {self._unsaid - 1} before it" if self._unsaid > 1 else ""
             print(f"gala_mpi: {self._who} skips update {update}{more}: {why}", file=sys.stderr, flush=True)
             self._said, self._unsaid = time.monotonic(), 0
 
-    def conclude(self, update: int) -> None:
-        """Say how many updates have been skipped, if there were more than have been named. `update`: the last one."""
+    def conclude(self, skipped: int) -> None:
+        """Say how many updates have been skipped since the run began, if some of this start have not been named."""
         if self._unsaid:
-            seen = f"{self._who} has skipped {self._skipped} updates, the last of them before its end at update {update}"
+            seen = f"{self._who} has skipped {skipped} updates in all"
             print(f"gala_mpi: {seen}; it has learnt nothing from them", file=sys.stderr, flush=True)

@@ -8,9 +8,11 @@ Tables of metrics, which grow, have a way of their own (`tables.py`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ import h5py
 from gala_mpi.errors import DiskError
 
 BLOCK = 4096
+SECONDS_TO_CHANGE = 60.0  # a file that others change at the same time; it takes one of them milliseconds
 Node = Any  # a file, group or dataset: by h5py's own types each may be any of them, and nothing could be done with it
 
 
@@ -130,6 +133,9 @@ def revised(path: Path) -> Iterator[Any]:
     """Change `path`: yield a copy of its contents, which replaces it atomically when the block ends.
 
     One process at a time, where the file system has locks: else what another one adds meanwhile would be lost.
+
+    Raises:
+        DiskError: it cannot be written, or others have been changing it for a minute.
     """
     with _alone(path), atomic(path) as file:
         if path.exists():
@@ -142,12 +148,25 @@ def revised(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for `path`."""
-    with naming(path):
-        file = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    """Wait until no other process is in such a block for `path`. Raises DiskError after a minute."""
+    lock = path.with_name(f".{path.name}.lock")
+    with naming(lock):
+        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        until = time.monotonic() + SECONDS_TO_CHANGE
+        while not _locked(file):
+            if time.monotonic() > until:
+                raise DiskError(f"{path} cannot be written: another process has held {lock} for {SECONDS_TO_CHANGE:.0f} s")
+            time.sleep(0.02)
         yield
     finally:
         os.close(file)
+
+
+def _locked(file: int) -> bool:
+    """Return whether the file is now locked by this process, or cannot be by any."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # else a file system without locks
+    return True

@@ -4,6 +4,8 @@ run.h5                            settings, metadata about every start, links to
 metrics/rank00007.h5              tables of one rank; rank00007-1.h5 ... follow after a resume or when one is full
 checkpoints/000012/rank00007.h5   all state of one rank; a checkpoint is complete when every rank's file is there
 ends/rank00007.json               with --survive: how the rank's part ended, once it has
+.lock                             the job that trains in it (`lock.py`)
+.run.h5.lock                      locked by who changes run.h5 (`files.revised`)
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ def is_run(run: Path) -> bool:
 
 
 def require_there(run: Path) -> None:
-    """Raises DiskError: the directory of a run that goes on has been deleted or moved."""
+    """Refuse to go on without the run's directory.
+
+    Raises:
+        DiskError: it has been deleted or moved.
+    """
     if not is_run(run):
         raise DiskError(f"{run_file(run)} is gone: the run directory has been deleted or moved while the run goes on")
 
