@@ -17,7 +17,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, cast
@@ -62,6 +62,9 @@ class Evaluation:
     Agents of --exchange server have one policy: that of the vector that they share."""
     sample: bool = False
     """Draw actions from the policy instead of taking the most probable one."""
+    max_steps: int = 100_000
+    """Cut an episode off after so many steps, for environments that never end one; its score is that of these. A line says how
+    many were cut. (Atari games end after 27,000 at most.)"""
     seed: int = 1
     """Seeds the episodes: the same seed deals the same episodes to every policy, on any number of ranks."""
     video: Optional[Path] = None
@@ -99,10 +102,10 @@ def main(arguments: list[str]) -> None:
         policies = load(selection)
         torch.set_num_threads(world.threads)
         with Played(world, len(policies.vectors) * selection.wanted.episodes) as played:
-            mine = play_my_share(selection, policies.vectors, world, played)
-        games = np.concatenate(world.comm.allgather(mine))
+            mine, cut = play_my_share(selection, policies.vectors, world, played)
+        games, cut = np.concatenate(world.comm.allgather(mine)), world.sum(cut)
         if world.root:
-            report(selection, policies, games)
+            report(selection, policies, games, cut)
             if selection.wanted.video:
                 film(selection, policies)
 
@@ -172,6 +175,7 @@ def check(wanted: Evaluation) -> None:
     """Refuse what cannot work, before the first episode. Raises SettingError."""
     episodes = wanted.episodes
     require(1 <= episodes <= MOST_EPISODES, "--episodes", episodes, f"a whole number from 1 to {MOST_EPISODES:,}")
+    require_whole("--max-steps", wanted.max_steps, 1)
     require_whole("--seed", wanted.seed, 0)
     known = wanted.checkpoint in ("newest", "best") or (wanted.checkpoint.isascii() and wanted.checkpoint.isdigit())
     require(known, "--checkpoint", wanted.checkpoint, "newest, best or a checkpoint's number")
@@ -263,24 +267,33 @@ class Played:
                 word.wait()
 
 
-def play_my_share(selection: Selection, policies: dict[int, np.ndarray], world: World, played: Played) -> np.ndarray:
-    """Play this rank's episodes of every policy; return rows of GAMES."""
+def play_my_share(
+    selection: Selection, policies: dict[int, np.ndarray], world: World, played: Played
+) -> tuple[np.ndarray, int]:
+    """Play this rank's episodes of every policy; return rows of GAMES, and how many episodes were cut off.
+
+    Raises:
+        JobError: an environment gave what is not finite.
+    """
     mine = range(world.rank, selection.wanted.episodes, world.size)
     if not mine:
-        return np.array([], GAMES)
+        return np.array([], GAMES), 0
     settings = selection.settings
     environments = registry.make(settings.env, len(mine), threads=world.threads, **settings.env_options)
     network, flat = make_network(settings, environments)
     seed, sample = selection.wanted.seed, selection.wanted.sample
     generator = torch.Generator().manual_seed(seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
+    cut = 0
     for policy, parameters in policies.items():
         flat.data.copy_(torch.from_numpy(parameters))
         seed_global(np.random.SeedSequence(seed, spawn_key=(world.rank, 0)))  # environments may draw from these streams
-        games = play(network, environments, game_seeds(seed, mine), generator if sample else None, played)
+        batch = Games(environments, game_seeds(seed, mine), selection.wanted.max_steps)
+        games = batch.play(network, generator if sample else None, played.count)
         rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
+        cut += batch.cut
     environments.close()
-    return np.array(rows, GAMES)
+    return np.array(rows, GAMES), cut
 
 
 def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:
@@ -297,29 +310,70 @@ def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
     return np.array([sequence.generate_state(1)[0] >> 1 for sequence in sequences], np.int64)
 
 
-@torch.no_grad()
-def play(
-    network: Network, environments: Environments, seeds: np.ndarray, generator: torch.Generator | None, played: Played
-) -> list[Episode]:
-    """Play one episode in each environment; return the first to end in each, in the order of the seeds.
+class Games:
+    """One episode in each of N environments.
 
     Args:
-        generator: what actions are drawn from; None: the most probable ones are taken.
+        seeds: of the episodes, int64 [N].
+        max_steps: after which an episode is cut off.
+
+    Attributes:
+        steps: that have been taken in each.
+        cut: how many episodes were cut off.
     """
-    observations = environments.reset(seeds)
-    games: dict[int, Episode] = {}
-    while len(games) < environments.num_envs:
-        policy, _ = network(torch.from_numpy(observations))
-        step = environments.step((policy.sample(generator) if generator else policy.mode).numpy())
-        observations, before = step.observations, len(games)
-        for episode in step.episodes:
-            games.setdefault(episode.environment, episode)
-        played.count(len(games) - before)
-    return [games[i] for i in range(environments.num_envs)]
+
+    def __init__(self, environments: Environments, seeds: np.ndarray, max_steps: int):
+        self._environments, self._max_steps = environments, max_steps
+        self._observations, self.steps, self.cut = environments.reset(seeds), 0, 0
+        self._scores = np.zeros(environments.num_envs)  # so far
+        self._played: dict[int, Episode] = {}  # by the environment
+
+    @torch.no_grad()
+    def play(
+        self, network: Network, generator: torch.Generator | None, count: Callable[[int], None] = lambda games: None
+    ) -> list[Episode]:
+        """Play them to their ends; return the first episode of each environment, in the order of the seeds.
+
+        Args:
+            generator: what actions are drawn from; None: the most probable ones are taken.
+            count: told of the number of games that have ended, at every step.
+
+        Raises:
+            JobError: an environment gave a number that is not finite, whose score nobody could trust.
+        """
+        environments = self._environments
+        while len(self._played) < environments.num_envs:
+            self._require_finite("an observation", self._observations)
+            policy, _ = network(torch.from_numpy(self._observations))
+            step = environments.step((policy.sample(generator) if generator else policy.mode).numpy())
+            self._observations, self.steps, before = step.observations, self.steps + 1, len(self._played)
+            self._require_finite("a reward", step.rewards)
+            self._scores += step.rewards
+            for episode in step.episodes:
+                self._played.setdefault(episode.environment, episode)
+            if self.steps == self._max_steps:
+                self._cut_off()
+            count(len(self._played) - before)
+        return [self._played[i] for i in range(environments.num_envs)]
+
+    def _cut_off(self) -> None:
+        for i in set(range(self._environments.num_envs)) - self._played.keys():
+            self._played[i] = Episode(i, float(self._scores[i]), self.steps)
+            self.cut += 1
+
+    def _require_finite(self, what: str, rows: np.ndarray) -> None:
+        """Refuse to go on with [N, ...] of environments that play, of which not all are finite."""
+        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+            for i in set(range(len(rows))) - self._played.keys():
+                if not np.isfinite(rows[i]).all():
+                    value = rows[i][~np.isfinite(rows[i])].flat[0] if rows[i].ndim else rows[i]
+                    raise JobError(
+                        f"environment {i} gave {what} of {value} at its step {self.steps}: its score would mean nothing"
+                    )
 
 
-def report(selection: Selection, policies: Policies, games: np.ndarray) -> None:
-    """Add the episodes to run.h5 and print the table."""
+def report(selection: Selection, policies: Policies, games: np.ndarray, cut: int) -> None:
+    """Add the episodes, of which so many were cut off, to run.h5 and print the table."""
     wanted, run = selection.wanted, selection.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
     table = Table(title=f"{selection.settings.env}, checkpoint {selection.number}, {wanted.episodes} games a policy, {how}")
@@ -336,14 +390,19 @@ def report(selection: Selection, policies: Policies, games: np.ndarray) -> None:
         "checkpoint": selection.number,
         "arg_max": not wanted.sample,
         "seed": wanted.seed,
+        "max_steps": wanted.max_steps,
+        "cut": cut,
         "time": time.strftime("%FT%T%z"),
     }
     writer.write_evaluation(run, games, metadata)
     display.console().print(table)  # once it is kept: whoever reads this may have left
+    if cut:
+        display.say(
+            f"{cut:,} of {len(games):,} games were cut off by --max-steps {wanted.max_steps:,}: scores are of these steps"
+        )
     display.say(f"written to {layout.run_file(run)}")
 
 
-@torch.no_grad()
 def film(selection: Selection, policies: Policies) -> None:
     """One episode of the policy of all agents together as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
@@ -359,21 +418,19 @@ def film(selection: Selection, policies: Policies) -> None:
     options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {"loop": 0}
     try:
         with cast(Any, imageio.get_writer(temporary, fps=environments.frames_per_second, **options)) as writer:
-            observations, over = environments.reset(game_seeds(wanted.seed, [0])), False
+            games, lines = Games(environments, game_seeds(wanted.seed, [0]), wanted.max_steps), display.Lines()
             writer.append_data(environments.screen())
-            lines, steps = display.Lines(), 0
-            while not over:
-                policy, _ = network(torch.from_numpy(observations))
-                step = environments.step((policy.sample(generator) if wanted.sample else policy.mode).numpy())
-                observations, over = step.observations, bool(step.episodes)
+
+            def film_step(_: int) -> None:
                 writer.append_data(environments.screen())
-                steps += 1
-                lines.say(f"{steps:,} steps of one game filmed")
+                lines.say(f"{games.steps:,} steps of one game filmed")
+
+            (game,) = games.play(network, generator if wanted.sample else None, film_step)
         os.replace(temporary, video)
     finally:
         temporary.unlink(missing_ok=True)
-    score = step.episodes[0].score
-    display.say(f"film of one game of the {policies.together} (score {score:g}): {wanted.video}")
+    ending = f", cut off after {game.length:,} steps" if games.cut else ""
+    display.say(f"film of one game of the {policies.together} (score {game.score:g}{ending}): {wanted.video}")
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ BENCH = {
 EVALUATE = {
     "no games": (("--episodes", 0), "--episodes 0: a whole number from 1 to 1,000,000 is expected"),
     "games": (("--episodes", 10**12), f"--episodes {10**12}: a whole number from 1 to 1,000,000 is expected"),
+    "no steps": (("--max-steps", 0), "--max-steps 0: a whole number, 1 or more, is expected"),
     "word": (("--checkpoint", "worst"), "--checkpoint worst: newest, best or a checkpoint's number is expected"),
     "digit": (("--checkpoint", "²"), "--checkpoint ²: newest, best or a checkpoint's number is expected"),
     "number": (("--checkpoint", 77), "--checkpoint 77: a complete checkpoint of gossip is expected ("),

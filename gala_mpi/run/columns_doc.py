@@ -102,7 +102,8 @@ Attributes of `starts/<n>`:
 
 Columns of `evaluations/<n>`: `policy` (rank, or -1 for the averaged one), `game` (number of the episode, from 0), `score`
 (points), `length` (steps).
-Attributes: `checkpoint`, `arg_max` (most probable actions, not sampled ones), `seed`, `time`.
+Attributes: `checkpoint`, `arg_max` (most probable actions, not sampled ones), `seed`, `time`; `max_steps`, and how many
+episodes were `cut` off by it.
 """
 
 

@@ -32,7 +32,7 @@ class Run:
         agents: how many agents, that is ranks, it has; agents that it had before an elastic resume have left.
         starts: metadata about each start, oldest first: time, command, hosts, versions, "config", ...
         evaluations: oldest first: (episodes, metadata). Episodes are rows of policy (-1: the averaged one), game (the number of
-            the episode), score, length; metadata are checkpoint, arg_max, seed, time.
+            the episode), score, length; metadata are checkpoint, arg_max, seed, max_steps, cut, time.
         parts: the readable metrics files of each rank, in the order of their writing, of agents that have left too.
         problems: what could not be read, a plain line each. It grows if reading rows brings more to light.
     """

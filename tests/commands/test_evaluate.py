@@ -223,6 +223,15 @@ def test_games_are_kept_when_nobody_reads_of_them(pole):
     assert len(evaluations(pole)) == len(before) + 1
 
 
+def test_games_that_are_too_long_are_cut_off(pole):
+    result = mpirun(2, *EVALUATE, pole, "--episodes", 3, "--policies", "mean", "--max-steps", 5)
+    assert result.returncode == 0, result.stderr
+    assert "3 of 3 games were cut off by --max-steps 5: scores are of these steps" in result.stdout
+    games, metadata = evaluations(pole)[-1]
+    assert games["length"].tolist() == [5] * 3 and games["score"].tolist() == [5] * 3
+    assert (metadata["max_steps"], metadata["cut"]) == (5, 3)
+
+
 def test_ctrl_c_is_one_line_of_each_rank(pole):
     with launch.Job(2, *EVALUATE, pole, "--episodes", 100_000) as job:
         job.wait_until(lambda: len(job.ranks()) == 2 and "games played" in job.stdout + job.stderr)
