@@ -404,7 +404,7 @@ def test_where_everything_is_masked_no_action_that_is_none_is_drawn():
     """As in the last observation of an episode, whose policy nobody asks."""
     policy = Several.of(torch.full((1000, 5), NEVER), (3, 2))
     torch.testing.assert_close(policy.probs[0], torch.tensor([[1 / 3] * 3, [0.5, 0.5, 0]]))
-    assert policy.sample().amax(0).tolist() == [2, 1] and torch.isfinite(policy.entropy()).all()
+    assert (policy.sample() <= torch.tensor([2, 1])).all() and torch.isfinite(policy.entropy()).all()
 
 
 def test_several_choices_are_drawn_as_often_as_they_are_probable():
