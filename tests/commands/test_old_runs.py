@@ -32,7 +32,8 @@ def unpacked(tmp_path_factory) -> Path:
     """All the old runs, to be read and not to be changed."""
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(OLD / "runs.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none yet
+        archive.extractall(folder)
     return folder
 
 
@@ -43,7 +44,8 @@ def old(tmp_path):
     def unpack(name: str) -> Path:
         with tarfile.open(OLD / "runs.tar.xz") as archive:
             members = [member for member in archive if member.name.startswith(f"{name}/")]
-            archive.extractall(tmp_path, members, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(tmp_path, members)
         return tmp_path / name
 
     return unpack
