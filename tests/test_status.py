@@ -118,13 +118,16 @@ def board(**columns: list[float]) -> np.ndarray:
 
 
 def line(rows: np.ndarray, capsys) -> str:
-    shown = display.Display(Config(total_steps=10**6), 0, frames_per_step=None)
+    shown = display.Display(Config(total_steps=10**6, run_dir=Path("runs/one")), 0, frames_per_step=None)
     shown.show(rows)
     return capsys.readouterr().out
 
 
 def panel(rows: np.ndarray) -> str:
-    shown, console = display.Display(Config(total_steps=10**6), 0, frames_per_step=None), Console(width=100, file=io.StringIO())
+    shown, console = (
+        display.Display(Config(total_steps=10**6, run_dir=Path("runs/one")), 0, frames_per_step=None),
+        Console(width=100, file=io.StringIO()),
+    )
     console.print(shown._panel(dict(zip(COLUMNS, rows.T)), 0.0, 0.0, 0.0, np.inf))
     return re.sub(r" +", " ", console.file.getvalue())
 
