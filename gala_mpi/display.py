@@ -241,6 +241,8 @@ def welcome(config: Config, agents: int, library: str, threads: int, origin: Ori
     how = "exactly as if it had not stopped" if config.exact_resume else "environments begin new episodes"
     run = escape(command.shown(config.directory))
     say(f"resumed from checkpoint {origin.number} in {run} at {origin.steps:,} steps; {how}")
+    if origin.steps >= config.total_steps:
+        say(f"nothing is left to train: --total-steps {config.total_steps:,} have been done; more are expected to go on")
     if agents != origin.agents:
         say(
             f"{origin.agents} agents before, {agents} now: {succession(origin.shares)}; "

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from gala_mpi import display, watch
 from gala_mpi.config import Config
+from gala_mpi.job.resume import Origin
 from gala_mpi.mpi.live_board import COLUMNS
 
 UPDATES_PER_SECOND = 100
@@ -163,3 +164,10 @@ def test_updates_that_were_skipped_are_told(capsys):
     rows = board(updates=[8, 8], skipped=[1, 2])
     assert "no rank behind  3 updates skipped  " in line(rows, capsys)
     assert "skipped 3 updates, most by rank 1 a number was not finite" in panel(rows)
+
+
+@pytest.mark.parametrize("total, done", [(9000, True), (8999, True), (9001, False)])
+def test_a_resume_that_has_nothing_to_do_says_so(total, done, capsys):
+    origin = Origin(number=2, steps=9000, agents=1, shares=np.eye(1))
+    display.welcome(Config(total_steps=total, run_dir=Path("runs/one"), resume=True), 1, "MPICH", 1, origin, [])
+    assert (f"nothing is left to train: --total-steps {total:,} have been done" in capsys.readouterr().out) == done
