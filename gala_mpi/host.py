@@ -31,6 +31,7 @@ class HostView:
         shm_problem: why /dev/shm cannot be written; empty if it can.
         memory_free: memory that can still be used, within the cgroup's limit.
         memory_size: memory of the host.
+        memory_held: memory that this rank has already, and shares with no other process.
     """
 
     host: str
@@ -41,6 +42,7 @@ class HostView:
     shm_problem: str
     memory_free: int
     memory_size: int
+    memory_held: int = 0
 
     @property
     def threads(self) -> int:
@@ -69,7 +71,8 @@ def view(host: str, masks: list[set[int]], own_mask: set[int]) -> HostView:
         free, size = usage.free, usage.total
     except OSError:
         free, size = 0, 0
-    return HostView(host, cores, share, free, size, _write_problem(SHARED_MEMORY), memory_free(), _memory("MemTotal"))
+    memory = memory_free(), _memory("MemTotal"), memory_held()
+    return HostView(host, cores, share, free, size, _write_problem(SHARED_MEMORY), *memory)
 
 
 def rank_on_this_host() -> int:
@@ -119,6 +122,15 @@ def memory_free() -> int:
         return min(free, limit - used)
     except (OSError, ValueError):  # no cgroup v2, or "max"
         return free
+
+
+def memory_held() -> int:
+    """Return the bytes of this process that no other one shares; 0 where the kernel does not say."""
+    try:
+        with open("/proc/self/smaps_rollup") as file:
+            return sum(1024 * int(line.split()[1]) for line in file if line.startswith("Private_"))
+    except OSError:
+        return 0
 
 
 def _memory(name: str) -> int:

@@ -18,10 +18,11 @@ from gala_mpi.networks import NETWORKS
 
 # Agents do not wait for each other, so that more ranks than cores cost them little but time: 2 per core need no warning.
 RANKS_PER_CORE = 2.0
-# Resident memory of a rank, measured: Python, torch and MPI; an environment with images (380 MiB with 16 of Pong, 945 with
-# 256) or with numbers (CartPole), including its part of a rollout of 5 steps; how many vectors are as long as the parameters:
-# the parameters, gradients, RMSprop, messages, casts.
-RANK_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 310 << 20, 2560 << 10, 16 << 10, 8
+# Resident memory, measured: of each rank alone (Python, torch and MPI), and the code that the ranks of a host share (4 of
+# CartPole: 171 MiB each and 118 together); an environment with images (2 ranks of Pong: 229 MiB each with 16, 334 with 64) or
+# with numbers (CartPole), including its part of a rollout of 5 steps; how many vectors are as long as the parameters: these,
+# gradients, RMSprop, messages, casts.
+RANK_BYTES, CODE_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 180 << 20, 130 << 20, 2560 << 10, 16 << 10, 8
 # What each step more of a rollout takes of an environment: the observation, and what the layers make of it.
 ROLLOUT, IMAGES_STEP, NUMBERS_STEP = 5, 280 << 10, 1 << 10
 SMALL_WINDOWS = 1 << 20  # bytes of a rank's other windows: the display's, the probes'
@@ -57,14 +58,20 @@ class HostDemand:
     ranks_per_core: float  # of the rank with the smallest share
     windows: int
     memory: int
+    memory_held: int  # of it, by the ranks as they are now
 
     def __str__(self) -> str:
         ranks = (
             f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)} × {self.environments} environments × {self.threads} threads"
         )
         windows = f"windows {size(self.windows)} of {size(self.view.shm_free)} in {SHARED_MEMORY}"
-        memory = f"memory about {size(self.memory)} of {size(self.view.memory_free)}"
+        memory = f"memory about {size(self.memory)} of {size(self.memory_free)}"
         return f"{ranks} on {self.view.cores:g} cores; {windows if self.windows else 'no windows'}; {memory}"
+
+    @property
+    def memory_free(self) -> int:
+        """Bytes for the ranks: those that they hold, and those that nobody does."""
+        return self.view.memory_free + self.memory_held
 
 
 def demands(config: Config, length: int, host_views: list[HostView]) -> list[HostDemand]:
@@ -96,7 +103,8 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
                 views[0],
                 1 / min(each.share for each in views),
                 len(ranks) * window,
-                len(ranks) * (rank_bytes + window),
+                CODE_BYTES + len(ranks) * (rank_bytes + window),
+                sum(each.memory_held for each in views),
             )
         )
     return hosts
@@ -154,8 +162,8 @@ def shared_memory(host: HostDemand) -> Finding:
 def memory(host: HostDemand) -> Finding:
     """Check that the memory that the ranks will probably take is free (else a warning), or exists at all (else an error)."""
     view = host.view
-    seen = f"{host.name}: about {size(host.memory)} needed, {size(view.memory_free)} free of {size(view.memory_size)}"
-    if host.memory <= 0.9 * view.memory_free:
+    seen = f"{host.name}: about {size(host.memory)} needed, {size(host.memory_free)} free of {size(view.memory_size)}"
+    if host.memory <= 0.9 * host.memory_free:
         return Finding("memory", "ok", seen)
     remedy = "run fewer ranks on a host, or fewer environments in each (--num-envs), or ask for more memory (--mem)"
     return Finding("memory", "error" if host.memory > view.memory_size else "warning", seen, remedy)

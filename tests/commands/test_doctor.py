@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import launch
 from commandline import complaints
+from gala_mpi import config, host
 from gala_mpi.host import HostView
 from gala_mpi.job import preflight
 from launch import mpirun
@@ -113,10 +115,26 @@ def test_read_only_run_directory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("needed, state", [(9, "ok"), (10, "warning"), (16, "warning"), (17, "error")])
 def test_memory_that_is_in_use_and_memory_that_is_not_there(needed, state):
-    """10 of 16 GiB are free."""
-    machine = HostView("here", 2, 1, 0, 0, "", memory_free=10 << 30, memory_size=16 << 30)
-    finding = preflight.memory(preflight.HostDemand("here", [0], 16, 1, machine, 1, 0, needed << 30))
+    """7 of 16 GiB are free, and 3 are the ranks' own already."""
+    machine = HostView("here", 2, 1, 0, 0, "", memory_free=7 << 30, memory_size=16 << 30)
+    finding = preflight.memory(preflight.HostDemand("here", [0], 16, 1, machine, 1, 0, needed << 30, memory_held=3 << 30))
     assert finding.state == state and f"{needed}.0 GiB needed, 10.0 GiB free of 16.0 GiB" in finding.seen
+
+
+def test_many_ranks_that_fit_are_not_refused():
+    """What they have as they start is theirs; the code that they share is there once."""
+    views = [HostView("here", 100, 1, 10**9, 10**9, "", 6 << 30, 32 << 30, memory_held=160 << 20) for _ in range(100)]
+    settings = config.Config(env="CartPole-v1", network="mlp", exchange="none")
+    (demand,) = preflight.demands(settings, 5000, views)
+    assert demand.memory_free == (6 << 30) + 100 * (160 << 20)
+    assert 17 << 30 < demand.memory < 19 << 30 and preflight.memory(demand).state == "ok"
+
+
+def test_memory_held_is_what_no_other_process_has():
+    before = host.memory_held()
+    with mmap.mmap(-1, 64 << 20) as held:
+        held.write(b"1" * len(held))
+        assert 50 << 20 < host.memory_held() - before < 80 << 20
 
 
 def test_more_environments_than_any_memory_holds():
