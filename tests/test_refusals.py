@@ -19,7 +19,7 @@ from gala_mpi.doctor import __main__ as doctor
 from gala_mpi.errors import REFUSED, SettingError
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
-from gala_mpi.run import lock
+from gala_mpi.run import files, lock
 
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 
@@ -257,3 +257,12 @@ def test_benchmarks_of_several_ranks(ranks, flags, words):
 @pytest.mark.parametrize("flags, words", DOCTOR.values(), ids=DOCTOR)
 def test_the_doctor(world, capfd, flags, words):
     assert words in refused(doctor.read_arguments, (*SMALL, *flags), world, capfd)
+
+
+def test_hdf5_told_to_lock_where_nothing_can_be(world, tmp_path, monkeypatch, capfd):
+    """The variable goes before what a program says as it opens a file."""
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")
+    monkeypatch.setattr(files, "try_lock", lambda folder: f"No locks available in {folder}")
+    line = refused(prepare.make, (*SMALL, "--run-dir", tmp_path / "run"), world, capfd)
+    assert line.startswith("HDF5_USE_FILE_LOCKING=TRUE: FALSE is expected") and f"No locks available in {tmp_path}" in line
+    assert not any(tmp_path.iterdir())

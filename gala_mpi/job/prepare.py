@@ -29,7 +29,7 @@ from gala_mpi.job.resume import Origin
 from gala_mpi.mpi.world import World
 from gala_mpi.networks import NETWORKS, policy
 from gala_mpi.record import provenance
-from gala_mpi.run import layout, lock, reader, writer
+from gala_mpi.run import files, layout, lock, reader, writer
 from gala_mpi.topology import Topology
 
 
@@ -228,6 +228,11 @@ def _new_run(settings: Config, given: bool) -> Config:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run}: {parent} cannot be written; a writable directory is expected")
+    wants_locks = os.environ.get("HDF5_USE_FILE_LOCKING", "")  # goes before what a program says as it opens a file
+    if wants_locks.upper() in ("TRUE", "1") and (problem := files.try_lock(parent)):
+        raise SettingError(
+            f"HDF5_USE_FILE_LOCKING={wants_locks}: FALSE is expected for --run-dir {run}, without locks: {problem}"
+        )
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         run = run if given else _make_anew(run)
