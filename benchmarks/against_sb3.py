@@ -1,11 +1,12 @@
 """gala_mpi beside Stable-Baselines3's A2C: the same game, network, environments a process and rollout length, in turn.
 
-    python benchmarks/against_sb3.py
+    python benchmarks/against_sb3.py                       Pong, network nature
+    python benchmarks/against_sb3.py --env CartPole-v1     where environments and networks take microseconds
 
 gala_mpi has a rank for each core. SB3 trains in one process, whose torch then has a thread for each core; as many separate SB3
 runs as cores, of one thread each, are timed as well, which is the most that it gets out of the machine, though for as many
-policies. SB3 is installed into an environment of its own, .venv-sb3, at the first call. Rates are steps/s (a step is 4
-frames) summed over the processes; ratios are medians over rounds, in each of which every program has its turn.
+policies. SB3 is installed into an environment of its own, .venv-sb3, at the first call. Rates are steps/s (a step of
+Pong is 4 frames) summed over the processes; ratios are medians over rounds, in each of which every program has its turn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -27,13 +29,16 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".venv-sb3"
 SB3 = ("stable-baselines3>=2.7,<3", "ale-py>=0.11", "opencv-python-headless")
 ONE_RUN, MANY_RUNS = "SB3", "SB3, a run a core"
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = {"pong": ("fp32", "bf16"), "CartPole-v1": ("fp32",)}
+NETWORKS = {"pong": "nature", "CartPole-v1": "mlp"}  # those of SB3
 
 
 @dataclass
 class Options:
     """Time gala_mpi against Stable-Baselines3's A2C."""
 
+    env: Literal["pong", "CartPole-v1"] = "pong"
+    """What is trained."""
     cores: int = len(os.sched_getaffinity(0))
     """Ranks of gala_mpi; threads of one SB3 run, or SB3 runs of one thread."""
     num_envs: int = 16
@@ -47,7 +52,7 @@ class Options:
 def main(options: Options) -> None:
     python = sb3_python()
     turns = [turn(options, python) for _ in range(options.rounds)]
-    table = Table("Pong, network nature", "steps/s", f"times {ONE_RUN}", f"times {MANY_RUNS}")
+    table = Table(f"{options.env}, network {NETWORKS[options.env]}", "steps/s", f"times {ONE_RUN}", f"times {MANY_RUNS}")
     for name in turns[0]:
         ratios = [statistics.median(turn[name] / turn[of] for turn in turns) for of in (ONE_RUN, MANY_RUNS)]
         rate = statistics.median(turn[name] for turn in turns)
@@ -61,10 +66,11 @@ def main(options: Options) -> None:
 
 def turn(options: Options, python: Path) -> dict[str, float]:
     """Steps/s of each program, one after another."""
-    sizes = ["--num-envs", str(options.num_envs), "--updates", str(options.updates)]
+    sizes = ["--env", options.env, "--num-envs", str(options.num_envs), "--updates", str(options.updates)]
     rates = {ONE_RUN: sb3(python, sizes, 1, options.cores), MANY_RUNS: sb3(python, sizes, options.cores, 1)}
-    for precision in PRECISIONS:
-        rates[f"gala_mpi, {precision}"] = gala_mpi(sizes, options.cores, precision)
+    for precision in PRECISIONS[options.env]:
+        setting = ["--network", NETWORKS[options.env], "--precision", precision]
+        rates[f"gala_mpi, {precision}"] = gala_mpi([*sizes, *setting], options.cores)
     return rates
 
 
@@ -79,9 +85,20 @@ def sb3(python: Path, sizes: list[str], runs: int, threads: int) -> float:
     return sum(float(output.split()[-1]) for output in outputs)
 
 
-def gala_mpi(sizes: list[str], processes: int, precision: str) -> float:
-    setting = ["--network", "nature", "--precision", precision, "--rounds", "1", "--json"]
-    command = ["mpirun", "-n", str(processes), sys.executable, "-m", "gala_mpi.bench", "train", *sizes, *setting]
+def gala_mpi(settings: list[str], processes: int) -> float:
+    command = [
+        "mpirun",
+        "-n",
+        str(processes),
+        sys.executable,
+        "-m",
+        "gala_mpi.bench",
+        "train",
+        *settings,
+        "--rounds",
+        "1",
+        "--json",
+    ]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output)["all_ranks"]["steps_per_second"]
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from gala_mpi import display
 from gala_mpi.config import Config
 from gala_mpi.job import build
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.world import World
 from gala_mpi.record.energy import Meter, Reading
 
@@ -88,6 +89,7 @@ def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[st
         readings.append(meter.read())
         own_rate = updates * settings.num_envs * settings.rollout_length / elapsed
         agent.close()
+        Roll.of(comm).close()
         comm.Free()
     world.wait()
     rates = world.gather(own_rate)

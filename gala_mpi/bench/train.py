@@ -25,6 +25,7 @@ from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.job import build
+from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.world import World
 
 WARM_UP_UPDATES = 10
@@ -86,6 +87,7 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
         own = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
         own |= {"passes": agent.collector.passes.name}
         agent.close()
+        Roll.of(comm).close()
         comm.Free()
     world.wait()
     every = [one for one in world.comm.allgather(own) if one]

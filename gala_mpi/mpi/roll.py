@@ -53,6 +53,7 @@ class Roll:
         self._count = 0  # of this rank's waits for all
         self._here = np.zeros(comm.size, np.int64)  # the last wait in which each rank said it was
         self._sends: list[tuple[MPI.Request, np.ndarray]] = []
+        self._said = self._heard = 0  # how often this rank has said that it is here, and heard that another is
 
     @staticmethod
     def of(comm: MPI.Intracomm) -> Roll:
@@ -97,6 +98,13 @@ class Roll:
         """
         return Watch(self, lambda: peers, seen or self.seen)
 
+    def close(self) -> None:
+        """Hear the last words, so that the communicator can be freed: MPICH refuses one to which messages come. Collective."""
+        others = self._comm.allreduce(self._said) - self._said
+        while self._comm.rank < 2 and self._heard < others:
+            self._hear()
+        MPI.Request.Waitall([request for request, _ in self._sends])
+
     def seen(self, rank: int) -> float | None:
         """Return the last update known of a rank."""
         return None if self.updates is None else self.updates()[rank]
@@ -114,6 +122,7 @@ class Roll:
         me = self._comm.rank
         if self._here[me] < self._count:
             self._here[me] = self._count
+            self._said += 1
             self._sends = [(request, count) for request, count in self._sends if not request.Test()]
             for rank in {0, 1} & {*range(self._comm.size)} - {me}:
                 count = np.array([self._count])
@@ -130,6 +139,7 @@ class Roll:
         while self._comm.Iprobe(MPI.ANY_SOURCE, TAG, status):
             self._comm.Recv([count, MPI.INT64_T], status.Get_source(), TAG)
             self._here[status.Get_source()] = count[0]
+            self._heard += 1
 
 
 class Watch:

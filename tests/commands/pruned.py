@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gala_mpi import evaluate
 
-play = evaluate.play
+play = evaluate.Games.play
 
 
 def prune_and_play(*arguments):
@@ -14,5 +14,5 @@ def prune_and_play(*arguments):
     return play(*arguments)
 
 
-evaluate.play = prune_and_play
+evaluate.Games.play = prune_and_play
 evaluate.main(sys.argv[1:])

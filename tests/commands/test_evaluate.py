@@ -196,7 +196,9 @@ def lengths_of_games(settings: Config) -> list[int]:
     _, flat = evaluate.make_network(settings, registry.try_out(settings.env, **settings.env_options))
     selection = evaluate.Selection(evaluate.Evaluation(Path("run"), episodes=2), settings, 1, [0])
     world, played = SimpleNamespace(rank=0, size=1, threads=1), SimpleNamespace(count=lambda games: None)
-    return evaluate.play_my_share(selection, {0: flat.data.numpy()}, world, played)["length"].tolist()
+    games, cut = evaluate.play_my_share(selection, {0: flat.data.numpy()}, world, played)
+    assert not cut
+    return games["length"].tolist()
 
 
 def test_games_are_played_with_the_keywords_and_wrappers_of_the_run():

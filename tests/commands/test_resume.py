@@ -213,7 +213,8 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_used(run):
 
 LIMITED = """
 import resource, sys
-from gala_mpi import train  # MPI has its memory then, which counts as files
+from mpi4py import MPI  # which has its memory then: it counts as files
+from gala_mpi import train
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 train.main(sys.argv[1:])
 """
