@@ -40,12 +40,13 @@ def fits(network: Network, learner: Player) -> bool:
     kinds = "".join(_LETTERS.get(type(module), "?") for module in modules)
     chain = r"(Ca)+F(La)+" if network.spaces.image else r"(La)+"
     layers = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
+    statistics = _statistics(network)
     return (
         re.fullmatch(chain, kinds) is not None
         and len(set(map(id, layers))) == len(layers)
         and all(layer.bias is not None for layer in layers)
         and all(_is_plain(layer) for layer in layers if isinstance(layer, nn.Conv2d))
-        and all(parameter.requires_grad for parameter in network.parameters() if id(parameter) not in _statistics(network))
+        and all(parameter.requires_grad for parameter in network.parameters() if id(parameter) not in statistics)
     )
 
 

@@ -139,9 +139,9 @@ class Collector:
             if acted.actions is None:
                 return
             chosen = acted.actions.cpu().numpy()
+            self._tally.see(self._shown[turn])
         with self.clock("simulate"):
             self.environments[turn].send(chosen)
-            self._tally.see(self._shown[turn])
 
     @torch.no_grad()
     def _pass(self, number: int) -> Acted:
