@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from test_rollout import GAMMA, KINDS, SEEDS, N, Recorded, T
 
 from batches import made_up
+from gala_mpi import topology
 from gala_mpi.clock import Clock
 from gala_mpi.config import A2CSettings, Config
 from gala_mpi.device import cuda_graph
 from gala_mpi.envs.base import Spaces
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.flat import Flat
-from gala_mpi.job import build
+from gala_mpi.job import build, elastic, resume
+from gala_mpi.job.schedule import Checkpoints
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.base import Losses
 from gala_mpi.mpi.world import World
@@ -29,6 +32,7 @@ from gala_mpi.rollout.cached import Cached
 from gala_mpi.rollout.collector import Collector
 from gala_mpi.rollout.stored import Stored
 from gala_mpi.rollout.tally import Counter, Tally
+from gala_mpi.topology import Graph
 from gpu import Gpu
 
 VECTORS = Spaces((4,), False, 3)
@@ -435,6 +439,33 @@ def test_training_by_graphs_is_training_bit_for_bit(kind, path, monkeypatch, thr
     found = Played(kind, path)
     assert len(gpu.graphs) > 3 and all(graph.replays for graph in gpu.graphs)
     assert torch.equal(found.learner.flat.data, expected.learner.flat.data)
+
+
+# Another number of agents
+
+
+@pytest.mark.parametrize("ranks", [2, 6])
+def test_agents_go_on_from_the_mean_of_sums_or_from_copies(tmp_path, ranks):
+    """On a ring agent 2 is read by agent 3 and that by agent 0: of four, agents 0, 2 and 3 become one."""
+    rng = np.random.default_rng(0)
+    rows = [rng.normal([100, 0, -5, 1], [0.1, 2, 1, 3], (40 * (rank + 1), 4)) for rank in range(4)]
+    for rank, mine in enumerate(rows):
+        learner = new_learner(**BOTH)
+        learner.network.observation_sums.centre(rows[0][0])
+        count(learner.network.observation_sums, np.split(mine, 4))
+        Checkpoints(tmp_path, rank, Config(), 0).save(resume.take(learner, Config(), 4, 1.0, 2.0))
+    origin = resume.resumable(tmp_path, "mlp", len(learner.flat))
+    origin = dataclasses.replace(origin, shares=elastic.shares(topology.build(Graph("ring"), 4), 4, ranks))
+    merged = {0: (0, 2, 3), 1: (1,)} if ranks == 2 else {rank: (rank % 4,) for rank in range(6)}
+    for rank in range(ranks):
+        learner = new_learner(**BOTH)
+        resume.restore(tmp_path, origin, rank, learner)
+        together = np.concatenate([rows[agent] for agent in merged[rank]])
+        sums = learner.network.observation_sums
+        assert float(sums.count) == pytest.approx(len(together) / len(merged[rank]))
+        mean, deviation = moments(together)
+        np.testing.assert_allclose(sums.scaling().mean, mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(1 / sums.scaling().factor, np.sqrt(deviation**2 + EPSILON), rtol=1e-3)
 
 
 # The agent

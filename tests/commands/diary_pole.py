@@ -19,7 +19,8 @@ class DiaryPole(gymnasium.Env):
         self.pole = CartPoleEnv()
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
         self.action_space = self.pole.action_space
-        name = f"{MPI.COMM_WORLD.rank}-{os.getpid()}-{uuid.uuid4().hex}.rows"
+        rank = MPI.COMM_WORLD.rank if MPI.Is_initialized() else 0
+        name = f"{rank}-{os.getpid()}-{uuid.uuid4().hex}.rows"
         self.diary = open(Path(folder) / name, "ab", buffering=0)
 
     def _show(self, observation):

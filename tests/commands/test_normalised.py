@@ -172,8 +172,8 @@ def test_stopped_and_resumed_equals_never_stopped(played, tmp_path):
     assert of_vector(parameters(parts, 2)[0])[0].count == 30 * N * T
 
 
-def test_an_elastic_resume_goes_on_from_the_mean(played, tmp_path):
-    """Two agents become one, which then counts its own."""
+def test_an_elastic_resume_goes_on_counting(played, tmp_path):
+    """Two agents become one."""
     run = played(2, "elastic", "--exchange", "periodic", "--sync-updates", 1000)
     before = [of_vector(vector) for vector in parameters(run, 2)]
     (tmp_path / "elastic").rename(tmp_path / "first")
