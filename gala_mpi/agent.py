@@ -57,8 +57,9 @@ class Agent:
         for number, part in enumerate(parts, start=1):
             with clock("learn"):
                 terms.append(self._learn(part))
+                learner.tally(batch.additions if number == len(parts) else None)
             if number == 1:
-                sketches += self._sketches(learner.flat.grad)  # before it is averaged (all-reduce) and clipped
+                sketches += self._sketches(learner.flat.learnt.grad)  # before it is averaged (all-reduce) and clipped
             with clock("exchange"):
                 of_use &= exchange.gradient(learner.flat.grad)  # all-reduce averages here
                 room = exchange.room() if number == len(parts) else None  # gossip: a slot of its window
@@ -66,7 +67,7 @@ class Agent:
                 steps.append(learner.step(progress, room))
         with clock("exchange"):
             exchange.parameters(learner.flat.data)  # gossip mixes here; server pushes and pulls here
-        sketches += self._sketches(learner.flat.data)
+        sketches += self._sketches(learner.flat.learnt.data)
         (grad_norm, step_norm), losses = _means(steps), Losses(*_means(terms))
         skipped = "" if of_use and all(step.taken for step in steps) else self._why_skipped(losses)
         return Update(losses, grad_norm, step_norm, episodes, sketches, skipped)

@@ -101,6 +101,11 @@ class Config:
     bounded Box to its bounds (docs/environments.md); raw = neither, as in runs before this setting, which keep it."""
     action_std: float = 1.0
     """The standard deviation of a Box of actions at the start of a run: a share of half of the range between its bounds."""
+    normalise_observations: bool = False
+    """Bring the numbers of observations to mean 0 and variance 1, by running statistics that agents share and save as they do
+    parameters (docs/environments.md). For observations that are numbers, not images. A run keeps its choice."""
+    normalise_rewards: bool = False
+    """Divide the rewards that are learnt from by the standard deviation of discounted returns, likewise; scores are not."""
     learner: LearnerName = "a2c"
     """The learning algorithm: one of those listed above. Its settings are flags of its name, like --a2c.discount."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -200,6 +205,11 @@ class Config:
     def env_options(self) -> dict[str, Any]:
         """What `envs.registry.make` is told besides the environment's name."""
         return {"atari": self.atari, "kwargs": self.env_kwargs, "wrappers": self.wrappers, "raw": self.spaces == "raw"}
+
+    @property
+    def statistics(self) -> dict[str, bool]:
+        """What a network is told of the statistics that it keeps."""
+        return {"normalise_observations": self.normalise_observations, "normalise_rewards": self.normalise_rewards}
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), default=str)
@@ -313,6 +323,10 @@ def _check_together(c: Config) -> None:
     require(marks, "--checkpoint-updates", c.checkpoint_updates, "--exact-resume with it")
     for flag, other in (("--resume", c.resume), ("--survive", c.survive), ("--wall-minutes", c.wall_minutes)):
         require(not (c.replay and other), f"{flag} --replay", c.replay, "one of the two")
+    clipped = f"--{c.learner_field}.clip-rewards"
+    require(
+        not (c.normalise_rewards and c.learner_settings.clip_rewards), f"--normalise-rewards {clipped}", True, "one of the two"
+    )
     if c.survive is not None:
         require(c.staleness != 0, f"--survive {c.survive} --staleness", c.staleness, "a bound of 1 or more, or none,")
     if c.max_lag is not None:

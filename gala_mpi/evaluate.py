@@ -299,7 +299,7 @@ def play_my_share(
 def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:
     """A network of the run's kind, to be filled with parameters. On the CPU: a few episodes need no more."""
     name, precision = cast(str, settings.network), cast(Precision, settings.precision)  # settled by `job.prepare`
-    network = Network(name, environments.spaces, precision)
+    network = Network(name, environments.spaces, precision, **settings.statistics)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
     return network, Flat(network)
 

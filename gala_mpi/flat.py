@@ -6,10 +6,18 @@ still sees ordinary parameters, which are views.
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+
+class Part(NamedTuple):
+    """A part of the two vectors: views, float32."""
+
+    data: torch.Tensor
+    grad: torch.Tensor
 
 
 class Flat:
@@ -23,6 +31,9 @@ class Flat:
         table: of every parameter, in the order of the vector: `name` (as in the network's state_dict), `shape`, `offset` of
             its first element, and `order`: its dimensions as they lie in the vector, slowest first. So
             `data[offset:][:size].view([shape[d] for d in order])` is the parameter with its dimensions in that order.
+        learnt: of the two vectors what an optimiser works on.
+        counted: what lies behind it: the last parameters, as far as they take no gradient. Their `grad` is what an update adds
+            to them. Most networks have none.
     """
 
     def __init__(self, network: nn.Module):
@@ -41,6 +52,10 @@ class Flat:
             parameter.data = view
             parameter.grad = _like(self.grad[offset:end], parameter, order)
             offset = end
+        tail = itertools.takewhile(lambda parameter: not parameter.requires_grad, reversed(parameters.values()))
+        learnt = size - sum(parameter.numel() for parameter in tail)
+        self.learnt = Part(self.data[:learnt], self.grad[:learnt])
+        self.counted = Part(self.data[learnt:], self.grad[learnt:])
 
     def __len__(self) -> int:
         return len(self.data)

@@ -83,6 +83,21 @@ TRAIN = {
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "network": (("--network", "nature"), "--network nature", "mlp is expected"),
+    "a game": (
+        ("--env", "pong", "--normalise-observations"),
+        "--normalise-observations: pong shows nothing but images; observations that are numbers are expected",
+        "",
+    ),
+    "rewards of images": (
+        ("--env", "Grid-v0", "--normalise-rewards"),
+        "--normalise-rewards: Grid-v0 shows nothing but images; observations that are numbers are expected",
+        "",
+    ),
+    "rewards twice": (
+        ("--normalise-rewards", "--a2c.clip-rewards", "True"),
+        "--normalise-rewards --a2c.clip-rewards True: one of the two is expected",
+        "",
+    ),
     "spread": (("--action-std", 0), "--action-std 0", "a positive number"),
     "small images": (
         ("--env", "Grid-v0", "--network", "gala"),
@@ -196,6 +211,25 @@ def test_a_run_keeps_what_it_sees(world, old, capfd):
     assert prepare.read(["--resume", "--run-dir", str(run)]).spaces == "raw"
     line = refused(prepare.make, ("--resume", "--run-dir", run, "--spaces", "scaled"), world, capfd)
     assert line == f"--spaces scaled: the run in {run} has raw, and goes on with it"
+
+
+@pytest.mark.parametrize("flag", ["--normalise-observations", "--normalise-rewards"])
+def test_a_run_keeps_what_it_normalises(world, old, capfd, flag):
+    """One that was begun before there was a choice normalises nothing."""
+    run = old / "allreduce"
+    assert not any(prepare.read(["--resume", "--run-dir", str(run)]).statistics.values())
+    line = refused(prepare.make, ("--resume", "--run-dir", run, flag), world, capfd)
+    assert line == f"{flag} True: the run in {run} has False, and goes on with it"
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "flag"),
+    [("NormalizeObservation", "--normalise-observations"), ("NormalizeReward:gamma=0.9", "--normalise-rewards")],
+)
+def test_wrappers_that_keep_statistics_to_themselves_are_said_to_and_what_does_not(world, wrapper, flag):
+    *_, advice = prepare.settle(prepare.read([*map(str, SMALL), "--wrappers", wrapper]), world)
+    own = "its statistics are each environment's own, neither saved nor shared"
+    assert advice == [f"warning: --wrappers {wrapper}: {own}; those of {flag} are both"]
 
 
 def test_a_run_that_nobody_has_begun_is_not_resumed(world, tmp_path, capfd):

@@ -74,6 +74,15 @@ class Spaces:
         return self.observation_shape if self.image else self.image_shape
 
     @property
+    def numbers(self) -> slice:
+        """Where in an observation the numbers are, behind the image that it begins with and before its mask; empty: it has none
+        but pixels."""
+        if self.image or len(self.observation_shape) != 1:
+            return slice(0, 0)
+        end = self.observation_shape[0] - self.outputs * self.masked
+        return slice(math.prod(self.image_shape) if self.image_shape else 0, end)
+
+    @property
     def outputs(self) -> int:
         """How many numbers a network gives for an action: a logit for each discrete one, or the means of a box."""
         if self.actions is not None:

@@ -13,8 +13,8 @@ from gala_mpi.envs.modules import load
 from gala_mpi.errors import SettingError
 
 OF_MAKE = {"max_episode_steps", "disable_env_checker", "render_mode"}  # which gymnasium.make itself takes
-# Wrappers with a state that learns: it is neither saved nor shared, and each environment has its own.
-KEEP_STATISTICS = {"NormalizeObservation", "NormalizeReward"}
+# Wrappers with a state that learns: it is neither saved nor shared, and each environment has its own. Flags that do better.
+KEEP_STATISTICS = {"NormalizeObservation": "--normalise-observations", "NormalizeReward": "--normalise-rewards"}
 
 
 def keywords(words: Sequence[str]) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def wrappers(words: Sequence[str]) -> list[Callable[[Any], Any]]:
     return [_wrapper(word) for word in words]
 
 
-def learns(word: str) -> bool:
-    """Return whether a wrapper gathers statistics that no checkpoint keeps."""
-    return word.partition(":")[0] in KEEP_STATISTICS
+def instead_of(word: str) -> str:
+    """Return the flag that does what a wrapper does whose statistics no checkpoint keeps; empty: it is no such wrapper."""
+    return KEEP_STATISTICS.get(word.partition(":")[0], "")
 
 
 def _wrapper(word: str) -> Callable[[Any], Any]:

@@ -55,7 +55,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     torch.set_flush_denormal(True)
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
     name, precision = cast(str, config.network), cast(Precision, config.precision)  # settled by `job.prepare`
-    network = Network(name, environments[0].spaces, precision, config.action_std)
+    network = Network(name, environments[0].spaces, precision, config.action_std, **config.statistics)
     network.to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
     settings = config.learner_settings
     learner = LEARNERS[config.learner].load()(network, settings, config.learning_rate(comm.size))
@@ -74,8 +74,11 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
         generator=generator,
     )
     slow, seconds = config.slowness()
-    sketch, delay = Sketcher(len(learner.flat), config.sketch_updates), seconds if comm.rank == slow else 0.0
+    sketch, delay = Sketcher(len(learner.flat.learnt.data), config.sketch_updates), seconds if comm.rank == slow else 0.0
     rendezvous(comm)
+    if network.observation_sums is not None:  # all count from what rank 0 has seen first: sums from one offset average
+        shown = collector.shown[:, network.spaces.numbers].mean(0, dtype=np.float64)
+        network.observation_sums.centre(comm.bcast(shown))
     # Parts of a rollout may lie elsewhere each time, which a recording cannot follow.
     gradient = device.cuda_graph(learner.gradient, where) if learner.one_pass else learner.gradient
     return Agent(collector, learner, gradient, shared, clock, sketch, streams, delay)

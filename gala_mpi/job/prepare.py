@@ -21,7 +21,7 @@ from gala_mpi import config, device, networks, topology
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Spaces
-from gala_mpi.envs.options import learns
+from gala_mpi.envs.options import instead_of
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import elastic, preflight, reproduce, resume
@@ -31,6 +31,9 @@ from gala_mpi.networks import NETWORKS, policy
 from gala_mpi.record import provenance
 from gala_mpi.run import files, layout, lock, reader, writer
 from gala_mpi.topology import Topology
+
+# What a run keeps when it is resumed. Of another exchange agents may differ, and stand at different updates.
+KEPT = ("exchange", "spaces", "normalise_observations", "normalise_rewards", "learner")
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
     game = registry.resolve(wanted.env).stored
     name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
-    built = policy.Network(network, spaces)
+    built = policy.Network(network, spaces, "fp32", **wanted.statistics)
     unshared = sorted(set(built.state_dict()) - {name for name, _ in built.named_parameters(remove_duplicate=False)})
     if unshared:
         raise SettingError(
@@ -201,9 +204,19 @@ def _try_out(wanted: Config) -> tuple[Spaces, list[str]]:
         raise SettingError(f"{flag}: {wanted.env} is not made by gymnasium; an id that is, or --atari.* for games, is expected")
     environments = registry.try_out(wanted.env, **wanted.env_options)
     differs = [found.differs] if found.differs and wanted.atari.frame_skip is None else []
-    kept = "its statistics are each environment's own; they are neither saved nor shared"
-    learning = [f"--wrappers {word}: {kept}" for word in wanted.wrappers if learns(word)]
+    kept = "its statistics are each environment's own, neither saved nor shared; those of"
+    learning = [f"--wrappers {word}: {kept} {flag} are both" for word in wanted.wrappers if (flag := instead_of(word))]
+    _require_numbers(wanted, environments.spaces)
     return environments.spaces, [f"warning: {line}" for line in (*differs, *learning, *environments.advice)]
+
+
+def _require_numbers(wanted: Config, spaces: Spaces) -> None:
+    """Refuse to normalise where there is nothing but images."""
+    numbers = spaces.numbers
+    for name, given in wanted.statistics.items():
+        if given and numbers.start == numbers.stop:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingError(f"{flag}: {wanted.env} shows nothing but images; observations that are numbers are expected")
 
 
 def _device(name: str) -> torch.device:
@@ -274,12 +287,10 @@ def _resume(settings: Config, length: int, world: World) -> Origin:
     moved = registry.bare(settings.env) == registry.bare(before.env)  # to another module, maybe: that may be gone
     if not moved and settings.env != registry.resolve(before.env).stored:
         raise SettingError(f"--env {settings.env}: the run in {run} plays {before.env}, and goes on with it")
-    if settings.exchange != before.exchange:  # agents may differ, and stand at different updates
-        raise SettingError(f"--exchange {settings.exchange}: the run in {run} has {before.exchange}, and goes on with it")
-    if settings.spaces != before.spaces:
-        raise SettingError(f"--spaces {settings.spaces}: the run in {run} has {before.spaces}, and goes on with it")
-    if settings.learner != before.learner:
-        raise SettingError(f"--learner {settings.learner}: the run in {run} has {before.learner}, and goes on with it")
+    for name in KEPT:
+        wanted, has = getattr(settings, name), getattr(before, name)
+        if wanted != has:
+            raise SettingError(f"--{name.replace('_', '-')} {wanted}: the run in {run} has {has}, and goes on with it")
     optimiser, saved = settings.learner_settings.optimiser, before.learner_settings.optimiser
     if optimiser != saved:  # whose state means something else
         raise SettingError(

@@ -42,7 +42,7 @@ class Learner:
     def __init__(self, network: Network, settings: LearnerSettings, lr: float):
         self.network, self.settings, self.lr = network, settings, lr
         self.flat = Flat(network)
-        self.optimiser = optimisers.make(settings, self.flat.data)
+        self.optimiser = optimisers.make(settings, self.flat.learnt.data)
         self.updates = 0
         self.steps = 0
 
@@ -82,8 +82,21 @@ class Learner:
         self.updates += 1
         self.steps += steps
 
+    def tally(self, additions: torch.Tensor | None) -> None:
+        """Put what a rollout adds to the network's statistics behind the gradient; None: nothing.
+
+        It is shared with the gradient, and `step` adds it. (Of a rollout in several parts with the last one, so that all are
+        learnt from with the statistics that it was played with.)
+        """
+        if additions is None:
+            self.flat.counted.grad.zero_()
+        else:
+            self.flat.counted.grad.copy_(additions)
+
     def step(self, progress: float, into: torch.Tensor | None = None) -> Step:
-        """Clip `flat.grad`, and take one step of the optimiser from `flat.data`; none where it is not finite.
+        """Clip the gradient, and take one step of the optimiser from `flat.data`; none where it is not finite.
+
+        What is behind the gradient (see `tally`) is added with the step, or not at all.
 
         Args:
             progress: share of the run's global steps that are done, in [0, 1]; the learning rate's decay goes by it.
@@ -91,7 +104,14 @@ class Learner:
                 `flat.data`.
         """
         lr = self.lr * (1 - progress if self.settings.decay_lr else 1)
-        return self.optimiser.step(self.flat.grad, self.flat.data, lr, self.settings.max_grad_norm, into)
+        learnt, counted = self.flat.learnt, self.flat.counted
+        end = len(learnt.data)
+        room = None if into is None else into[:end]
+        step = self.optimiser.step(learnt.grad, learnt.data, lr, self.settings.max_grad_norm, room)
+        if len(counted.data):
+            after = counted.data if into is None else into[end:]
+            after.copy_(counted.data + counted.grad if step.taken else counted.data)
+        return step
 
     def state(self) -> optimisers.State:
         """Return all that a resume needs of the learner: `parameters` (float32 [P]), counters, and the optimiser's state."""

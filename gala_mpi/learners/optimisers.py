@@ -14,7 +14,7 @@ import torch
 
 from gala_mpi.learners.settings import LearnerSettings
 
-State = dict[str, Any]  # vectors float32 [P], and counters
+State = dict[str, Any]  # vectors float32, and counters
 
 
 class Step(NamedTuple):

@@ -18,8 +18,10 @@ from gala_mpi.envs.base import Spaces
 from gala_mpi.networks import encoders
 from gala_mpi.networks.distributions import NEVER, Discrete, Gaussian, Masked, Policy, Several
 from gala_mpi.networks.encoders import orthogonal
+from gala_mpi.networks.statistics import BOUND, EPSILON, Scaling, Sums
 
 Precision = Literal["fp32", "bf16"]
+CONSTANTS = {"epsilon": EPSILON, "bound": BOUND}  # of statistics, as a policy's description gives them
 
 
 class Network(nn.Module):
@@ -31,13 +33,24 @@ class Network(nn.Module):
         precision: `bf16` computes the encoder in bfloat16; parameters, gradients and both heads are float32.
         action_std: the standard deviation of a box of actions at the start, in the network's units: 1 is half of the range of
             an action that has bounds.
+        normalise_observations: keep statistics of observations, and scale their numbers (no pixels, no masks) by them.
+        normalise_rewards: keep statistics of returns, by which rewards are scaled before values are learnt from them.
 
     Attributes:
         dtype: of the encoder's computation.
         scale: what observations are multiplied by before they enter the encoder: pixels come as 0..255.
+        observation_sums, return_sums: the statistics; None: none are kept. They are the last parameters.
     """
 
-    def __init__(self, name: str, spaces: Spaces, precision: Precision = "fp32", action_std: float = 1.0):
+    def __init__(
+        self,
+        name: str,
+        spaces: Spaces,
+        precision: Precision = "fp32",
+        action_std: float = 1.0,
+        normalise_observations: bool = False,
+        normalise_rewards: bool = False,
+    ):
         super().__init__()
         self.name, self.spaces, self.precision = name, spaces, precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -49,16 +62,27 @@ class Network(nn.Module):
         self.value = orthogonal(nn.Linear(features, 1), 1.0)
         if not spaces.discrete:
             self.log_std = nn.Parameter(torch.full((spaces.outputs,), math.log(action_std)))
+        size = spaces.numbers.stop - spaces.numbers.start
+        self.observation_sums = Sums(size) if normalise_observations else None
+        self.return_sums = Sums(1) if normalise_rewards else None
 
     def forward(self, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Map observations [N, ...] (uint8 for images) to a distribution over N actions and values [N]."""
         mask = None
         if self.spaces.masked:
             observations, mask = observations[:, : -self.spaces.outputs], observations[:, -self.spaces.outputs :]
+        if self.observation_sums is not None:
+            observations = self.normalised(observations, self.observation_sums.scaling())
         with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             layout = torch.channels_last if self.spaces.image else torch.contiguous_format
             features = self.encoder(observations.to(self.dtype, memory_format=layout) * self.scale)
         return self.heads(features.float(), mask)
+
+    def normalised(self, observations: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+        """Scale the numbers of observations without their masks, float32 [N, ...]. An image before them stays as it is."""
+        first = self.spaces.numbers.start
+        numbers = scaling(observations[:, first:])
+        return torch.cat([observations[:, :first], numbers], 1) if first else numbers
 
     def heads(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
         """Map features float32 [..., F] to a distribution over actions [...] and values [...].
@@ -92,6 +116,8 @@ class Network(nn.Module):
             observations["mask"] = spaces.outputs
         if spaces.parts:
             observations["parts"] = [dataclasses.asdict(part) for part in spaces.parts]
+        if self.observation_sums is not None:
+            observations["normalised"] = {"sums": "observation_sums", "offset": spaces.numbers.start} | CONSTANTS
         actions: dict[str, Any] = {"number": spaces.actions}
         if spaces.choices:
             actions = {"numbers": list(spaces.choices)}
@@ -103,7 +129,10 @@ class Network(nn.Module):
                 "scale": list(spaces.action_scale),
                 "offset": list(spaces.action_offset),
             }
-        return {"network": self.name, "precision": self.precision, "observations": observations, "actions": actions}
+        said = {"network": self.name, "precision": self.precision, "observations": observations, "actions": actions}
+        if self.return_sums is not None:
+            said["rewards"] = {"normalised": {"sums": "return_sums"} | CONSTANTS}
+        return said
 
 
 def _finite(bounds: tuple[float, ...] | None) -> list[float | None] | None:

@@ -75,6 +75,7 @@ class Batch:
         resets: bool; whether a return begins at this step: the first one of an episode or a life.
         acted: what the passes brought, in their order.
         state: recurrent state before the first step; None: the network has none.
+        additions: what the rollout adds to the network's statistics, float32 (see `Flat.counted`); None: it keeps none.
     """
 
     passes: Passes
@@ -83,6 +84,7 @@ class Batch:
     resets: torch.Tensor
     acted: Sequence[Acted] = field(repr=False)
     state: torch.Tensor | None = None
+    additions: torch.Tensor | None = None
 
     @cached_property
     def actions(self) -> torch.Tensor:
@@ -112,7 +114,8 @@ class Batch:
 
     @cached_property
     def observations(self) -> torch.Tensor:
-        """s_t, [T, N, ...]: uint8 for images, else float32 as the network saw them (under bf16 rounded to bfloat16)."""
+        """s_t, [T, N, ...]: uint8 for images, else float32 as the network was given them (under bf16 they may be rounded to
+        bfloat16)."""
         return self.passes.observations()
 
     def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:

@@ -19,6 +19,7 @@ from torch import nn
 from gala_mpi.networks.distributions import Policy
 from gala_mpi.networks.encoders import Flatten
 from gala_mpi.networks.policy import Network
+from gala_mpi.networks.statistics import Scaling, Sums
 from gala_mpi.rollout.batch import Player
 from gala_mpi.rollout.kernels import Convolution, Linear, copy_planes, copy_words, images, rows_of
 
@@ -39,13 +40,19 @@ def fits(network: Network, learner: Player) -> bool:
     kinds = "".join(_LETTERS.get(type(module), "?") for module in modules)
     chain = r"(Ca)+F(La)+" if network.spaces.image else r"(La)+"
     layers = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
+    statistics = _statistics(network)
     return (
         re.fullmatch(chain, kinds) is not None
         and len(set(map(id, layers))) == len(layers)
         and all(layer.bias is not None for layer in layers)
         and all(_is_plain(layer) for layer in layers if isinstance(layer, nn.Conv2d))
-        and all(parameter.requires_grad for parameter in network.parameters())
+        and all(parameter.requires_grad for parameter in network.parameters() if id(parameter) not in statistics)
     )
+
+
+def _statistics(network: Network) -> set[int]:
+    """The ids of the parameters that are statistics."""
+    return {id(each) for module in network.modules() if isinstance(module, Sums) for each in module.parameters()}
 
 
 _LETTERS = {nn.Conv2d: "C", nn.Linear: "L", Flatten: "F", nn.ReLU: "a", nn.Tanh: "a"}
@@ -103,6 +110,11 @@ class Cached:
         one_pass = self._words.fold(observations) if self._words else observations
         self._laid_out = _buffer(one_pass, 1, observations.dtype)
         self._observations = _buffer(one_pass, passes, self._dtype)
+        # What observations are before they are normalised, and how they are in this rollout.
+        self._given: torch.Tensor | None = None
+        self._scaling: Scaling | None = None
+        if network.observation_sums is not None:
+            self._given, self._scaling = _buffer(observations, passes, observations.dtype), network.observation_sums.scaling()
         row = max(activations[0].nbytes for activations in self._activations)
         self._convolutions = sum(isinstance(layer, Convolution) for layer in self._layers)
         in_parts = self._convolutions and observations.device.type == "cpu"  # the linear layers take all rows at a time
@@ -114,18 +126,25 @@ class Cached:
 
         # A backward pass writes the gradients of linear layers' weights, and adds to all others.
         written = {id(layer.layer.weight) for layer in self._layers if isinstance(layer, Linear)}
-        self._added = [parameter for parameter in network.parameters() if id(parameter) not in written]
+        left = written | _statistics(network)
+        self._added = [parameter for parameter in network.parameters() if id(parameter) not in left]
 
     @torch.no_grad()
     def load_parameters(self) -> None:
         """Begin a new rollout with the parameters as they are now."""
         for layer in self._layers:
             layer.load_parameters()
+        if self._scaling is not None and (sums := self._network.observation_sums) is not None:
+            for mine, now in zip(self._scaling, sums.scaling()):
+                mine.copy_(now)
 
     @torch.no_grad()
     def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Do pass `number` (step by step, turn by turn, from 0 on) over [N, ...]: a distribution over actions and values."""
         rows = slice(number * self._batch, (number + 1) * self._batch)
+        if self._scaling is not None and self._given is not None:
+            self._given[rows].copy_(observations)
+            observations = self._network.normalised(observations, self._scaling)
         self._keep(observations, self._observations[rows])
         for depth, (layer, function) in enumerate(zip(self._layers, self._functions)):
             y, out = layer.forward(self._inputs[depth][rows]), self._activations[depth][rows]
@@ -155,7 +174,7 @@ class Cached:
     @torch.no_grad()
     def observations(self) -> torch.Tensor:
         """Return what the network saw at steps 0 .. T-1, [T, N, ...], in the dtype of observations."""
-        seen, spaces = self._observations[: self._rows], self._network.spaces
+        seen, spaces = (self._observations if self._given is None else self._given)[: self._rows], self._network.spaces
         if self._words:
             seen = self._words.unfold(seen)
         return seen.to(self._laid_out.dtype).reshape(*self._grid, *spaces.observation_shape)

@@ -18,6 +18,7 @@ from gala_mpi.envs.base import Environments, Episode
 from gala_mpi.rollout.batch import Acted, Batch, Passes, Player
 from gala_mpi.rollout.cached import Cached, fits
 from gala_mpi.rollout.stored import Stored
+from gala_mpi.rollout.tally import Tally
 
 # A value's loss is the square of a sum of rewards, which overflows float32 from here on; nothing could be learnt from it.
 LARGEST_REWARD = 1e18
@@ -33,7 +34,7 @@ class Collector:
         seeds: int64 [N], one an environment.
         length: T.
         discount: γ.
-        clip_rewards: show the learner only the sign of a reward. Scores stay real.
+        clip_rewards: show the learner only the sign of a reward, whatever the network knows of returns. Scores stay real.
         progress: called at every step, while environments run, and between the layers of the backward pass, so that MPI can
             move messages (progress is everybody's duty).
         clock: where the time goes.
@@ -72,6 +73,8 @@ class Collector:
         self._played = 0  # steps of each environment
         self._uploads = [Upload(self.device) for _ in environments]
         self._upload_rewards, self._upload_discounts, self._upload_resets = (Upload(self.device) for _ in range(3))
+        self._upload_additions = Upload(self.device)
+        self._tally = Tally(network, self.num_envs, discount)
         self.reset(seeds)
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
         between = {"between": lambda: self.progress()} if self.device.type == "cpu" else {}
@@ -83,11 +86,18 @@ class Collector:
 
     def reset(self, seeds: np.ndarray) -> None:
         """Begin new episodes in all environments, from seeds int64 [N]."""
+        self._tally.reset()
         shares = np.split(seeds, len(self.environments))
         first = [each.reset(share) for each, share in zip(self.environments, shares)]
         self._at_hand: list[Fault | None] = [None] * len(first)  # what is wrong with the observations that come next
+        self._shown = first  # as they come, on the host
         self.observations = [self._see(turn, observations) for turn, observations in enumerate(first)]
         self._resets = np.ones(self.num_envs, bool)  # whether the next step of each environment begins a return
+
+    @property
+    def shown(self) -> np.ndarray:
+        """What the environments show now, [N, ...], on the host."""
+        return np.concatenate(self._shown)
 
     def close(self) -> None:
         for environments in self.environments:
@@ -98,6 +108,7 @@ class Collector:
         record = self._record = _Record()
         self.fault = next(filter(None, self._at_hand), None)
         self._load_parameters()
+        self._tally.begin()
         with _threads(self.threads):
             for t in range(self.length + 1):
                 self._played += t > 0
@@ -109,12 +120,14 @@ class Collector:
         grid = self.length, self.num_envs
         resets = np.concatenate([self._resets, *record.over]).reshape(-1, self.num_envs)
         self._resets = resets[-1]
+        additions = self._tally.additions()
         batch = Batch(
             self.passes,
             rewards=self._upload_rewards(np.concatenate(record.rewards, dtype=np.float32)).view(grid),
             discounts=self._upload_discounts(np.concatenate(record.discounts, dtype=np.float32)).view(grid),
             resets=self._upload_resets(resets[:-1]),
             acted=record.acted,
+            additions=None if additions is None else self._upload_additions(additions),
         )
         return batch, record.episodes
 
@@ -126,6 +139,7 @@ class Collector:
             if acted.actions is None:
                 return
             chosen = acted.actions.cpu().numpy()
+            self._tally.see(self._shown[turn])
         with self.clock("simulate"):
             self.environments[turn].send(chosen)
 
@@ -143,16 +157,16 @@ class Collector:
             self.observations[turn] = self._see(turn, step.observations)
             reward, fault = mended(step.rewards, np.inf if self.clip_rewards else LARGEST_REWARD)
             self._blame(turn, "a reward", fault)
-            reward = np.sign(reward) if self.clip_rewards else reward
+            over = step.terminated | step.truncated
+            first = sum(each.num_envs for each in self.environments[:turn])
+            reward = np.sign(reward) if self.clip_rewards else self._tally.scaled(reward, over, first)
             if step.truncated.any():
                 assert step.final_observations is not None  # they come with a truncation
                 reward = reward + self.discount * self._cut_off_values(turn, step.final_observations, step.truncated)
             record = self._record
             record.rewards.append(reward)
-            over = step.terminated | step.truncated
             record.over.append(over)
             record.discounts.append(self.discount * ~over)
-            first = sum(each.num_envs for each in self.environments[:turn])
             # One whose rewards do not add up to a number has no score.
             episodes = [episode for episode in step.episodes if math.isfinite(episode.score)]
             record.episodes += [replace(episode, environment=first + episode.environment) for episode in episodes]
@@ -160,6 +174,7 @@ class Collector:
     def _see(self, turn: int, observations: np.ndarray) -> torch.Tensor:
         """Bring observations, [N / G, ...], to the device."""
         observations, fault = mended(observations)
+        self._shown[turn] = observations
         self._at_hand[turn] = self._blame(turn, "an observation", fault)
         return self._uploads[turn](observations)
 

@@ -39,7 +39,7 @@ class Stored:
         self._rows = steps * turns * len(observations)
         self._observations = torch.empty_like(observations[:1]).repeat(self._rows, *[1] * (observations.dim() - 1))
         if between is not None:
-            for parameter in network.parameters():
+            for parameter in filter(lambda parameter: parameter.requires_grad, network.parameters()):
                 parameter.register_post_accumulate_grad_hook(lambda _: between())
 
     def load_parameters(self) -> None:

@@ -27,6 +27,7 @@ GAMES = {
     "pong": ("--env", "pong", "--num-envs", 4, "--network", "gala"),
     "pole": SMALL,
     "pendulum": ("--env", "Pendulum-v1", "--num-envs", 4),
+    "normalised pole": (*SMALL, "--normalise-observations", "--normalise-rewards"),
 }
 
 
@@ -47,7 +48,7 @@ def some_observations(spaces: Spaces) -> torch.Tensor:
     return torch.from_numpy(numbers)
 
 
-@pytest.mark.parametrize("game", ["pong", pytest.param("pole", marks=pytest.mark.long), "pendulum"])
+@pytest.mark.parametrize("game", ["pong", pytest.param("pole", marks=pytest.mark.long), "pendulum", "normalised pole"])
 @torch.no_grad()
 def test_the_document_is_enough_to_rebuild_a_policy(tmp_path, game):
     run = tmp_path / "run"
@@ -88,17 +89,31 @@ NETWORKS = {
         Spaces((2 * 7 * 9 + 7,), False, None, (2,), choices=(3, 4), image_shape=(2, 7, 9), masked=True),
     ),
 }
+NORMALISED = ("choices", "scaled box", "packed", "packed and masked", "packed for an mlp")
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+def count(network: Network, some: torch.Tensor) -> None:
+    """As if observations like these had been counted, more or less."""
+    sums = network.observation_sums
+    assert sums is not None
+    numbers = 3 * some[:, network.spaces.numbers] + torch.arange(len(sums.sum))
+    for parameter, value in zip(sums.parameters(), (len(numbers), 2, (numbers - 2).sum(0), (numbers - 2).square().sum(0))):
+        parameter.copy_(torch.as_tensor(value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "normalised"), [*((kind, False) for kind in NETWORKS), *((kind, True) for kind in NORMALISED)]
+)
 @torch.no_grad()
-def test_the_document_is_enough_for_every_kind_of_network(kind):
+def test_the_document_is_enough_for_every_kind_of_network(kind, normalised):
     name, spaces = NETWORKS[kind]
     torch.manual_seed(0)
-    network = Network(name, spaces)
+    network = Network(name, spaces, normalise_observations=normalised)
     observations = some_observations(replace(spaces, image=spaces.observation_dtype == np.uint8))
     if spaces.masked:
         observations[:, -spaces.outputs :] = (torch.rand(100, spaces.outputs) < 0.7).float()
+    if normalised:
+        count(network, observations)
     policy, values = network(observations)
     said = json.loads(json.dumps(network.description()))
     outputs, same_values = documented()["run_policy"](said, network.state_dict(), observations)
