@@ -22,6 +22,8 @@ RANKS_PER_CORE = 2.0
 # 256) or with numbers (CartPole), including its part of a rollout of 5 steps; how many vectors are as long as the parameters:
 # the parameters, gradients, RMSprop, messages, casts.
 RANK_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 310 << 20, 2560 << 10, 16 << 10, 8
+# Of a worker process: Python, numpy and gymnasium; what its environment imports comes on top.
+WORKER_BYTES = 50 << 20
 # What each step more of a rollout takes of an environment: the observation, and what the layers make of it.
 ROLLOUT, IMAGES_STEP, NUMBERS_STEP = 5, 280 << 10, 1 << 10
 SMALL_WINDOWS = 1 << 20  # bytes of a rank's other windows: the display's, the probes'
@@ -57,10 +59,13 @@ class HostDemand:
     ranks_per_core: float  # of the rank with the smallest share
     windows: int
     memory: int
+    workers: int = 0  # processes of a rank that step its environments
 
     def __str__(self) -> str:
+        inside = f" in {self.workers} worker{'s' * (self.workers > 1)}" if self.workers else ""
         ranks = (
-            f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)} × {self.environments} environments × {self.threads} threads"
+            f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)} × {self.environments} environments{inside} × "
+            f"{self.threads} threads"
         )
         windows = f"windows {size(self.windows)} of {size(self.view.shm_free)} in {SHARED_MEMORY}"
         memory = f"memory about {size(self.memory)} of {size(self.view.memory_free)}"
@@ -83,6 +88,7 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
     environment_bytes, step_bytes = (NUMBERS_BYTES, NUMBERS_STEP) if numbers else (IMAGES_BYTES, IMAGES_STEP)
     environment_bytes += max(0, config.rollout_length - ROLLOUT) * step_bytes
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length
+    rank_bytes += config.env_workers * WORKER_BYTES
     hosts = []
     for name in names:
         ranks = [rank for rank, each in enumerate(host_views) if each.host == name]
@@ -97,6 +103,7 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
                 1 / min(each.share for each in views),
                 len(ranks) * window,
                 len(ranks) * (rank_bytes + window),
+                config.env_workers,
             )
         )
     return hosts
