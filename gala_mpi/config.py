@@ -46,11 +46,12 @@ class Config:
     """Every setting of a training run."""
 
     env: str = "pong"
-    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4), any gymnasium id (CartPole-v1), or
-    MODULE:ID where importing a module of yours registers it. What the names of Atari games mean: docs/environments.md."""
+    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4), any gymnasium id (CartPole-v1),
+    MODULE:ID where importing a module of yours registers it, or one of EnvPool's (envpool:HalfCheetah-v4). What the names of
+    Atari games mean: docs/environments.md."""
     env_kwargs: tuple[str, ...] = ()
-    """What a gymnasium environment is told: KEY=VALUE ..., as gravity=-5.0 map_name=8x8. A value that is no literal of Python's
-    is a string."""
+    """What an environment of gymnasium or EnvPool is told: KEY=VALUE ..., as gravity=-5.0 map_name=8x8. A value that is no
+    literal of Python's is a string."""
     wrappers: tuple[str, ...] = ()
     """Wrappers around each gymnasium environment, the innermost first: classes of gymnasium.wrappers or MODULE:FUNCTION, with
     arguments behind a colon, as FlattenObservation FrameStackObservation:4,padding_type=zero my_module:shaped:0.5."""
@@ -89,7 +90,7 @@ class Config:
     overlap: bool = False
     """Let two halves of an agent's environments take turns: one half plays while the network chooses the other's actions.
     Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and environments that
-    do not play in the agent's own process: Atari, --env-workers."""
+    do not play in the agent's own process: Atari, EnvPool, --env-workers."""
     rollout_length: int = 5
     """Steps in each environment per update."""
     lr: Optional[float] = None

@@ -77,7 +77,7 @@ TRAIN = {
     "workers of halves": (("--overlap", "--env-workers", 3), "--overlap --env-workers 3", "an even number"),
     "workers of a game": (
         ("--env", "pong", "--env-workers", 2),
-        "--env-workers 2: pong plays in threads of its own",
+        "--env-workers 2: pong steps its environments in a way of its own",
         "0 is expected",
     ),
     "it raises in a worker": (

@@ -1,4 +1,4 @@
-"""Make environments by name: an Atari game, any id of gymnasium, or module:id."""
+"""Make environments by name: an Atari game, any id of gymnasium, module:id, or one of EnvPool's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Environments
+from gala_mpi.envs.envpool import PREFIX, EnvPoolEnvironments, require_task
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.envs.modules import find, in_a_line, same_directory
 from gala_mpi.envs.options import check_keywords, keywords
@@ -28,8 +29,8 @@ class Found(NamedTuple):
     """What an environment's name stands for.
 
     Attributes:
-        kind: "atari" or "gymnasium".
-        name: ale-py's name of the game, or the id of gymnasium, with its module if it was given with one.
+        kind: "atari", "gymnasium" or "envpool".
+        name: ale-py's name of the game; or the id of gymnasium, with its module if it was given with one; or EnvPool's id.
         says: the protocol that an Atari game's name stands for, in which nothing is None.
         stored: what a run calls it: one name for one game and protocol, however it was typed.
         differs: in which way an Atari game is played otherwise than its id says, in one line; empty: in none.
@@ -45,6 +46,7 @@ class Found(NamedTuple):
 def resolve(env: str) -> Found:
     """Return what a name stands for. In this order:
 
+    * envpool:id, one of EnvPool's;
     * module:id: the module is imported, which registers the id (gymnasium's own form);
     * an id of gymnasium's registry; those of ale-py are Atari games;
     * an Atari game in ale-py's way of writing (ms_pacman), or in the way of older ids (PongDeterministic-v4).
@@ -54,6 +56,9 @@ def resolve(env: str) -> Found:
     """
     import gymnasium
 
+    if env.startswith(PREFIX):
+        require_task(env.removeprefix(PREFIX))
+        return Found("envpool", env.removeprefix(PREFIX), stored=env)
     games = atari_games()
     module, _, name = env.rpartition(":")
     if module:
@@ -169,10 +174,10 @@ def make(
     """Make `num_envs` environments of `env` (see `resolve`).
 
     Args:
-        threads: how many emulators run at the same time (Atari).
+        threads: how many environments are stepped at the same time (Atari, EnvPool).
         workers: how many processes step environments of gymnasium; 0: this one. No more than there are environments.
         atari: what of an Atari game's protocol is otherwise than its name says.
-        kwargs: what an environment of gymnasium is told, as KEY=VALUE (see `options.keywords`).
+        kwargs: what an environment of gymnasium or EnvPool is told, as KEY=VALUE (see `options.keywords`).
         wrappers: around each environment of gymnasium, the innermost first (see `options.wrappers`).
         raw: see `envs.spaces` (gymnasium).
 
@@ -183,6 +188,8 @@ def make(
     found = resolve(env)
     if found.kind == "atari":
         return AtariEnvironments(found.name, num_envs, threads, atari.over(found.says))
+    if found.kind == "envpool":
+        return EnvPoolEnvironments(found.name, num_envs, threads, kwargs=keywords(kwargs), raw=raw)
     make_here = partial(_make_here, env, kwargs=kwargs, wrappers=wrappers, raw=raw)
     if workers:
         return WorkerEnvironments(env, num_envs, min(workers, num_envs), make_here, _known_without_main(env))

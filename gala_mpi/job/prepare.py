@@ -203,11 +203,13 @@ def _try_out(wanted: Config) -> tuple[Spaces, list[str]]:
     unused = "".join(f" --atari.{name.replace('_', '-')} {value}" for name, value in wanted.atari.given().items())
     if unused and found.kind != "atari":
         raise SettingError(f"{unused[1:]}: {wanted.env} is no Atari game; one (pong, ALE/Pong-v5) is expected, or None")
-    if found.kind != "gymnasium" and (wanted.env_kwargs or wanted.wrappers):
-        flag = f"--env-kwargs {wanted.env_kwargs[0]}" if wanted.env_kwargs else f"--wrappers {wanted.wrappers[0]}"
+    told = wanted.env_kwargs if found.kind == "atari" else ()  # which has flags of its own
+    if found.kind != "gymnasium" and (told or wanted.wrappers):
+        flag = f"--env-kwargs {told[0]}" if told else f"--wrappers {wanted.wrappers[0]}"
         raise SettingError(f"{flag}: {wanted.env} is not made by gymnasium; an id that is, or --atari.* for games, is expected")
     if found.kind != "gymnasium" and wanted.env_workers:
-        raise SettingError(f"--env-workers {wanted.env_workers}: {wanted.env} plays in threads of its own; 0 is expected")
+        why = f"{wanted.env} steps its environments in a way of its own"
+        raise SettingError(f"--env-workers {wanted.env_workers}: {why}; 0 is expected")
     environments = registry.try_out(wanted.env, workers=min(wanted.env_workers, 1), **wanted.env_options)
     differs = [found.differs] if found.differs and wanted.atari.frame_skip is None else []
     kept = "its statistics are each environment's own; they are neither saved nor shared"
