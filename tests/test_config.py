@@ -19,6 +19,7 @@ from gala_mpi.topology import Graph
 
 OUT_OF_BOUNDS = [
     ("--num-envs", "num_envs", [0, -1]),
+    ("--env-workers", "env_workers", [-1]),
     ("--rollout-length", "rollout_length", [0, -5]),
     ("--total-steps", "total_steps", [0, -1]),
     ("--seed", "seed", [-1]),
@@ -49,6 +50,7 @@ OUT_OF_BOUNDS = [
 ]
 IN_BOUNDS = {
     "num_envs": [1, 512],
+    "env_workers": [0, 1, 16],
     "rollout_length": [1],
     "total_steps": [1],
     "seed": [0, 2**40],

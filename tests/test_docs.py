@@ -214,7 +214,7 @@ def runs(smaller: Callable[[list[str]], list[str]]) -> Callable[[str, Laboratory
 
 
 def parses_as_training(command: str, _: Laboratory) -> None:
-    """Training with another launcher than ours: its flags are accepted."""
+    """Training with another launcher than ours, or with what is not installed: its flags are accepted."""
     words = shlex.split(command)
     config.check(config.parse(words[words.index("gala_mpi.train") + 1 :]))
 
@@ -301,6 +301,7 @@ RULES: list[tuple[str, Callable[[str, Laboratory], None]]] = [
     (r"make( [\w=-]+)+$", is_a_target),
     (r"(srun|mpirun --with-ft ulfm) .*python -m gala_mpi\.train", parses_as_training),
     (r"((mpirun -n \d+|srun .*)? ?)python -m gala_mpi\.(doctor|bench)", has_its_flags),
+    (r"mpirun -n \d+ python -m gala_mpi\.train --env envpool:", parses_as_training),  # tests/commands/test_envpool.py trains
     (r"mpirun -n \d+ python -m gala_mpi\.train", runs(small_training)),
     (r"mpirun -n \d+ python -m gala_mpi\.evaluate", runs(small_evaluation)),
     (r"python -m gala_mpi\.(watch|topology) ", runs(with_small_runs)),

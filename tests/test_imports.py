@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 HOMES = {
     "ale_py": {"envs/"},
     "gymnasium": {"envs/"},
+    "envpool": {"envs/envpool.py"},
     "h5py": {"run/"},
     "mpi4py": {"mpi/", "exchange/", "job/build.py"},  # build: the type of the communicator
     "matplotlib": {"topology/draw.py"},

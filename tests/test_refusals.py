@@ -73,6 +73,18 @@ TRAIN = {
     "two players": (("--env", "warlords"), "--env warlords: the Atari game warlords needs two players", "played alone"),
     "environments": (("--num-envs", 0), "--num-envs 0", "1 or more"),
     "halves": (("--overlap", "--num-envs", 3), "--overlap --num-envs 3", "an even number"),
+    "workers": (("--env-workers", 5), "--num-envs 4 --env-workers 5", "4 or less is expected"),
+    "workers of halves": (("--overlap", "--env-workers", 3), "--overlap --env-workers 3", "an even number"),
+    "workers of a game": (
+        ("--env", "pong", "--env-workers", 2),
+        "--env-workers 2: pong steps its environments in a way of its own",
+        "0 is expected",
+    ),
+    "it raises in a worker": (
+        ("--env", "worked:Worked-v0", "--env-workers", 1, "--env-kwargs", "how=raise", "at=0"),
+        "--env worked:Worked-v0: the game does not start (RuntimeError: the pole has broken, in ",
+        "worked.py, line",
+    ),
     "steps": (("--total-steps", 0), "--total-steps 0", "1 or more"),
     "rate": (("--lr", -1), "--lr -1", "positive"),
     "rate nan": (("--lr", "nan"), "--lr nan", "positive"),

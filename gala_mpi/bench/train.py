@@ -100,7 +100,8 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
 
 def environments_alone(settings: Config, threads: int, updates: int) -> float:
     """Return the steps/s of one rank's environments with random actions."""
-    environments = registry.make(settings.env, settings.num_envs, threads=threads, **settings.env_options)
+    options = {"threads": threads, "workers": settings.env_workers, **settings.env_options}
+    environments = registry.make(settings.env, settings.num_envs, **options)
     observations = environments.reset(np.arange(settings.num_envs))
     rng = np.random.default_rng(0)
     steps, began = updates * settings.rollout_length, time.perf_counter()

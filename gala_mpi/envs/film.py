@@ -29,6 +29,8 @@ def make_filmed(
     found = resolve(env)
     if found.kind == "atari":
         return FilmedAtari(found.name, atari.over(found.says))
+    if found.kind == "envpool":  # where it cannot, as without a screen MuJoCo, it ends the whole process
+        raise SettingError(f"--video: {env} is not filmed; --env {found.name} films gymnasium's own, where it has one")
     return FilmedGym(found.name, raw=raw, **gymnasium_options(env, kwargs, wrappers))
 
 

@@ -20,6 +20,7 @@ class GymEnvironments(Environments):
         kwargs: for `gymnasium.make`: `max_episode_steps`, `render_mode`, and what the environment itself is told.
         wrappers: around each environment, the innermost first: functions from an environment to one.
         raw: see `envs.spaces`.
+        first: what messages call the first environment; those after it are counted on.
 
     Raises:
         SettingError: no network takes its observations or gives its actions.
@@ -33,12 +34,13 @@ class GymEnvironments(Environments):
         kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[Callable[[Any], Any]] = (),
         raw: bool = False,
+        first: int = 0,
     ):
         import gymnasium  # slow to import, and so is what reads its spaces
 
         from gala_mpi.envs.spaces import MASK, Actions, Observations, describe, has_mask, with_mask
 
-        self.name, self.num_envs = name, num_envs
+        self.name, self.num_envs, self._first = name, num_envs, first
         self.envs: list[Any] = [wrapped(gymnasium.make(name, **kwargs or {}), wrappers) for _ in range(num_envs)]
         self._act = Actions(name, self.envs[0].action_space, raw)
         space, actions = self.envs[0].observation_space, None if raw else self._act
@@ -65,12 +67,13 @@ class GymEnvironments(Environments):
             for kind in ("observation_space", "action_space"):
                 one, first = getattr(env, kind), getattr(self.envs[0], kind)
                 if one != first:
-                    raise JobError(f"--env {self.name}: environment {i} has the {kind} {one}, environment 0 {first}")
+                    who, other = f"environment {self._first + i}", f"environment {self._first}"
+                    raise JobError(f"--env {self.name}: {who} has the {kind} {one}, {other} {first}")
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         self._scores, self._steps = Scores(self.num_envs), 0
         for i, (env, seed) in enumerate(zip(self.envs, seeds)):
-            self._keep(i, *env.reset(seed=int(seed)))
+            self._keep(i, *self._call(i, env.reset, seed=int(seed)))
         return self._to_act_on()
 
     def send(self, actions: np.ndarray) -> None:
@@ -81,7 +84,7 @@ class GymEnvironments(Environments):
         rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
         final = None
         for i, (env, action) in enumerate(zip(self.envs, self._actions)):
-            observation, reward, over, cut_off, info = env.step(action)
+            observation, reward, over, cut_off, info = self._call(i, env.step, action)
             rewards[i] = reward if type(reward) is float else self._number(i, reward)
             if over:
                 terminated[i] = True
@@ -92,12 +95,20 @@ class GymEnvironments(Environments):
                 self._keep(i, observation, info)
                 final[i] = self._read(slice(i, i + 1))[0]
             if over or cut_off:
-                observation, info = env.reset()
+                observation, info = self._call(i, env.reset)
             self._keep(i, observation, info)
         with np.errstate(over="ignore"):  # what is infinite then is named where it would be learnt from
             rewards = rewards.astype(np.float32)
         episodes = self._scores.add(rewards, terminated | truncated)
         return Step(self._to_act_on(), rewards, terminated, truncated, final, episodes)
+
+    def _call(self, i: int, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call a method of environment `i`, and say whose it is with whatever it raises."""
+        try:
+            return method(*arguments, **named)
+        except (Exception, SystemExit) as error:
+            error.add_note(f"environment {self._first + i} of --env {self.name} has raised this at its step {self._steps}")
+            raise
 
     def _number(self, i: int, reward: Any) -> float:
         """Return a reward, a number or an array of one, as a float."""
@@ -147,7 +158,7 @@ class GymEnvironments(Environments):
             raise
 
     def _error(self, i: int, what: str) -> JobError:
-        return JobError(f"--env {self.name}: environment {i} returned at its step {self._steps} {what}")
+        return JobError(f"--env {self.name}: environment {self._first + i} returned at its step {self._steps} {what}")
 
     def close(self) -> None:
         for env in self.envs:

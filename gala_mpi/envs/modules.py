@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,12 @@ def same_directory() -> Iterator[None]:
         yield
     finally:
         os.chdir(here)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return what was raised, and the line of code where."""
+    said, where = " ".join(f"{type(error).__name__}: {error}".split()), traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said}, in {where.filename}, line {where.lineno}"
 
 
 def find(module: str) -> Any:

@@ -1,21 +1,23 @@
-"""Make environments by name: an Atari game, any id of gymnasium, or module:id."""
+"""Make environments by name: an Atari game, any id of gymnasium, module:id, or one of EnvPool's."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
-import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Environments
+from gala_mpi.envs.envpool import PREFIX, EnvPoolEnvironments, require_task
 from gala_mpi.envs.gym import GymEnvironments
-from gala_mpi.envs.modules import find, same_directory
+from gala_mpi.envs.modules import find, in_a_line, same_directory
 from gala_mpi.envs.options import check_keywords, keywords
 from gala_mpi.envs.options import wrappers as wrappers_of
 from gala_mpi.envs.settings import AS_NAMED, PAPER, AtariSettings
+from gala_mpi.envs.workers import WorkerEnvironments, WorkerError
 from gala_mpi.errors import JobError, SettingError
 
 RANDOM_SKIP = 2, 5  # frames of an action of Pong-v4 and the like: 2 to 4
@@ -27,8 +29,8 @@ class Found(NamedTuple):
     """What an environment's name stands for.
 
     Attributes:
-        kind: "atari" or "gymnasium".
-        name: ale-py's name of the game, or the id of gymnasium, with its module if it was given with one.
+        kind: "atari", "gymnasium" or "envpool".
+        name: ale-py's name of the game; or the id of gymnasium, with its module if it was given with one; or EnvPool's id.
         says: the protocol that an Atari game's name stands for, in which nothing is None.
         stored: what a run calls it: one name for one game and protocol, however it was typed.
         differs: in which way an Atari game is played otherwise than its id says, in one line; empty: in none.
@@ -44,6 +46,7 @@ class Found(NamedTuple):
 def resolve(env: str) -> Found:
     """Return what a name stands for. In this order:
 
+    * envpool:id, one of EnvPool's;
     * module:id: the module is imported, which registers the id (gymnasium's own form);
     * an id of gymnasium's registry; those of ale-py are Atari games;
     * an Atari game in ale-py's way of writing (ms_pacman), or in the way of older ids (PongDeterministic-v4).
@@ -53,6 +56,9 @@ def resolve(env: str) -> Found:
     """
     import gymnasium
 
+    if env.startswith(PREFIX):
+        require_task(env.removeprefix(PREFIX))
+        return Found("envpool", env.removeprefix(PREFIX), stored=env)
     games = atari_games()
     module, _, name = env.rpartition(":")
     if module:
@@ -159,6 +165,7 @@ def make(
     num_envs: int,
     *,
     threads: int = 1,
+    workers: int = 0,
     atari: AtariSettings = AS_NAMED,
     kwargs: Sequence[str] = (),
     wrappers: Sequence[str] = (),
@@ -167,19 +174,50 @@ def make(
     """Make `num_envs` environments of `env` (see `resolve`).
 
     Args:
-        threads: how many emulators run at the same time (Atari).
+        threads: how many environments are stepped at the same time (Atari, EnvPool).
+        workers: how many processes step environments of gymnasium; 0: this one. No more than there are environments.
         atari: what of an Atari game's protocol is otherwise than its name says.
-        kwargs: what an environment of gymnasium is told, as KEY=VALUE (see `options.keywords`).
+        kwargs: what an environment of gymnasium or EnvPool is told, as KEY=VALUE (see `options.keywords`).
         wrappers: around each environment of gymnasium, the innermost first (see `options.wrappers`).
         raw: see `envs.spaces` (gymnasium).
 
     Raises:
         SettingError: there is no such environment, it takes no such keywords or wrappers, or its spaces are not supported.
+        JobError, WorkerError: see `WorkerEnvironments`.
     """
     found = resolve(env)
     if found.kind == "atari":
         return AtariEnvironments(found.name, num_envs, threads, atari.over(found.says))
-    return GymEnvironments(found.name, num_envs, raw=raw, **gymnasium_options(env, kwargs, wrappers))
+    if found.kind == "envpool":
+        return EnvPoolEnvironments(found.name, num_envs, threads, kwargs=keywords(kwargs), raw=raw)
+    make_here = partial(_make_here, env, kwargs=kwargs, wrappers=wrappers, raw=raw)
+    if workers:
+        return WorkerEnvironments(env, num_envs, min(workers, num_envs), make_here, _known_without_main(env))
+    return make_here(num_envs)
+
+
+def _make_here(
+    env: str, num_envs: int, first: int = 0, *, kwargs: Sequence[str], wrappers: Sequence[str], raw: bool
+) -> GymEnvironments:
+    """Make environments of gymnasium in this process: a rank, or a worker of one."""
+    name = resolve(env).name
+    return GymEnvironments(name, num_envs, raw=raw, first=first, **gymnasium_options(env, kwargs, wrappers))
+
+
+def _known_without_main(env: str) -> partial[bool]:
+    """Return what tells, in another process, whether an id means there what it means here."""
+    import gymnasium
+
+    entry_point = gymnasium.registry[bare(env)].entry_point
+    return partial(_is_registered, env, entry_point if isinstance(entry_point, str) else None)
+
+
+def _is_registered(env: str, entry_point: str | None) -> bool:
+    """Return whether an id is registered with this entry point, or names the module that registers it."""
+    import gymnasium
+
+    spec = gymnasium.registry.get(env)
+    return ":" in env or (spec is not None and spec.entry_point == entry_point)
 
 
 def gymnasium_options(env: str, kwargs: Sequence[str], wrappers: Sequence[str]) -> dict[str, Any]:
@@ -211,8 +249,6 @@ def try_out(env: str, **options: Any) -> Environments:
         except JobError as error:
             raise SettingError(str(error)) from None
         except (Exception, SystemExit) as error:  # a game of some other package that lacks a dependency, say
-            said, where = " ".join(f"{type(error).__name__}: {error}".split()), traceback.extract_tb(error.__traceback__)[-1]
-            raise SettingError(
-                f"--env {env}: the game does not start ({said}, in {where.filename}, line {where.lineno})"
-            ) from None
+            line = error.line if isinstance(error, WorkerError) else in_a_line(error)
+            raise SettingError(f"--env {env}: the game does not start ({line})") from None
     return environments

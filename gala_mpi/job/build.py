@@ -42,13 +42,13 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     torch.set_num_threads(1 if device.is_asynchronous(where) else threads)
     if where.type == "cuda":
         torch.cuda.set_device(where)  # streams and graphs are made on the current one
-    turns = 2 if config.overlap else 1
-    number = config.num_envs // turns
+    number, workers = config.num_envs // config.turns, config.env_workers // config.turns
     # Not torch's global stream, which environments may use and seed. A GPU has one of its own, which its graphs draw from.
     generator = torch.Generator() if where.type == "cpu" else None
     streams = partial(_streams, config, comm.rank, generator)
     streams(0)  # what environments draw as they are made
-    environments = [registry.make(config.env, number, threads=threads, **config.env_options) for _ in range(turns)]
+    options = {"threads": threads, "workers": workers, **config.env_options}
+    environments = [registry.make(config.env, number, **options) for _ in range(config.turns)]
     # The mean square of a weight that gets no gradient any more falls until it is a denormal number, and stays one: after ten
     # minutes of Pong a quarter of them. Some CPUs compute 20 times slower with these. Beside the default ε they count as much
     # as 0, which they become.

@@ -23,6 +23,8 @@ RANKS_PER_CORE = 2.0
 # with numbers (CartPole), including its part of a rollout of 5 steps; how many vectors are as long as the parameters: these,
 # gradients, RMSprop, messages, casts.
 RANK_BYTES, CODE_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 180 << 20, 130 << 20, 2560 << 10, 16 << 10, 8
+# Of a worker process: Python, numpy and gymnasium; what its environment imports comes on top.
+WORKER_BYTES = 50 << 20
 # What each step more of a rollout takes of an environment: the observation, and what the layers make of it.
 ROLLOUT, IMAGES_STEP, NUMBERS_STEP = 5, 280 << 10, 1 << 10
 SMALL_WINDOWS = 1 << 20  # bytes of a rank's other windows: the display's, the probes'
@@ -59,10 +61,13 @@ class HostDemand:
     windows: int
     memory: int
     memory_held: int  # of it, by the ranks as they are now
+    workers: int = 0  # processes of a rank that step its environments
 
     def __str__(self) -> str:
+        inside = f" in {self.workers} worker{'s' * (self.workers > 1)}" if self.workers else ""
         ranks = (
-            f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)} × {self.environments} environments × {self.threads} threads"
+            f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)} × {self.environments} environments{inside} × "
+            f"{self.threads} threads"
         )
         windows = f"windows {size(self.windows)} of {size(self.view.shm_free)} in {SHARED_MEMORY}"
         memory = f"memory about {size(self.memory)} of {size(self.memory_free)}"
@@ -90,6 +95,7 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
     environment_bytes, step_bytes = (NUMBERS_BYTES, NUMBERS_STEP) if numbers else (IMAGES_BYTES, IMAGES_STEP)
     environment_bytes += max(0, config.rollout_length - ROLLOUT) * step_bytes
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length
+    rank_bytes += config.env_workers * WORKER_BYTES
     hosts = []
     for name in names:
         ranks = [rank for rank, each in enumerate(host_views) if each.host == name]
@@ -105,6 +111,7 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
                 len(ranks) * window,
                 CODE_BYTES + len(ranks) * (rank_bytes + window),
                 sum(each.memory_held for each in views),
+                config.env_workers,
             )
         )
     return hosts

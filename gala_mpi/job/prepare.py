@@ -185,6 +185,13 @@ def _advise(settings: Config, length: int, world: World) -> list[str]:
     warnings = [f"warning: {found.what}: {found.seen}; {found.remedy}" for found in findings if found.state == "warning"]
     if settings.overlap and settings.device == "cpu" and max(host.threads for host in hosts) == 1:
         warnings.append("warning: --overlap: each rank has one core; it pays from two on (fewer ranks a host)")
+    threads = max(host.threads for host in hosts)
+    if settings.env_workers > threads:
+        cores = f"{threads} core{'s' * (threads > 1)}"
+        warnings.append(
+            f"warning: --env-workers {settings.env_workers}: each rank has {cores}, which its workers share; so many pay where "
+            "environments wait (for a server, a device)"
+        )
     return [f"plan: {line}" for line in preflight.resource_plan(hosts)] + warnings
 
 
@@ -199,10 +206,14 @@ def _try_out(wanted: Config) -> tuple[Spaces, list[str]]:
     unused = "".join(f" --atari.{name.replace('_', '-')} {value}" for name, value in wanted.atari.given().items())
     if unused and found.kind != "atari":
         raise SettingError(f"{unused[1:]}: {wanted.env} is no Atari game; one (pong, ALE/Pong-v5) is expected, or None")
-    if found.kind != "gymnasium" and (wanted.env_kwargs or wanted.wrappers):
-        flag = f"--env-kwargs {wanted.env_kwargs[0]}" if wanted.env_kwargs else f"--wrappers {wanted.wrappers[0]}"
+    told = wanted.env_kwargs if found.kind == "atari" else ()  # which has flags of its own
+    if found.kind != "gymnasium" and (told or wanted.wrappers):
+        flag = f"--env-kwargs {told[0]}" if told else f"--wrappers {wanted.wrappers[0]}"
         raise SettingError(f"{flag}: {wanted.env} is not made by gymnasium; an id that is, or --atari.* for games, is expected")
-    environments = registry.try_out(wanted.env, **wanted.env_options)
+    if found.kind != "gymnasium" and wanted.env_workers:
+        why = f"{wanted.env} steps its environments in a way of its own"
+        raise SettingError(f"--env-workers {wanted.env_workers}: {why}; 0 is expected")
+    environments = registry.try_out(wanted.env, workers=min(wanted.env_workers, 1), **wanted.env_options)
     differs = [found.differs] if found.differs and wanted.atari.frame_skip is None else []
     kept = "its statistics are each environment's own, neither saved nor shared; those of"
     learning = [f"--wrappers {word}: {kept} {flag} are both" for word in wanted.wrappers if (flag := instead_of(word))]
