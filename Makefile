@@ -87,9 +87,11 @@ docs: .venv/ready
 	.venv/bin/python -m gala_mpi.run.columns_doc > docs/metrics.md
 
 # Most commands are short, and wait while they start or shall hang: three go side by side, on any number of cores. What starts
-# no MPI itself goes beside the jobs on Slurm, which are mostly waited for.
-test: packages lint test-commands test-mpich test-tcp test-openmpi test-intel test-envpool
-	$(MAKE) -j2 --output-sync=target test-units test-slurm
+# next to no MPI goes beside the jobs on Slurm, which are mostly waited for.
+test:
+	$(MAKE) -j2 --output-sync=target packages lint .venv-openmpi/ready .venv-intel/ready .venv-envpool/ready
+	$(MAKE) test-commands test-mpich test-tcp test-openmpi test-intel
+	$(MAKE) -j2 --output-sync=target test-units test-slurm test-envpool
 
 # Programs that some tests start, from Debian's packages. Without them and without root those tests say what is missing.
 PROGRAMS := spin chromium ip:iproute2 slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge shellcheck
