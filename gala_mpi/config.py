@@ -36,6 +36,7 @@ RING = Graph("ring")
 # A step moves no parameter by more than some multiple of the learning rate, unless ε is smaller than a gradient whose square
 # is too small for float32. So with these bounds parameters do not overflow, whatever the gradients.
 LARGEST_LR, SMALLEST_EPS = 1e6, 1e-12
+PAPER_LR = 7e-4  # for 16 environments
 SHORTEST_PAUSE = 0.001  # minutes: checkpoints take about as long
 LONGEST_HANG = 1_000_000  # minutes; timers of the system end somewhere
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
@@ -94,8 +95,11 @@ class Config:
     rollout_length: int = 5
     """Steps in each environment per update."""
     lr: Optional[float] = None
-    """Learning rate, up to a million. None: 7e-4 * sqrt(environments / 16): those of all agents, or of one where agents share
-    nothing."""
+    """Learning rate, up to a million. None: base-lr * sqrt(environments / 16): those of all agents, or of one where
+    agents share nothing."""
+    base_lr: Optional[float] = None
+    """Without --lr, the learning rate for 16 environments. None: 7e-4 (the paper's) where the network sees images, 2e-3
+    where it sees numbers alone."""
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
     network: Optional[NetworkName] = None
@@ -162,9 +166,10 @@ class Config:
 
     def learning_rate(self, agents: int) -> float:
         """The learning rate at the start: `lr`, or the paper's square-root rule over the environments of all agents that
-        learn together."""
+        learn together, from `base_lr` on, which `job.prepare` settles."""
         together = agents if EXCHANGES[self.exchange].load().shares else 1
-        return self.lr if self.lr is not None else 7e-4 * math.sqrt(self.num_envs * together / 16)
+        base = PAPER_LR if self.base_lr is None else self.base_lr
+        return self.lr if self.lr is not None else base * math.sqrt(self.num_envs * together / 16)
 
     def slowness(self) -> tuple[int, float]:
         """Whom `slow_rank` slows down, and by how many seconds an update; (-1, 0.0): nobody."""
@@ -242,7 +247,7 @@ class Config:
 def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a run has stored, as an older version meant them: with today's names, and what it had no
     choice in."""
-    values = {"spaces": "raw"} | stored
+    values = {"spaces": "raw", "base_lr": PAPER_LR} | stored
     if "sticky" in values:
         values["atari"] = {"sticky": values.pop("sticky") or None}  # names of games meant 0 then
     return values
@@ -296,6 +301,8 @@ def check(config: Config) -> None:
     require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
     require_whole("--max-skipped", c.max_skipped, 0)
     require(c.lr is None or 0 < c.lr <= LARGEST_LR, "--lr", c.lr, f"a positive number, {LARGEST_LR:g} at most,")
+    base = c.base_lr
+    require(base is None or 0 < base <= LARGEST_LR, "--base-lr", base, f"a positive number, {LARGEST_LR:g} at most,")
     pause = c.checkpoint_minutes
     require(SHORTEST_PAUSE <= pause < math.inf, "--checkpoint-minutes", pause, f"a number, {SHORTEST_PAUSE} or more,")
     _require_positive("--wall-minutes", c.wall_minutes)

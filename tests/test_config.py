@@ -27,6 +27,7 @@ OUT_OF_BOUNDS = [
     ("--max-lag", "max_lag", [-1]),
     ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
+    ("--base-lr", "base_lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
     ("--action-std", "action_std", [0.0, -1.0, math.inf, math.nan]),
     ("--atari.sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--atari.frame-skip", "frame_skip", [0, -1]),
@@ -58,6 +59,7 @@ IN_BOUNDS = {
     "max_lag": [None, 0, 7],
     "sync_updates": [None],
     "lr": [None, 1e-9, 1.0, 1e6],
+    "base_lr": [None, 1e-9, 1.0, 1e6],
     "action_std": [1e-3, 2.0],
     "sticky": [None, 0.0, 0.25, 1.0],
     "frame_skip": [None, 1, 8],
@@ -189,7 +191,8 @@ def test_json_is_json_of_every_field():
 @pytest.mark.parametrize("agents, num_envs, expected", [(1, 16, 7e-4), (4, 16, 14e-4), (1, 4, 3.5e-4), (2, 16, 7e-4 * 2**0.5)])
 def test_the_learning_rate_grows_with_the_root_of_all_simulators(agents, num_envs, expected):
     assert Config(num_envs=num_envs).learning_rate(agents) == pytest.approx(expected)
-    assert Config(num_envs=num_envs, lr=1e-3).learning_rate(agents) == 1e-3
+    assert Config(num_envs=num_envs, base_lr=14e-4).learning_rate(agents) == pytest.approx(2 * expected)
+    assert Config(num_envs=num_envs, base_lr=14e-4, lr=1e-3).learning_rate(agents) == 1e-3
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
@@ -229,6 +232,7 @@ FLAGS = [
     ("--num-envs", "8", {"num_envs": 8}),
     ("--rollout-length", "20", {"rollout_length": 20}),
     ("--lr", "1e-3", {"lr": 1e-3}),
+    ("--base-lr", "1e-3", {"base_lr": 1e-3}),
     ("--seed", "3", {"seed": 3}),
     ("--network", "nature", {"network": "nature"}),
     ("--precision", "fp32", {"precision": "fp32"}),

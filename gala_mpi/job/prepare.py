@@ -18,7 +18,7 @@ from typing import cast
 import torch
 
 from gala_mpi import config, device, networks, topology
-from gala_mpi.config import Config
+from gala_mpi.config import PAPER_LR, Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Spaces
 from gala_mpi.envs.options import instead_of
@@ -32,6 +32,9 @@ from gala_mpi.record import provenance
 from gala_mpi.run import files, layout, lock, reader, writer
 from gala_mpi.topology import Topology
 
+# The learning rate for 16 environments where the network sees no images. With the paper's, 4 agents on CartPole play 174 after
+# 500,000 steps, with this one 500.
+NUMBERS_LR = 2e-3
 # What a run keeps when it is resumed. Of another exchange agents may differ, and stand at different updates.
 KEPT = ("exchange", "spaces", "normalise_observations", "normalise_rewards", "learner")
 
@@ -172,6 +175,8 @@ def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
         )
     length = sum(parameter.numel() for parameter in built.parameters())
     settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
+    if wanted.lr is None:
+        settled["base_lr"] = wanted.base_lr or (PAPER_LR if image else NUMBERS_LR)
     return dataclasses.replace(wanted, **settled), length, advice
 
 

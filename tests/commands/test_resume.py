@@ -121,7 +121,7 @@ def test_four_ranks_then_two_then_six(run):
     train(4, run, "--resume", "--topology", "ring", "--total-steps", 4000)  # this graph says who takes in whom
     four = [state.learner["parameters"] for state in states(run, 4)]
     said = train(2, run, "--resume", "--total-steps", 4001).stdout
-    assert "4 agents before, 2 now: agent 0 is the mean of 0, 2, 3; learning rate 0.0007 before, 0.000495 now" in said
+    assert "4 agents before, 2 now: agent 0 is the mean of 0, 2, 3; learning rate 0.002 before, 0.00141 now" in said
     assert steps(2) == 4040
     train(2, run, "--resume", "--total-steps", 8000)
     assert steps(2) == 8000
