@@ -32,6 +32,7 @@ from gala_mpi.cli import require, require_file, require_whole
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Environments, Episode
+from gala_mpi.envs.envpool import PREFIX
 from gala_mpi.envs.film import make_filmed
 from gala_mpi.envs.modules import same_directory
 from gala_mpi.envs.streams import seed_global
@@ -150,6 +151,8 @@ def start_once(settings: Config, filmed: bool) -> Environments:
     try:
         registry.resolve(settings.env)
     except SettingError as error:
+        if settings.env.startswith(PREFIX):
+            raise
         way_out = f"--env MODULE:{registry.bare(settings.env)} names a module that registers it"
         raise SettingError(f"{error}; the run in {settings.run_dir} plays it: {way_out}") from None
     environments = registry.try_out(settings.env, workers=min(settings.env_workers, 1), **settings.env_options)

@@ -7,7 +7,9 @@ ignores. Here what has ended is begun anew at once, so that a step means what it
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -65,8 +67,10 @@ class EnvPoolEnvironments(Environments):
             self._given["max_episode_steps"] = self._limit + 1
         self._options = {"num_envs": num_envs, "num_threads": min(threads, num_envs), **self._given}
         self._pool: Any = None  # from the first reset on: its seeds are those that it is made with
-        self._act = Actions(self.name, spec.gymnasium_action_space, raw)
-        space, actions = spec.gymnasium_observation_space, None if raw else self._act
+        with _without_warnings():
+            space, action_space = spec.gymnasium_observation_space, spec.gymnasium_action_space
+        self._act = Actions(self.name, action_space, raw)
+        actions = None if raw else self._act
         self._mask = MASK if actions and actions.counts and not has_mask(space) and f"info:{MASK}" in spec._state_keys else ""
         if self._mask:
             space = with_mask(space, sum(self._act.counts))
@@ -97,8 +101,9 @@ class EnvPoolEnvironments(Environments):
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         self._scores = Scores(self.num_envs)
-        self._pool = self._envpool.make(self._task, env_type="gymnasium", seed=np.asarray(seeds).tolist(), **self._options)
-        return self._to_act_on(self._pick(*self._pool.reset()))
+        with _without_warnings():
+            self._pool = self._envpool.make(self._task, env_type="gymnasium", seed=np.asarray(seeds).tolist(), **self._options)
+            return self._to_act_on(self._pick(*self._pool.reset()))
 
     def send(self, actions: np.ndarray) -> None:
         self._pool.send(self._act(actions))
@@ -147,6 +152,14 @@ class EnvPoolEnvironments(Environments):
 
     def close(self) -> None:
         self._pool = None  # whose threads end with it
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Make gymnasium's spaces from EnvPool's bounds, which are of more digits than they have, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def load() -> ModuleType:
