@@ -12,7 +12,7 @@ from gala_mpi.run import Run, RunError, find_runs, open_run
 
 # Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
 INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minutes"}
-INCIDENTAL |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
+INCIDENTAL |= {"env_workers", "checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
 SIZE = {"agents", "environments", "num_envs"}
 OLD_NAMES = {"simulators": "environments", "sticky": "atari.sticky"}  # of settings, still taken
 

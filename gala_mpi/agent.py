@@ -109,8 +109,12 @@ class Agent:
 
     def close(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Collective. Serve the others until all are done, then let go of windows and environments."""
-        self.exchange.close(meanwhile)
+        self.leave(meanwhile)
         self.collector.close()
+
+    def leave(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Collective. Serve the others until all are done, then let go of windows. The environments stay."""
+        self.exchange.close(meanwhile)
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:

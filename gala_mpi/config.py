@@ -247,7 +247,9 @@ class Config:
 def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a run has stored, as an older version meant them: with today's names, and what it had no
     choice in."""
-    values = {"spaces": "raw", "base_lr": PAPER_LR} | stored
+    values = {"spaces": "raw"} | stored
+    if values.get("lr") is None:
+        values.setdefault("base_lr", PAPER_LR)
     if "sticky" in values:
         values["atari"] = {"sticky": values.pop("sticky") or None}  # names of games meant 0 then
     return values
@@ -311,7 +313,7 @@ def check(config: Config) -> None:
     require(hang is None or 0 < hang <= LONGEST_HANG, "--hang-minutes", hang, f"a positive number, {LONGEST_HANG:,} at most,")
     require(SMALLEST_EPS <= a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, f"a number, {SMALLEST_EPS:g} or more,")
     require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
-    require(0 < c.action_std < math.inf, "--action-std", c.action_std, "a positive number")
+    require(1e-6 <= c.action_std <= 1e6, "--action-std", c.action_std, "a number from 1e-6 to 1e6")
     sticky = c.atari.sticky
     require(sticky is None or 0 <= sticky <= 1, "--atari.sticky", sticky, "a probability, 0 to 1,")
     require_whole("--atari.frame-skip", c.atari.frame_skip, 1)

@@ -3,8 +3,8 @@
     python -m gala_mpi.evaluate runs/pong-gossip-...
     mpirun -n 8 python -m gala_mpi.evaluate runs/pong-gossip-... --episodes 100 --video pong.mp4
 
-Episodes start with up to 30 no-ops; actions are the most probable ones unless --sample. Under mpirun the episodes are dealt
-over the ranks. The table goes to the terminal and every episode to the run's run.h5.
+Episodes start as those of the run did (Atari: with up to 30 no-ops); actions are the most probable ones unless --sample. Under
+mpirun the episodes are dealt over the ranks. The table goes to the terminal and every episode to the run's run.h5.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Evaluation:
     """Draw actions from the policy instead of taking the most probable one."""
     max_steps: int = 100_000
     """Cut an episode off after so many steps, for environments that never end one; its score is that of these. A line says how
-    many were cut. (Atari games end after 27,000 at most.)"""
+    many were cut. (Atari games end after 27,000 by default.)"""
     seed: int = 1
     """Seeds the episodes: the same seed deals the same episodes to every policy, on any number of ranks."""
     video: Optional[Path] = None
@@ -154,7 +154,7 @@ def start_once(settings: Config, filmed: bool) -> Environments:
         if settings.env.startswith(PREFIX):
             raise
         way_out = f"--env MODULE:{registry.bare(settings.env)} names a module that registers it"
-        raise SettingError(f"{error}; the run in {settings.run_dir} plays it: {way_out}") from None
+        raise SettingError(f"{error}; the run plays it: {way_out}") from None
     environments = registry.try_out(settings.env, workers=min(settings.env_workers, 1), **settings.env_options)
     if filmed:
         with same_directory():
@@ -283,6 +283,7 @@ def play_my_share(
         return np.array([], GAMES), 0
     settings = selection.settings
     options = {"threads": world.threads, "workers": settings.env_workers, **settings.env_options}
+    seed_global(np.random.SeedSequence(selection.wanted.seed, spawn_key=(world.rank, 1)))  # as they are made they may draw
     environments = registry.make(settings.env, len(mine), **options)
     network, flat = make_network(settings, environments)
     seed, sample = selection.wanted.seed, selection.wanted.sample

@@ -135,12 +135,13 @@ class Trainer:
         """Serve the others until all are out of the loop, save together, and close. `last`: what was agreed on last."""
         if self.membership:
             self._end_without_the_lost(self.membership)
-        self.agent.close(meanwhile=self._attend)
+        self.agent.leave(meanwhile=self._attend)
         has_just_saved = last.stop and last.save and self.config.exact_resume
         if not has_just_saved:
             self.save(self.world.largest(self.checkpoints.number) + 1)
         self.recorder.close()
         self.skips.conclude(self.recorder.skipped)
+        self.agent.collector.close()  # last: who knows what a user's environment does then
 
     def status(self) -> int:
         """Say how the run ended, and return the exit status (see `errors` and `job.signals`). Collective."""

@@ -28,7 +28,7 @@ OUT_OF_BOUNDS = [
     ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
     ("--base-lr", "base_lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
-    ("--action-std", "action_std", [0.0, -1.0, math.inf, math.nan]),
+    ("--action-std", "action_std", [0.0, 1e-7, -1.0, 2e6, math.inf, math.nan]),
     ("--atari.sticky", "sticky", [-0.1, 1.1, math.nan]),
     ("--atari.frame-skip", "frame_skip", [0, -1]),
     ("--atari.no-ops", "no_ops", [-1]),
@@ -344,8 +344,10 @@ def test_settings_of_old_runs_are_read(packed, graph):
 def test_runs_from_before_spaces_were_scaled_are_raw():
     values = json.loads(Config().to_json())
     assert Config.from_json(json.dumps(values)).spaces == "scaled"
-    del values["spaces"], values["action_std"]
-    assert Config.from_json(json.dumps(values)) == Config(spaces="raw")
+    del values["spaces"], values["action_std"], values["base_lr"]
+    assert Config.from_json(json.dumps(values)) == Config(spaces="raw", base_lr=7e-4)
+    values["lr"] = 1e-3
+    assert Config.from_json(json.dumps(values)) == Config(spaces="raw", lr=1e-3)
 
 
 @pytest.mark.parametrize("sticky, now", [(0.0, None), (0.25, 0.25)])

@@ -110,7 +110,7 @@ TRAIN = {
         "--normalise-rewards --a2c.clip-rewards True: one of the two is expected",
         "",
     ),
-    "spread": (("--action-std", 0), "--action-std 0", "a positive number"),
+    "spread": (("--action-std", 0), "--action-std 0", "a number from 1e-6 to 1e6"),
     "small images": (
         ("--env", "Grid-v0", "--network", "gala"),
         "--network gala: images of Grid-v0 have 7×9 pixels; 36 or more a side, or --network small or mlp, is expected",
@@ -133,7 +133,8 @@ TRAIN = {
     ),
     "it leaves": (
         ("--env", "Leaves-v0"),
-        "--env Leaves-v0: the game does not start (SystemExit: 0, in",
+        "--env Leaves-v0: the game does not start (RuntimeError: environment 0 of --env Leaves-v0 has called sys.exit(0) at "
+        "its step 1, in",
         "test_refusals.py, line",
     ),
     "no run": (("--resume", "--run-dir", "nothing"), "--run-dir nothing: a run is expected", "run.h5"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -106,6 +107,20 @@ class Drawing(CartPoleEnv):
         return observation + np.float32(self.scale * (np.random.rand() + random.random())), *rest
 
 
+class Gated(CartPoleEnv):
+    """CartPole that says in a folder that it takes a step, and takes it once there is a `go`."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = Path(folder)
+
+    def step(self, action):
+        (self.folder / str(os.getpid())).touch()
+        while not (self.folder / "go").exists():
+            time.sleep(0.01)
+        return super().step(action)
+
+
 class Telling(CartPoleEnv):
     """CartPole whose rewards tell of its process: which one it is, and whether it has torch (+0.5)."""
 
@@ -115,5 +130,5 @@ class Telling(CartPoleEnv):
         return observation, os.getpid() + 0.5 * foreign, *rest
 
 
-for made in (Worked, Nested, Drawing, Telling):
+for made in (Worked, Nested, Drawing, Gated, Telling):
     gymnasium.register(f"{made.__name__}-v0", made, max_episode_steps=500, disable_env_checker=True)

@@ -10,6 +10,7 @@ import numpy as np
 from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Step
 from gala_mpi.envs.gym import GymEnvironments
+from gala_mpi.envs.modules import in_a_line
 from gala_mpi.envs.registry import gymnasium_options, resolve
 from gala_mpi.envs.settings import AS_NAMED, PAPER, AtariSettings
 from gala_mpi.errors import SettingError
@@ -67,9 +68,10 @@ class FilmedGym(GymEnvironments):
         try:
             super().__init__(name, 1, kwargs={**kwargs, "render_mode": "rgb_array"}, **options)
             self.envs[0].reset(seed=0)
-            self.screen()
-        except Exception as error:  # for example, the renderer is not installed
-            raise SettingError(f"--video: {name} cannot be filmed ({error})") from None
+            if np.ndim(self.screen()) != 3:
+                raise TypeError(f"it renders {type(self.screen()).__name__}; an image is expected")
+        except (Exception, SystemExit) as error:  # for example, the renderer is not installed
+            raise SettingError(f"--video: {name} cannot be filmed ({in_a_line(error)})") from None
         self.frames_per_second = self.envs[0].metadata.get("render_fps", 30)
 
     def screen(self) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from gala_mpi.envs.base import Environments, Scores, Step
+from gala_mpi.envs.modules import same_directory
 from gala_mpi.errors import JobError
+
+RETURNED = {"reset": "observation, info", "step": "observation, reward, terminated, truncated, info"}
 
 
 class GymEnvironments(Environments):
@@ -36,18 +40,31 @@ class GymEnvironments(Environments):
         raw: bool = False,
         first: int = 0,
     ):
-        import gymnasium  # slow to import, and so is what reads its spaces
-
-        from gala_mpi.envs.spaces import MASK, Actions, Observations, describe, has_mask, with_mask
+        import gymnasium  # slow to import
 
         self.name, self.num_envs, self._first = name, num_envs, first
-        self.envs: list[Any] = [wrapped(gymnasium.make(name, **kwargs or {}), wrappers) for _ in range(num_envs)]
+        self.envs: list[Any] = []
+        try:
+            for _ in range(num_envs):
+                with same_directory():
+                    self.envs.append(wrapped(gymnasium.make(name, **kwargs or {}), wrappers))
+            self._look(raw)
+        except BaseException:
+            self.close()  # an environment that has started processes would keep this one from its end
+            raise
+
+    def _look(self, raw: bool) -> None:
+        """Find out what the environments show and take. Raises as the constructor does."""
+        # Slow to import
+        from gala_mpi.envs.spaces import MASK, Actions, Observations, describe, has_mask, with_mask
+
+        name, num_envs, self._steps = self.name, self.num_envs, 0  # steps since the last reset by seeds
         self._act = Actions(name, self.envs[0].action_space, raw)
         space, actions = self.envs[0].observation_space, None if raw else self._act
         self._observe = Observations(name, space, raw, actions)
         # Whether infos have masks is nowhere declared: look.
         may = actions is not None and actions.counts and not has_mask(space)
-        self._mask = MASK if may and MASK in self.envs[0].reset(seed=0)[1] else ""
+        self._mask = MASK if may and MASK in self._call(0, "reset", seed=0)[1] else ""
         if self._mask:
             self._observe = Observations(name, with_mask(space, sum(self._act.counts)), raw, actions)
         self.spaces = describe(self._observe, self._act)
@@ -55,7 +72,6 @@ class GymEnvironments(Environments):
         # What an environment returns is copied here at once: it may write its next observation over it.
         self._room = [np.zeros((num_envs, *part.space.shape), part.space.dtype) for part in self._observe.parts]
         self._places = [(part.keys, part.space.shape, room) for part, room in zip(self._observe.parts, self._room)]
-        self._steps = 0  # since the last reset by seeds
 
     @property
     def advice(self) -> Sequence[str]:
@@ -72,8 +88,8 @@ class GymEnvironments(Environments):
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         self._scores, self._steps = Scores(self.num_envs), 0
-        for i, (env, seed) in enumerate(zip(self.envs, seeds)):
-            self._keep(i, *self._call(i, env.reset, seed=int(seed)))
+        for i, seed in enumerate(seeds.tolist()):
+            self._keep(i, *self._call(i, "reset", seed=seed))
         return self._to_act_on()
 
     def send(self, actions: np.ndarray) -> None:
@@ -83,8 +99,8 @@ class GymEnvironments(Environments):
         self._steps += 1
         rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
         final = None
-        for i, (env, action) in enumerate(zip(self.envs, self._actions)):
-            observation, reward, over, cut_off, info = self._call(i, env.step, action)
+        for i, action in enumerate(self._actions):
+            observation, reward, over, cut_off, info = self._call(i, "step", action)
             rewards[i] = reward if type(reward) is float else self._number(i, reward)
             if over:
                 terminated[i] = True
@@ -95,24 +111,40 @@ class GymEnvironments(Environments):
                 self._keep(i, observation, info)
                 final[i] = self._read(slice(i, i + 1))[0]
             if over or cut_off:
-                observation, info = self._call(i, env.reset)
+                observation, info = self._call(i, "reset")
             self._keep(i, observation, info)
         with np.errstate(over="ignore"):  # what is infinite then is named where it would be learnt from
             rewards = rewards.astype(np.float32)
         episodes = self._scores.add(rewards, terminated | truncated)
         return Step(self._to_act_on(), rewards, terminated, truncated, final, episodes)
 
-    def _call(self, i: int, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call a method of environment `i`, and say whose it is with whatever it raises."""
+    def _call(self, i: int, method: str, *arguments: Any, **named: Any) -> tuple:
+        """Call a method of environment `i`, and say whose it is with whatever it raises.
+
+        Raises:
+            RuntimeError: it has called sys.exit, which would end this rank alone, or as if all were well.
+            JobError: it does not return what gymnasium's do.
+        """
         try:
-            return method(*arguments, **named)
-        except (Exception, SystemExit) as error:
-            error.add_note(f"environment {self._first + i} of --env {self.name} has raised this at its step {self._steps}")
+            returned = getattr(self.envs[i], method)(*arguments, **named)
+        except SystemExit as end:
+            raise RuntimeError(f"{self._whose(i)} has called sys.exit({end.code}) at its step {self._steps}") from end
+        except Exception as error:
+            error.add_note(f"{self._whose(i)} has raised this at its step {self._steps}")
             raise
+        if not isinstance(returned, tuple) or len(returned) != RETURNED[method].count(",") + 1:
+            shown = f"{len(returned)} values" if isinstance(returned, tuple) else type(returned).__name__
+            raise JobError(f"{self._whose(i)}: its {method} returned {shown}; ({RETURNED[method]}) is expected")
+        return returned
+
+    def _whose(self, i: int) -> str:
+        return f"environment {self._first + i} of --env {self.name}"
 
     def _number(self, i: int, reward: Any) -> float:
         """Return a reward, a number or an array of one, as a float."""
         try:
+            if isinstance(reward, (str, bytes)):
+                raise TypeError  # float would read it
             return float(reward.item() if isinstance(reward, np.ndarray) else reward)
         except (TypeError, ValueError):
             one = np.asarray(reward)
@@ -161,8 +193,9 @@ class GymEnvironments(Environments):
         return JobError(f"--env {self.name}: environment {self._first + i} returned at its step {self._steps} {what}")
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        with ExitStack() as all_of_them:  # even if one raises something
+            for env in self.envs:
+                all_of_them.callback(env.close)
 
 
 def wrapped(env: Any, wrappers: Sequence[Callable[[Any], Any]]) -> Any:

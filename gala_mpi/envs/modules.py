@@ -24,8 +24,9 @@ def same_directory() -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return what was raised, and the line of code where."""
-    said, where = " ".join(f"{type(error).__name__}: {error}".split()), traceback.extract_tb(error.__traceback__)[-1]
+    """Return what was raised, and the line of code where it began."""
+    said, first = " ".join(f"{type(error).__name__}: {error}".split()), error.__cause__ or error
+    where = traceback.extract_tb(first.__traceback__)[-1]
     return f"{said}, in {where.filename}, line {where.lineno}"
 
 

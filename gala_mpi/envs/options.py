@@ -37,7 +37,7 @@ def keywords(words: Sequence[str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval raises
         return text
 
 
@@ -113,7 +113,7 @@ def _arguments(word: str, text: str) -> tuple[list[Any], dict[str, Any]]:
         if len(named) < len(call.keywords):
             raise ValueError  # **something
         return [_literal(node) for node in call.args], named
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval raises
         raise SettingError(f"--wrappers {word}: arguments that are Python's literals are expected, not {text}") from None
 
 

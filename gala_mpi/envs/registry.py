@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -122,8 +123,8 @@ def is_known_to_all(env: str) -> bool:
 
 
 def bare(env: str) -> str:
-    """Return an environment's name without the module that registers it."""
-    return env.rpartition(":")[2]
+    """Return an environment's name without the module that registers it. EnvPool's are others than gymnasium's."""
+    return env if env.startswith(PREFIX) else env.rpartition(":")[2]
 
 
 def _import(env: str, module: str) -> None:
@@ -170,6 +171,7 @@ def make(
     kwargs: Sequence[str] = (),
     wrappers: Sequence[str] = (),
     raw: bool = False,
+    first: int = 0,
 ) -> Environments:
     """Make `num_envs` environments of `env` (see `resolve`).
 
@@ -180,6 +182,7 @@ def make(
         kwargs: what an environment of gymnasium or EnvPool is told, as KEY=VALUE (see `options.keywords`).
         wrappers: around each environment of gymnasium, the innermost first (see `options.wrappers`).
         raw: see `envs.spaces` (gymnasium).
+        first: the number of the first one among a rank's, for messages.
 
     Raises:
         SettingError: there is no such environment, it takes no such keywords or wrappers, or its spaces are not supported.
@@ -192,8 +195,8 @@ def make(
         return EnvPoolEnvironments(found.name, num_envs, threads, kwargs=keywords(kwargs), raw=raw)
     make_here = partial(_make_here, env, kwargs=kwargs, wrappers=wrappers, raw=raw)
     if workers:
-        return WorkerEnvironments(env, num_envs, min(workers, num_envs), make_here, _known_without_main(env))
-    return make_here(num_envs)
+        return WorkerEnvironments(env, num_envs, min(workers, num_envs), make_here, _known_without_main(env), first)
+    return make_here(num_envs, first)
 
 
 def _make_here(
@@ -208,16 +211,15 @@ def _known_without_main(env: str) -> partial[bool]:
     """Return what tells, in another process, whether an id means there what it means here."""
     import gymnasium
 
-    entry_point = gymnasium.registry[bare(env)].entry_point
-    return partial(_is_registered, env, entry_point if isinstance(entry_point, str) else None)
+    spec = gymnasium.registry[bare(env)]
+    return partial(_is_registered, env, spec if isinstance(spec.entry_point, str) else None)
 
 
-def _is_registered(env: str, entry_point: str | None) -> bool:
-    """Return whether an id is registered with this entry point, or names the module that registers it."""
+def _is_registered(env: str, spec: Any) -> bool:
+    """Return whether an id is registered as `spec` says, or names the module that registers it. None: it is not."""
     import gymnasium
 
-    spec = gymnasium.registry.get(env)
-    return ":" in env or (spec is not None and spec.entry_point == entry_point)
+    return ":" in env or (spec is not None and gymnasium.registry.get(env) == spec)
 
 
 def gymnasium_options(env: str, kwargs: Sequence[str], wrappers: Sequence[str]) -> dict[str, Any]:
@@ -241,9 +243,8 @@ def try_out(env: str, **options: Any) -> Environments:
     """
     with same_directory():
         try:
-            environments = make(env, 1, **options)
-            environments.rehearse()
-            environments.close()
+            with closing(make(env, 1, **options)) as environments:
+                environments.rehearse()
         except SettingError:
             raise
         except JobError as error:

@@ -19,6 +19,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -129,6 +130,7 @@ class WorkerEnvironments(Environments):
         workers: how many processes, N at most; the environments are dealt over them.
         make: makes those of one worker.
         known: whether a worker knows the environment without the main program's import; a function that can be pickled.
+        first: the number of the first environment among its rank's.
 
     Raises:
         SettingError: no network takes its observations or gives its actions.
@@ -136,7 +138,7 @@ class WorkerEnvironments(Environments):
         WorkerError: an environment raises as it is made.
     """
 
-    def __init__(self, name: str, num_envs: int, workers: int, make: Maker, known: Callable[[], bool]):
+    def __init__(self, name: str, num_envs: int, workers: int, make: Maker, known: Callable[[], bool], first: int = 0):
         self.name, self.num_envs = name, num_envs
         bounds = np.linspace(0, num_envs, workers + 1).round().astype(int)
         self._shares = [slice(int(first), int(last)) for first, last in itertools.pairwise(bounds)]
@@ -144,7 +146,8 @@ class WorkerEnvironments(Environments):
         # From the rank's own global stream: so they repeat where that does.
         entropy = np.random.randint(0, 2**32, (workers, 4), np.uint64).tolist()
         tasks = [
-            Task(make, share.stop - share.start, share.start, words, program) for share, words in zip(self._shares, entropy)
+            Task(make, share.stop - share.start, first + share.start, words, program)
+            for share, words in zip(self._shares, entropy)
         ]
         self._workers = [_Worker(name, task) for task in tasks]  # which start side by side
         made: list[Made] = [worker.answer() for worker in self._workers]
@@ -197,8 +200,9 @@ class WorkerEnvironments(Environments):
     def close(self) -> None:
         for worker in self._workers:
             worker.dismiss()
+        until = time.monotonic() + SECONDS_TO_CLOSE
         for worker in self._workers:
-            worker.wait()
+            worker.wait(until)
 
     def _ask(self, request: str, arguments: Sequence[Any]) -> list[Any]:
         """Ask every worker for something, and return their answers."""
@@ -264,15 +268,15 @@ class _Worker:
         except OSError:  # it has ended
             pass
 
-    def wait(self) -> None:
-        """Wait until the worker has ended, and free what it had."""
-        self._end()
+    def wait(self, until: float) -> None:
+        """Wait until the worker has ended (until then at most, by time.monotonic), and free what it had."""
+        self._end(until)
         self._pipe.close()
 
-    def _end(self) -> int:
+    def _end(self, until: float) -> int:
         """Wait until the worker has ended; kill it where it does not. Return its status, as `subprocess` has it."""
         try:
-            return self.process.wait(SECONDS_TO_CLOSE)
+            return self.process.wait(max(0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
@@ -284,8 +288,9 @@ class _Worker:
             pass
 
     def _death(self) -> JobError:
-        status = self._end()
-        how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with status {status}"
+        status = self._end(time.monotonic() + SECONDS_TO_CLOSE)
+        names = {number.value: f" ({number.name})" for number in signal.Signals}
+        how = f"by signal {-status}{names.get(-status, '')}" if status < 0 else f"with status {status}"
         return JobError(
             f"--env {self._name}: the worker process {self.process.pid} of {self.whose} has ended {how}; "
             "it is to live until its rank ends it"
@@ -322,7 +327,7 @@ def serve(pipe: Connection, rank: int) -> None:
         environments = _make(task, pipe)
         while environments and (request := pickle.loads(pipe.recv_bytes())):
             if not _answer(pipe, lambda: _do(environments, task.first, *request)):
-                return
+                break
     except (EOFError, OSError):  # the rank is gone
         return
     if environments:

@@ -165,7 +165,8 @@ class Collective(Agreement):
         self._roll.wait(self._comm.Ibarrier())  # so that who waits for long can say for whom
         self._comm.Allreduce(MPI.IN_PLACE, [self._buffer, MPI.FLOAT], MPI.SUM)
         count = int(self._buffer[-3])
-        np.multiply(self._buffer[:-3], np.float32(1 / count if count else np.nan), out=vector)
+        # Not times 1 / count, whose rounding would move numbers that are equal on all ranks.
+        np.divide(self._buffer[:-3], np.float32(count or np.nan), out=vector)
         self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._buffer[-1] > 0)
 
     def agree(self, wish: Order) -> Order:

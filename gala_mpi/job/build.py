@@ -48,7 +48,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     streams = partial(_streams, config, comm.rank, generator)
     streams(0)  # what environments draw as they are made
     options = {"threads": threads, "workers": workers, **config.env_options}
-    environments = [registry.make(config.env, number, **options) for _ in range(config.turns)]
+    environments = [registry.make(config.env, number, first=turn * number, **options) for turn in range(config.turns)]
     # The mean square of a weight that gets no gradient any more falls until it is a denormal number, and stays one: after ten
     # minutes of Pong a quarter of them. Some CPUs compute 20 times slower with these. Beside the default ε they count as much
     # as 0, which they become.

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
     if precision == "auto":
         precision = policy.fastest_precision(network, spaces, min(wanted.num_envs, 64), device)
     game = registry.resolve(wanted.env).stored
-    name = f"{game.replace('/', '-')}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{re.sub('[/:]', '-', game)}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
     built = policy.Network(network, spaces, "fp32", **wanted.statistics)
     unshared = sorted(set(built.state_dict()) - {name for name, _ in built.named_parameters(remove_duplicate=False)})

@@ -14,6 +14,7 @@ from torch import nn
 
 EPSILON = 1e-8  # added to a variance
 BOUND = 10.0  # beyond it scaled numbers are clipped
+SMALLEST_SHARE = 1e-5  # of a variance in the square of the distance between mean and offset: float32's sums tell no smaller one
 LARGEST = 1e12  # numbers that are farther from the offset count as so far, or the sums of squares would overflow
 
 
@@ -53,8 +54,12 @@ class Sums(nn.Module):
         self.count, self.offset, self.sum, self.squares = (_zeros(length) for length in (1, size, size, size))
 
     def centre(self, offset: np.ndarray) -> None:
-        """Set the offset, [size]: before anything is counted."""
-        self.offset.copy_(torch.from_numpy(np.clip(offset, -LARGEST, LARGEST)))
+        """Set the offset, about `offset` ([size]): before anything is counted.
+
+        It is rounded to 16 bits, so that sums over up to 256 agents are exact, and means of equal offsets equal to them.
+        """
+        digits, exponent = np.frexp(np.clip(offset, -LARGEST, LARGEST))
+        self.offset.copy_(torch.from_numpy(np.ldexp(np.rint(digits * 2**16), exponent - 16)))
 
     @torch.no_grad()
     def scaling(self) -> Scaling:
@@ -65,7 +70,8 @@ class Sums(nn.Module):
         nothing = self.count <= 0
         count = self.count.double().masked_fill(nothing, 1)
         shift = self.sum.double() / count
-        variance = (self.squares.double() / count - shift.square()).clamp_min(0)
+        # What lies so far from its offset that rounding is all that is left of the variance becomes small, not large.
+        variance = (self.squares.double() / count - shift.square()).clamp_min(SMALLEST_SHARE * shift.square())
         mean, factor = self.offset.double() + shift, (variance + EPSILON).rsqrt()
         bound = torch.full_like(self.count, BOUND).masked_fill(nothing, torch.inf)
         return Scaling(mean.masked_fill(nothing, 0).float(), factor.masked_fill(nothing, 1).float(), bound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gala_mpi.config import with_new_names
+from gala_mpi.config import Config, with_new_names
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run.parts import UNREADABLE, Part, counted, last_updates, newest_row, written_rows
 from gala_mpi.run.tables import TABLES
 from gala_mpi.topology import Graph
 
+DEFAULTS: dict[str, Any] = json.loads(Config().to_json())  # of settings that an older version did not have
 ENERGY = {"node_joules": "node", "cpu_joules": "CPU", "gpu_joules": "GPU"}
 SCORES = np.dtype([("steps", "<f8"), ("hours", "<f8"), ("kilojoules", "<f8"), ("score", "<f8")])
 
@@ -71,13 +73,13 @@ class Run:
         These are `agents`, `environments` (of all agents) and `method`, the algorithm in a reader's words. A graph is one
         string: its name, and after a line break its text, if it is not a built-in one.
         """
-        c = with_new_names(self.config) | {"topology": _graph(self.config["topology"])}
+        c = DEFAULTS | with_new_names(self.config) | {"topology": _graph(self.config["topology"])}
         member = EXCHANGES.get(c["exchange"])
         method = member.label(c | {"topology": c["topology"].partition("\n")[0]}) if member else c["exchange"]
         flat = {"method": method, "agents": self.agents, "environments": self.agents * c["num_envs"]}
         for name, value in c.items():
             flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
-        return flat
+        return {name: " ".join(value) if isinstance(value, (list, tuple)) else value for name, value in flat.items()}
 
     @cached_property
     def joules(self) -> tuple[np.ndarray, np.ndarray, str]:
