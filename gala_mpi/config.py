@@ -107,7 +107,7 @@ class Config:
     36 pixels), mlp for the rest."""
     spaces: Literal["scaled", "raw"] = "scaled"
     """What becomes of the observations and actions of gymnasium environments: scaled = bytes by their upper bound, actions of a
-    bounded Box to its bounds (docs/environments.md); raw = neither, as in runs before this setting, which keep it."""
+    bounded Box to its bounds (docs/environments.md); raw = as runs before this setting saw them, which keep it."""
     action_std: float = 1.0
     """The standard deviation of a Box of actions at the start of a run: a share of half of the range between its bounds."""
     normalise_observations: bool = False

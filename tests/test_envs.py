@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import re
 import subprocess
 import sys
 
@@ -804,3 +805,49 @@ def test_a_reset_forgets_what_was_played_before(env):
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
         assert one.episodes == other.episodes
     used.close(), new.close()
+
+
+class Odd(gymnasium.Env):
+    """Returns what older versions of gym did; counts how often one has been closed."""
+
+    observation_space, action_space, closed = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2), 0
+
+    def __init__(self, old):
+        self.old = old
+
+    def reset(self, *, seed=None, options=None):
+        observation = np.zeros(2, np.float32)
+        return observation if self.old == "reset" else (observation, {})
+
+    def step(self, action):
+        observation = np.zeros(2, np.float32)
+        return (observation, 0.0, False, {}) if self.old == "step" else (observation, 0.0, False, False, {})
+
+    def close(self):
+        Odd.closed += 1
+        if self.old == "close":
+            raise RuntimeError("it stays")
+
+
+gymnasium.register("Odd-v0", Odd, disable_env_checker=True)
+
+
+@pytest.mark.parametrize(
+    "old, said",
+    [
+        ("reset", "its reset returned ndarray; (observation, info) is expected"),
+        ("step", "its step returned 4 values; (observation, reward, terminated, truncated, info) is expected"),
+    ],
+)
+def test_what_older_versions_of_gym_return_is_named(old, said):
+    Odd.closed = 0
+    with pytest.raises(SettingError, match=re.escape(f"environment 0 of --env Odd-v0: {said}")):
+        registry.try_out("Odd-v0", kwargs=[f"old={old}"])
+    assert Odd.closed == 1  # all the same
+
+
+def test_all_are_closed_even_if_one_cannot_be():
+    environments, Odd.closed = registry.make("Odd-v0", 3, kwargs=["old=close"]), 0
+    with pytest.raises(RuntimeError, match="it stays"):
+        environments.close()
+    assert Odd.closed == 3

@@ -146,6 +146,18 @@ def test_numbers_that_are_too_large_to_be_squared_leave_the_sums_finite():
     assert np.isfinite(vector(sums)).all() and torch.isfinite(sums.scaling()(torch.from_numpy(rows))).all()
 
 
+def test_offsets_stay_as_they_are_when_up_to_256_agents_average_them():
+    """By all-reduce, in any order: the sum of so many is exact, and a division is, too."""
+    sums, rng = Sums(1000), np.random.default_rng(0)
+    sums.centre(rng.normal(size=1000) * 10.0 ** rng.uniform(-6, 6, 1000))
+    offset = sums.offset.detach().numpy()
+    for agents in range(1, 257):
+        total = np.zeros_like(offset)
+        for _ in range(agents):
+            total += offset
+        assert np.array_equal(total / np.float32(agents), offset)
+
+
 # In the network
 
 

@@ -89,6 +89,8 @@ class EnvPoolEnvironments(Environments):
                     f"--env-kwargs {name}={value}: {self.name} takes no {name}; one of these is expected: "
                     f"{', '.join(sorted(known))}"
                 )
+        if given.get("max_episode_steps", 1) < 1:  # which cuts every step off
+            raise SettingError(f"--env-kwargs max_episode_steps={given['max_episode_steps']}: 1 or more is expected")
         try:
             spec = self._envpool.make_spec(self._task, **given)
         except Exception as error:  # pybind11 says in many lines what it was given

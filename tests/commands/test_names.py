@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from commandline import TRAIN, complaints
-from gala_mpi import evaluate
+from commandline import TRAIN, complaints, states
+from gala_mpi import errors, evaluate
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
 from gala_mpi.job import command
@@ -125,3 +125,16 @@ def test_an_environment_may_change_the_working_directory(tmp_path):
     assert checkpoints.complete(run) and [path.name for path in tmp_path.iterdir()] == ["runs"]
     played = mpirun(2, "-m", "gala_mpi.evaluate", "runs/mine", "--episodes", 2, cwd=tmp_path, env=path)
     assert played.returncode == 0 and str(run) in played.stdout, played.stdout + played.stderr
+
+
+def test_an_environment_that_cannot_be_closed_or_leaves_costs_no_work(tmp_path):
+    """What has been trained is saved before it is closed. One that calls sys.exit while it is evaluated ends all ranks."""
+    run = tmp_path / "run"
+    flags = ("--env", "stubborn_pole:StubbornPole-v0", "--num-envs", 4, "--precision", "fp32", "--total-steps", 4000)
+    done = mpirun(2, *TRAIN, *flags, "--run-dir", run, cwd=HERE)
+    assert done.returncode == errors.FAILED and "RuntimeError: the pole stays" in done.stderr
+    assert sum(int(state.learner["steps"]) for state in states(run, 2)) >= 4000
+    done = mpirun(2, "-m", "gala_mpi.evaluate", run, "--checkpoint", 1, cwd=HERE, env={"LEAVES": "1"})
+    assert done.returncode == errors.REFUSED
+    (line,) = complaints(done)
+    assert "environment 0 of --env stubborn_pole:StubbornPole-v0 has called sys.exit(0) at its step 1" in line
