@@ -118,7 +118,7 @@ def test_the_servers_vector_has_those_of_all_ranks(played, tmp_path):
     assert_same(of_vector(one), of_rows(*of_run(tmp_path, "server", 2)), share=1 / 2)
 
 
-@pytest.mark.parametrize("updates", [10, 13])
+@pytest.mark.parametrize("updates", [pytest.param(10, marks=pytest.mark.long), 13])
 def test_periodic_averages_are_those_of_all_ranks(played, tmp_path, updates):
     """At every 5th update; what an agent has seen since is its own."""
     run = played(2, "periodic", "--exchange", "periodic", "--sync-updates", 5, updates=updates)
@@ -132,6 +132,7 @@ def test_periodic_averages_are_those_of_all_ranks(played, tmp_path, updates):
         np.testing.assert_allclose(found.mean, mean, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.long
 def test_without_an_exchange_each_has_its_own(played, tmp_path):
     run = played(2, "none", "--exchange", "none")
     for vector, rows in zip(parameters(run, 2), of_run(tmp_path, "none", 2)):
@@ -188,6 +189,7 @@ def test_an_elastic_resume_goes_on_counting(played, tmp_path):
     np.testing.assert_allclose(found.mean, (old.count * old.mean + new.sum(0)) / found.count, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_replay_repeats_bit_for_bit(played, tmp_path):
     run = played(2, "free", "--slow-rank", "1:2ms", "--staleness", 4)
     said = train(2, tmp_path / "again", "--replay", run).stdout
@@ -232,7 +234,9 @@ def by_hand(folder: Path, run_policy, about: dict, values: dict, seed: int) -> f
     return score
 
 
-@pytest.mark.parametrize("flag", ["--no-normalise-observations", "--no-normalise-rewards"])
+@pytest.mark.parametrize(
+    "flag", ["--no-normalise-observations", pytest.param("--no-normalise-rewards", marks=pytest.mark.long)]
+)
 def test_a_run_keeps_its_choice(played, flag):
     run = played(1, "kept", updates=2)
     result = mpirun(1, *TRAIN, "--resume", "--run-dir", run, flag, "--total-steps", 1000)

@@ -130,6 +130,7 @@ def shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
+@pytest.mark.long
 def test_checkpoints_without_a_table_are_resumed_and_evaluated(tmp_path):
     """As they were before there was one."""
     run = tmp_path / "run"
