@@ -38,7 +38,7 @@ envpool = pytest.importorskip("envpool", reason='pip install "gala_mpi[envpool]"
 def test_names():
     assert registry.resolve("envpool:CartPole-v1")[:2] == ("envpool", "CartPole-v1")
     assert registry.resolve("envpool:CartPole-v1").stored == "envpool:CartPole-v1"
-    assert registry.is_known_to_all("envpool:CartPole-v1") and registry.bare("envpool:CartPole-v1") == "CartPole-v1"
+    assert registry.is_known_to_all("envpool:CartPole-v1") and registry.bare("envpool:CartPole-v1") != "CartPole-v1"
     with pytest.raises(SettingError, match=r"--env envpool:CartPole-v7: EnvPool has no .*envpool:CartPole-v1"):
         registry.resolve("envpool:CartPole-v7")
 
@@ -53,6 +53,7 @@ def test_names():
         ),
         ("CartPole-v1", ("num_envs=3",), "--env-kwargs num_envs=3: envpool:CartPole-v1 is told so by --num-envs"),
         ("CartPole-v1", ("max_episode_steps=much",), "--env-kwargs max_episode_steps=much: TypeError: "),
+        ("CartPole-v1", ("max_episode_steps=0",), "--env-kwargs max_episode_steps=0: 1 or more is expected"),
         ("TicTacToe-v1", (), "--env envpool:TicTacToe-v1: 2 play it; one that is played alone is expected"),
     ],
 )

@@ -89,13 +89,13 @@ class EnvPoolEnvironments(Environments):
                     f"--env-kwargs {name}={value}: {self.name} takes no {name}; one of these is expected: "
                     f"{', '.join(sorted(known))}"
                 )
-        if given.get("max_episode_steps", 1) < 1:  # which cuts every step off
-            raise SettingError(f"--env-kwargs max_episode_steps={given['max_episode_steps']}: 1 or more is expected")
         try:
             spec = self._envpool.make_spec(self._task, **given)
         except Exception as error:  # pybind11 says in many lines what it was given
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise SettingError(f"--env-kwargs {' '.join(f'{k}={v}' for k, v in given.items())}: {said}") from None
+        if spec.config.max_episode_steps < 1:  # which cuts every step off
+            raise SettingError(f"--env-kwargs max_episode_steps={spec.config.max_episode_steps}: 1 or more is expected")
         players = spec.config.max_num_players
         if players > 1:
             raise SettingError(f"--env {self.name}: {players} play it; one that is played alone is expected")
