@@ -33,7 +33,7 @@ RUNS = {
     "blackjack": "--env Blackjack-v1 --total-steps 300000",
     "halfcheetah": "--env HalfCheetah-v5 --normalise-observations --normalise-rewards --total-steps 1000000",
     "envpool": "--env envpool:HalfCheetah-v4 --normalise-observations --normalise-rewards --total-steps 1000000",
-    "workers": "--env Acrobot-v1 --env-workers 2 --total-steps 500000",
+    "workers": "--env CartPole-v1 --env-workers 2 --total-steps 300000",
     "breakout": "--env ALE/Breakout-v5 --total-steps 600000",
 }
 MODULE = """\
