@@ -31,8 +31,8 @@ RUNS = {
     "taxi": "--env Taxi-v4 --total-steps 2000000",
     "frozenlake": "--env FrozenLake-v1 --env-kwargs is_slippery=False --total-steps 200000",
     "blackjack": "--env Blackjack-v1 --total-steps 300000",
-    "halfcheetah": "--env HalfCheetah-v5 --normalise-observations --normalise-rewards --total-steps 1000000",
-    "envpool": "--env envpool:HalfCheetah-v4 --normalise-observations --normalise-rewards --total-steps 1000000",
+    "halfcheetah": "--env HalfCheetah-v5 --normalise-observations --normalise-rewards --a2c.entropy-coefficient 0 --total-steps 1000000",
+    "envpool": "--env envpool:HalfCheetah-v4 --normalise-observations --normalise-rewards --a2c.entropy-coefficient 0 --total-steps 1000000",
     "workers": "--env CartPole-v1 --env-workers 2 --total-steps 300000",
     "breakout": "--env ALE/Breakout-v5 --total-steps 600000",
 }

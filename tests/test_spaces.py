@@ -1003,3 +1003,17 @@ def test_descriptions_say_what_is_played():
     parts = Network("mlp", made(NESTED).spaces).description()["observations"]["parts"]
     assert [part["size"] for part in parts] == [3, 2, 3, 5, 4] and parts[0]["name"] == "observation[held]"
     assert math.prod(made(NESTED).spaces.observation_shape) == 17
+
+
+class Mission(gym.Space):
+    """A text as MiniGrid has it: a space of strings that is no Text."""
+
+    def __init__(self):
+        super().__init__(dtype=str)
+
+
+def test_spaces_of_strings_are_left_out_as_texts_are():
+    seen = Observations("Grid-v0", gym.Dict({"direction": gym.Discrete(4), "mission": Mission()}))
+    assert seen.shape == (4,) and seen.left_out == ["mission"]
+    with pytest.raises(SettingError, match="a wrapper that turns text into numbers is expected"):
+        Observations("Grid-v0", Mission())

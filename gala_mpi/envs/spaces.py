@@ -157,7 +157,7 @@ class Observations:
         elif isinstance(space, gym.Tuple):
             for index, inside in enumerate(space.spaces):
                 yield from self._find(inside, (*keys, index))
-        elif isinstance(space, gym.Text):
+        elif isinstance(space, gym.Text) or getattr(space.dtype, "kind", "") == "U":  # spaces of strings of others, too
             self.left_out += [".".join(map(str, keys))] if keys else []
         elif isinstance(space, (gym.Discrete, gym.MultiDiscrete)):
             yield OneHot(space, keys)
