@@ -25,14 +25,15 @@ from gala_mpi import open_run
 from gala_mpi.errors import RESUME
 
 FOLDER = Path("environments-results")
+OF_NUMBERS = "--normalise-observations --normalise-rewards --a2c.entropy-coefficient 0 --total-steps 1000000"
 RUNS = {
     "own": "--env my_poles:MyPole-v0 --total-steps 200000",
     "minigrid": "--env minigrid:MiniGrid-Empty-5x5-v0 --total-steps 400000",
     "taxi": "--env Taxi-v4 --total-steps 2000000",
     "frozenlake": "--env FrozenLake-v1 --env-kwargs is_slippery=False --total-steps 200000",
     "blackjack": "--env Blackjack-v1 --total-steps 300000",
-    "halfcheetah": "--env HalfCheetah-v5 --normalise-observations --normalise-rewards --a2c.entropy-coefficient 0 --total-steps 1000000",
-    "envpool": "--env envpool:HalfCheetah-v4 --normalise-observations --normalise-rewards --a2c.entropy-coefficient 0 --total-steps 1000000",
+    "halfcheetah": f"--env HalfCheetah-v5 {OF_NUMBERS}",
+    "envpool": f"--env envpool:HalfCheetah-v4 {OF_NUMBERS}",
     "workers": "--env CartPole-v1 --env-workers 2 --total-steps 300000",
     "breakout": "--env ALE/Breakout-v5 --total-steps 600000",
 }
