@@ -131,6 +131,7 @@ test-intel: .venv-intel/ready
 
 # EnvPool takes some 300 MB, which nothing else needs
 test-envpool: .venv-envpool/ready
+	.venv-envpool/bin/python -c "import envpool, mujoco"  # without which all of these tests would be skipped
 	PATH="$(CURDIR)/.venv-envpool/bin:$$PATH" python -m pytest -q tests/test_envpool.py tests/commands/test_envpool_runs.py
 
 # Jobs on a real Slurm, which is started and stopped for them

@@ -103,12 +103,14 @@ def main(arguments: list[str]) -> None:
         policies = load(selection)
         torch.set_num_threads(world.threads)
         with Played(world, len(policies.vectors) * selection.wanted.episodes) as played:
-            mine, cut = play_my_share(selection, policies.vectors, world, played)
+            environments, mine, cut = play_my_share(selection, policies.vectors, world, played)
         games, cut = np.concatenate(world.comm.allgather(mine)), world.sum(cut)
         if world.root:
             report(selection, policies, games, cut)
             if selection.wanted.video:
                 film(selection, policies)
+        if environments:
+            environments.close()  # last: who knows what a user's environment does then
 
 
 def choose(arguments: list[str]) -> Selection:
@@ -272,15 +274,16 @@ class Played:
 
 def play_my_share(
     selection: Selection, policies: dict[int, np.ndarray], world: World, played: Played
-) -> tuple[np.ndarray, int]:
-    """Play this rank's episodes of every policy; return rows of GAMES, and how many episodes were cut off.
+) -> tuple[Environments | None, np.ndarray, int]:
+    """Play this rank's episodes of every policy; return the environments (None: there was nothing to play), rows of GAMES, and
+    how many episodes were cut off.
 
     Raises:
         JobError: an environment gave what is not finite.
     """
     mine = range(world.rank, selection.wanted.episodes, world.size)
     if not mine:
-        return np.array([], GAMES), 0
+        return None, np.array([], GAMES), 0
     settings = selection.settings
     options = {"threads": world.threads, "workers": settings.env_workers, **settings.env_options}
     seed_global(np.random.SeedSequence(selection.wanted.seed, spawn_key=(world.rank, 1)))  # as they are made they may draw
@@ -297,8 +300,7 @@ def play_my_share(
         games = batch.play(network, generator if sample else None, played.count)
         rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
         cut += batch.cut
-    environments.close()
-    return np.array(rows, GAMES), cut
+    return environments, np.array(rows, GAMES), cut
 
 
 def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:

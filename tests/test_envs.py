@@ -846,6 +846,12 @@ def test_what_older_versions_of_gym_return_is_named(old, said):
     assert Odd.closed == 1  # all the same
 
 
+def test_what_is_refused_is_said_even_if_it_cannot_be_closed(monkeypatch):
+    monkeypatch.setattr(Odd, "observation_space", spaces.Text(3))
+    with pytest.raises(SettingError, match="a wrapper that turns text into numbers is expected"):
+        registry.try_out("Odd-v0", kwargs=["old=close"])
+
+
 def test_all_are_closed_even_if_one_cannot_be():
     environments, Odd.closed = registry.make("Odd-v0", 3, kwargs=["old=close"]), 0
     with pytest.raises(RuntimeError, match="it stays"):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gala_mpi.envs.base import Environments, Scores, Step
+from gala_mpi.envs.gym import NO_ACTION
 from gala_mpi.errors import JobError, SettingError
 
 PREFIX = "envpool:"
@@ -140,10 +141,9 @@ class EnvPoolEnvironments(Environments):
         return [np.array(value, part.space.dtype).reshape(-1, *part.space.shape) for part, value in picked]
 
     def _to_act_on(self, parts: list[np.ndarray]) -> np.ndarray:
-        rows, mask = self._read(parts), self._observe.mask
-        if mask and (helpless := mask.helpless(rows[:, -mask.size :])).any():
-            who = f"environment {helpless.argmax()}"
-            raise JobError(f"--env {self.name}: {who} returned a mask that allows no action; one or more is expected")
+        rows = self._read(parts)
+        if (helpless := self._observe.helpless(rows)) is not None:
+            raise JobError(f"--env {self.name}: environment {helpless} returned {NO_ACTION}")
         return rows
 
     def _read(self, parts: list[np.ndarray]) -> np.ndarray:

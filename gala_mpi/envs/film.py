@@ -31,7 +31,7 @@ def make_filmed(
     if found.kind == "atari":
         return FilmedAtari(found.name, atari.over(found.says))
     if found.kind == "envpool":  # where it cannot, as without a screen MuJoCo, it ends the whole process
-        raise SettingError(f"--video: {env} is not filmed; --env {found.name} films gymnasium's own, where it has one")
+        raise SettingError(f"--video: {env} cannot be filmed; a run of an environment of gymnasium or of Atari is expected")
     return FilmedGym(found.name, raw=raw, **gymnasium_options(env, kwargs, wrappers))
 
 

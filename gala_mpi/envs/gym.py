@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from gala_mpi.envs.base import Environments, Scores, Step
 from gala_mpi.envs.modules import same_directory
 from gala_mpi.errors import JobError
 
+NO_ACTION = "a mask that allows no action; one or more is expected"
 RETURNED = {"reset": "observation, info", "step": "observation, reward, terminated, truncated, info"}
 
 
@@ -50,7 +51,8 @@ class GymEnvironments(Environments):
                     self.envs.append(wrapped(gymnasium.make(name, **kwargs or {}), wrappers))
             self._look(raw)
         except BaseException:
-            self.close()  # an environment that has started processes would keep this one from its end
+            with suppress(Exception):  # what one raises that was never begun would hide why
+                self.close()  # an environment that has started processes would keep this one from its end
             raise
 
     def _look(self, raw: bool) -> None:
@@ -173,9 +175,9 @@ class GymEnvironments(Environments):
 
     def _to_act_on(self) -> np.ndarray:
         """Return a new array of the observations that are kept of all environments, [N, *observation_shape]."""
-        rows, mask = self._read(slice(0, self.num_envs)), self._observe.mask
-        if mask and (helpless := mask.helpless(rows[:, -mask.size :])).any():
-            raise self._error(int(helpless.argmax()), "a mask that allows no action; one or more is expected")
+        rows = self._read(slice(0, self.num_envs))
+        if (helpless := self._observe.helpless(rows)) is not None:
+            raise self._error(helpless, NO_ACTION)
         return rows
 
     def _read(self, rows: slice) -> np.ndarray:

@@ -124,6 +124,13 @@ class Observations:
             return self.parts[0].read(values[0])
         return np.concatenate([part.read(value) for part, value in zip(self.parts, values)], axis=1)
 
+    def helpless(self, rows: np.ndarray) -> int | None:
+        """Return the first of N observations, as `read` gives them, whose mask allows no action; None: there is none."""
+        if self.mask is None:
+            return None
+        helpless = self.mask.helpless(rows[:, -self.mask.size :])
+        return int(helpless.argmax()) if helpless.any() else None
+
     def complaint(self, observation: Any) -> str:
         """Return what is wrong with one observation, beside what the space says; empty: nothing is.
 

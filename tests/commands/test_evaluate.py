@@ -196,8 +196,9 @@ def lengths_of_games(settings: Config) -> list[int]:
     _, flat = evaluate.make_network(settings, registry.try_out(settings.env, **settings.env_options))
     selection = evaluate.Selection(evaluate.Evaluation(Path("run"), episodes=2), settings, 1, [0])
     world, played = SimpleNamespace(rank=0, size=1, threads=1), SimpleNamespace(count=lambda games: None)
-    games, cut = evaluate.play_my_share(selection, {0: flat.data.numpy()}, world, played)
-    assert not cut
+    environments, games, cut = evaluate.play_my_share(selection, {0: flat.data.numpy()}, world, played)
+    assert environments and not cut
+    environments.close()
     return games["length"].tolist()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from commandline import TRAIN, complaints, states
-from gala_mpi import errors, evaluate
+from gala_mpi import errors, evaluate, open_run
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
 from gala_mpi.job import command
@@ -134,6 +134,9 @@ def test_an_environment_that_cannot_be_closed_or_leaves_costs_no_work(tmp_path):
     done = mpirun(2, *TRAIN, *flags, "--run-dir", run, cwd=HERE)
     assert done.returncode == errors.FAILED and "RuntimeError: the pole stays" in done.stderr
     assert sum(int(state.learner["steps"]) for state in states(run, 2)) >= 4000
+    done = mpirun(2, "-m", "gala_mpi.evaluate", run, cwd=HERE)
+    assert done.returncode == errors.FAILED and "RuntimeError: the pole stays" in done.stderr
+    assert len(open_run(run).evaluations) == 1
     done = mpirun(2, "-m", "gala_mpi.evaluate", run, "--checkpoint", 1, cwd=HERE, env={"LEAVES": "1"})
     assert done.returncode == errors.REFUSED
     (line,) = complaints(done)
