@@ -25,7 +25,7 @@ from gala_mpi import open_run
 from gala_mpi.errors import RESUME
 
 FOLDER = Path("environments-results")
-OF_NUMBERS = "--normalise-observations --normalise-rewards --a2c.entropy-coefficient 0 --total-steps 1000000"
+OF_NUMBERS = "--normalise-observations --normalise-rewards --total-steps 1000000"
 RUNS = {
     "own": "--env my_poles:MyPole-v0 --total-steps 200000",
     "minigrid": "--env minigrid:MiniGrid-Empty-5x5-v0 --total-steps 400000",

@@ -323,7 +323,7 @@ def check(config: Config) -> None:
     require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")
     require(0 <= a2c.rms_alpha < 1, "--a2c.rms-alpha", a2c.rms_alpha, "a number from 0 to below 1")
     for flag, weight in (("entropy", a2c.entropy_coefficient), ("value", a2c.value_coefficient)):
-        require(0 <= weight < math.inf, f"--a2c.{flag}-coefficient", weight, "a number, 0 or more,")
+        require(weight is None or 0 <= weight < math.inf, f"--a2c.{flag}-coefficient", weight, "a number, 0 or more,")
     slow = c.slow_rank is None or SLOW_RANK.fullmatch(c.slow_rank)
     require(slow, "--slow-rank", c.slow_rank, "RANK:TIME, for example 3:200ms or 0:1.5s,")
     _check_together(config)

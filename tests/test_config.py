@@ -75,7 +75,7 @@ IN_BOUNDS = {
     "hang_minutes": [None, 0.5],
     "discount": [0.0, 1.0],
     "gae_lambda": [0.0, 0.95, 1.0],
-    "entropy_coefficient": [0.0],
+    "entropy_coefficient": [None, 0.0],
     "value_coefficient": [0.0],
     "max_grad_norm": [1e-3],
     "rms_alpha": [0.0, 0.999],

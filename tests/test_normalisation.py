@@ -106,6 +106,16 @@ def test_large_numbers_that_differ_by_little_are_told_apart(mean, deviation):
     assert float(scaling.factor) * math.sqrt(spread**2 + EPSILON) == pytest.approx(1, rel=1e-4)
 
 
+def test_a_variance_that_float32_has_no_digits_for_does_not_blow_numbers_up():
+    """All are 1e6 from the offset, by ±1: of the variance, 1, sums of squares near 1e12 leave noise or less than nothing."""
+    sums = Sums(1)
+    sums.centre(np.zeros(1))
+    count(sums, [1e6 + np.array([[-1.0], [1.0]]).repeat(n, axis=1).T.reshape(-1, 1) for n in (10, 7)])
+    scaling = sums.scaling()
+    assert float(scaling.factor) == pytest.approx((1e-5 * 1e6**2) ** -0.5, rel=1e-3)
+    assert scaling(torch.tensor([[1e6 + 5]])).abs() < 1
+
+
 def test_the_mean_of_sums_is_of_all_that_agents_have_counted():
     """One has counted three times as much as the other."""
     rng, agents = np.random.default_rng(0), [Sums(2), Sums(2), Sums(2)]

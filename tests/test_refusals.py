@@ -245,6 +245,18 @@ def test_wrappers_that_keep_statistics_to_themselves_are_said_to_and_what_does_n
     assert advice == [f"warning: --wrappers {wrapper}: {own}; those of {flag} are both"]
 
 
+@pytest.mark.parametrize(
+    ("env", "base_lr", "entropy"), [("pong", 7e-4, 0.01), ("CartPole-v1", 2e-3, 0.01), ("Pendulum-v1", 2e-3, 0.0)]
+)
+def test_defaults_that_go_by_the_spaces_are_settled_and_stored(world, env, base_lr, entropy):
+    def settled(*flags: str):
+        return prepare.settle(prepare.read(["--env", env, "--precision", "fp32", *flags]), world)[0]
+
+    assert (settled().base_lr, settled().a2c.entropy_coefficient) == (base_lr, entropy)
+    given = settled("--base-lr", "1e-4", "--a2c.entropy-coefficient", "0.5")
+    assert (given.base_lr, given.a2c.entropy_coefficient) == (1e-4, 0.5)
+
+
 def test_a_run_that_nobody_has_begun_is_not_resumed(world, tmp_path, capfd):
     line = refused(prepare.make, ("--resume", "--run-dir", tmp_path), world, capfd)
     assert line.startswith(f"--run-dir {tmp_path}: a run is expected")

@@ -798,7 +798,7 @@ def test_rewards_that_are_arrays_of_one_number_are_taken():
     assert [float(environments.step(np.array([0])).rewards[0]) for _ in rewards] == [1.5, 2, 3, 4, 5, 1, 7]
 
 
-@pytest.mark.parametrize("reward", [None, "much", np.array([1.0, 2.0]), {}, 1j])
+@pytest.mark.parametrize("reward", [None, "much", "1.5", b"1.5", np.array([1.0, 2.0]), {}, 1j])
 def test_a_reward_that_is_no_number_is_named(reward):
     environments = made(NUMBERS, num_envs=1, kind=Rewards, rewards=[1.0, reward])
     environments.reset(np.array([1]))

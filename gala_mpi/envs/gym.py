@@ -13,7 +13,7 @@ from gala_mpi.envs.modules import same_directory
 from gala_mpi.errors import JobError
 
 NO_ACTION = "a mask that allows no action; one or more is expected"
-RETURNED = {"reset": "observation, info", "step": "observation, reward, terminated, truncated, info"}
+RETURNED = {"reset": ("observation", "info"), "step": ("observation", "reward", "terminated", "truncated", "info")}
 
 
 class GymEnvironments(Environments):
@@ -134,9 +134,9 @@ class GymEnvironments(Environments):
         except Exception as error:
             error.add_note(f"{self._whose(i)} has raised this at its step {self._steps}")
             raise
-        if not isinstance(returned, tuple) or len(returned) != RETURNED[method].count(",") + 1:
+        if not isinstance(returned, tuple) or len(returned) != len(RETURNED[method]):
             shown = f"{len(returned)} values" if isinstance(returned, tuple) else type(returned).__name__
-            raise JobError(f"{self._whose(i)}: its {method} returned {shown}; ({RETURNED[method]}) is expected")
+            raise JobError(f"{self._whose(i)}: its {method} returned {shown}; ({', '.join(RETURNED[method])}) is expected")
         return returned
 
     def _whose(self, i: int) -> str:

@@ -176,6 +176,7 @@ def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
         )
     length = sum(parameter.numel() for parameter in built.parameters())
     settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
+    settled[wanted.learner_field] = wanted.learner_settings.settled(spaces.discrete)
     if wanted.lr is None:
         settled["base_lr"] = wanted.base_lr or (PAPER_LR if image else NUMBERS_LR)
     return dataclasses.replace(wanted, **settled), length, advice

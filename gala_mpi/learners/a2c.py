@@ -24,5 +24,6 @@ class A2C(Learner):
         policy = -(advantages.detach() * distribution.log_prob(part.actions)).mean()
         value = advantages.pow(2).mean()
         entropy = distribution.entropy().mean()
+        assert settings.entropy_coefficient is not None  # it is settled
         loss = policy + settings.value_coefficient * value - settings.entropy_coefficient * entropy
         return loss, Losses(policy, value, entropy)

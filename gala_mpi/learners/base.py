@@ -40,7 +40,7 @@ class Learner:
     """
 
     def __init__(self, network: Network, settings: LearnerSettings, lr: float):
-        self.network, self.settings, self.lr = network, settings, lr
+        self.network, self.settings, self.lr = network, settings.settled(network.spaces.discrete), lr
         self.flat = Flat(network)
         self.optimiser = optimisers.make(settings, self.flat.learnt.data)
         self.updates = 0

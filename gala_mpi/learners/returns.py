@@ -26,9 +26,8 @@ def lambda_returns(rewards: torch.Tensor, discounts: torch.Tensor, next_values: 
         G_t, [T, N], without gradient.
     """
     with torch.no_grad():
-        returns = torch.empty_like(rewards)
-        following = next_values[-1]
-        for t in reversed(range(len(rewards))):
-            following = rewards[t] + discounts[t] * ((1 - lambda_) * next_values[t] + lambda_ * following)
-            returns[t] = following
-    return returns
+        returns, following = [], next_values[-1]
+        for reward, discount, value in reversed(list(zip(rewards, discounts, next_values))):
+            following = reward + discount * value.lerp(following, lambda_)
+            returns.append(following)
+        return torch.stack(returns[::-1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Optional
+from dataclasses import dataclass, replace
+from typing import Literal, Optional, Self
+
+PAPER_ENTROPY = 0.01  # A2C's coefficient
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class LearnerSettings:
     decay_lr: bool = False
     """Let the learning rate fall linearly to 0 over the run's global steps."""
 
+    def settled(self, discrete: bool) -> Self:
+        """Return the settings with what goes by the kind of actions filled in: one of several, or a box of numbers."""
+        return self
+
 
 @dataclass(frozen=True)
 class A2CSettings(LearnerSettings):
@@ -32,7 +38,13 @@ class A2CSettings(LearnerSettings):
 
     gae_lambda: float = 1.0
     """λ of the returns: 1 = n-step returns, less = lambda returns (GAE)."""
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus in the loss."""
+    entropy_coefficient: Optional[float] = None
+    """Weight of the entropy bonus in the loss. None: 0.01; 0 where actions are a Box, whose spread it would only widen."""
     value_coefficient: float = 0.5
     """Weight of the squared value error in the loss."""
+
+    def settled(self, discrete: bool) -> Self:
+        coefficient = self.entropy_coefficient
+        if coefficient is None:
+            coefficient = PAPER_ENTROPY if discrete else 0.0
+        return replace(self, entropy_coefficient=coefficient)

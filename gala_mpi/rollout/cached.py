@@ -121,8 +121,12 @@ class Cached:
         at_once = max(self._batch, PART_BYTES // row) if in_parts else self._rows
         self._parts = [slice(at, min(at + at_once, self._rows)) for at in range(0, self._rows, at_once)]
         below = [self._observations, *self._activations[:-1]]
-        # The same memory, as the layers take it.
+        # The same memory, as the layers take it; and of each pass, cut once: a view takes as long as a small layer.
         self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]
+        self._of_pass = [slice(at, at + self._batch) for at in range(0, passes * self._batch, self._batch)]
+        self._room_of_pass = [self._observations[rows] for rows in self._of_pass]
+        chain = list(zip(self._layers, self._functions, self._inputs, self._activations))
+        self._chain_of_pass = [[(layer, f, x[rows], y[rows]) for layer, f, x, y in chain] for rows in self._of_pass]
 
         # A backward pass writes the gradients of linear layers' weights, and adds to all others.
         written = {id(layer.layer.weight) for layer in self._layers if isinstance(layer, Linear)}
@@ -141,13 +145,12 @@ class Cached:
     @torch.no_grad()
     def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
         """Do pass `number` (step by step, turn by turn, from 0 on) over [N, ...]: a distribution over actions and values."""
-        rows = slice(number * self._batch, (number + 1) * self._batch)
         if self._scaling is not None and self._given is not None:
-            self._given[rows].copy_(observations)
+            self._given[self._of_pass[number]].copy_(observations)
             observations = self._network.normalised(observations, self._scaling)
-        self._keep(observations, self._observations[rows])
-        for depth, (layer, function) in enumerate(zip(self._layers, self._functions)):
-            y, out = layer.forward(self._inputs[depth][rows]), self._activations[depth][rows]
+        self._keep(observations, self._room_of_pass[number])
+        for layer, function, x, out in self._chain_of_pass[number]:
+            y = layer.forward(x)
             torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
         return self._network.heads(out.float())
 
@@ -185,9 +188,7 @@ class Cached:
             copy_words(observations, self._laid_out)
         elif observations.dim() == 4:
             copy_planes(observations, self._laid_out)
-        else:
-            self._laid_out.copy_(observations)
-        room.copy_(self._laid_out)
+        room.copy_(self._laid_out if observations.dim() == 4 else observations)
 
     @torch.no_grad()
     def _backward(self, gradient: torch.Tensor) -> None:

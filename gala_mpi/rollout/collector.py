@@ -143,7 +143,6 @@ class Collector:
         with self.clock("simulate"):
             self.environments[turn].send(chosen)
 
-    @torch.no_grad()
     def _pass(self, number: int) -> Acted:
         """Do pass `number` of the rollout over the observations at hand; draw actions, [N / G], unless it bootstraps."""
         t, turn = divmod(number, len(self.environments))
