@@ -1,7 +1,8 @@
 """gala_mpi beside Stable-Baselines3's A2C: the same game, network, environments a process and rollout length, in turn.
 
     python benchmarks/against_sb3.py                       Pong, network nature
-    python benchmarks/against_sb3.py --env CartPole-v1     where environments and networks take microseconds
+    python benchmarks/against_sb3.py --env CartPole-v1     where environments and networks take microseconds; EnvPool's
+                                                           CartPole too, where EnvPool is installed
 
 gala_mpi has a rank for each core. SB3 trains in one process, whose torch then has a thread for each core; as many separate SB3
 runs as cores, of one thread each, are timed as well, which is the most that it gets out of the machine, though for as many
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import venv
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +31,10 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".venv-sb3"
 SB3 = ("stable-baselines3>=2.7,<3", "ale-py>=0.11", "opencv-python-headless")
 ONE_RUN, MANY_RUNS = "SB3", "SB3, a run a core"
-PRECISIONS = {"pong": ("fp32", "bf16"), "CartPole-v1": ("fp32",)}
+PROGRAMS = {  # what is trained, and in which precision
+    "pong": (("pong", "fp32"), ("pong", "bf16")),
+    "CartPole-v1": (("CartPole-v1", "fp32"), ("envpool:CartPole-v1", "fp32")),
+}
 NETWORKS = {"pong": "nature", "CartPole-v1": "mlp"}  # those of SB3
 
 
@@ -66,11 +71,14 @@ def main(options: Options) -> None:
 
 def turn(options: Options, python: Path) -> dict[str, float]:
     """Steps/s of each program, one after another."""
-    sizes = ["--env", options.env, "--num-envs", str(options.num_envs), "--updates", str(options.updates)]
-    rates = {ONE_RUN: sb3(python, sizes, 1, options.cores), MANY_RUNS: sb3(python, sizes, options.cores, 1)}
-    for precision in PRECISIONS[options.env]:
-        setting = ["--network", NETWORKS[options.env], "--precision", precision]
-        rates[f"gala_mpi, {precision}"] = gala_mpi([*sizes, *setting], options.cores)
+    sizes = ["--num-envs", str(options.num_envs), "--updates", str(options.updates)]
+    theirs = ["--env", options.env, *sizes]
+    rates = {ONE_RUN: sb3(python, theirs, 1, options.cores), MANY_RUNS: sb3(python, theirs, options.cores, 1)}
+    for env, precision in PROGRAMS[options.env]:
+        if env.startswith("envpool:") and not find_spec("envpool"):
+            continue
+        setting = ["--env", env, "--network", NETWORKS[options.env], "--precision", precision]
+        rates[f"gala_mpi, {env}, {precision}"] = gala_mpi([*sizes, *setting], options.cores)
     return rates
 
 

@@ -29,7 +29,8 @@ OF_NUMBERS = "--normalise-observations --normalise-rewards --total-steps 1000000
 RUNS = {
     "own": "--env my_poles:MyPole-v0 --total-steps 200000",
     "minigrid": "--env minigrid:MiniGrid-Empty-5x5-v0 --total-steps 400000",
-    "taxi": "--env Taxi-v4 --total-steps 2000000",
+    "masked": "--env my_poles:MaskedPole-v0 --total-steps 200000",
+    "taxi": "--env Taxi-v4 --rollout-length 20 --a2c.entropy-coefficient 0.05 --normalise-rewards --total-steps 2000000",
     "frozenlake": "--env FrozenLake-v1 --env-kwargs is_slippery=False --total-steps 200000",
     "blackjack": "--env Blackjack-v1 --total-steps 300000",
     "halfcheetah": f"--env HalfCheetah-v5 {OF_NUMBERS}",
@@ -39,9 +40,33 @@ RUNS = {
 }
 MODULE = """\
 import gymnasium
+import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
 gymnasium.register("MyPole-v0", CartPoleEnv, max_episode_steps=200)
+
+
+class MaskedPole(gymnasium.Wrapper):  # of 10 actions, half of which push to the left, one of each kind may be taken
+    def __init__(self):
+        super().__init__(CartPoleEnv())
+        self.action_space = gymnasium.spaces.Discrete(10)
+
+    def masked(self, info):
+        self.mask = np.zeros(10, np.int8)
+        self.mask[2 * self.np_random.integers(0, 5, 2) + [0, 1]] = 1
+        return info | {"action_mask": self.mask}
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        return observation, self.masked(info)
+
+    def step(self, action):
+        assert self.mask[action], "an action that may not be taken"
+        *step, info = self.env.step(action % 2)
+        return *step, self.masked(info)
+
+
+gymnasium.register("MaskedPole-v0", MaskedPole, max_episode_steps=200)
 """
 
 
@@ -50,7 +75,7 @@ class Options:
     """Train and evaluate environments of all kinds."""
 
     names: tyro.conf.Positional[list[str]] = field(default_factory=lambda: list(RUNS))
-    """Which: own, minigrid, taxi, frozenlake, blackjack, halfcheetah, envpool, workers, breakout."""
+    """Which: own, minigrid, masked, taxi, frozenlake, blackjack, halfcheetah, envpool, workers, breakout."""
     ranks: int = 2
     """Agents of each."""
 
