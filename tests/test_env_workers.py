@@ -273,20 +273,19 @@ PROGRAM = """
 import sys
 import gymnasium
 import numpy as np
-from gymnasium.envs.classic_control import CartPoleEnv
 from gala_mpi.envs import registry
 
 def register():
-    gymnasium.register("OfTheProgram-v0", CartPoleEnv)
+    gymnasium.register("{env}", "gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=1)
 
 {guard}
 
 if __name__ == "__main__":
     register()
     try:
-        environments = registry.make("OfTheProgram-v0", 2, workers=1)
+        environments = registry.make("{env}", 2, workers=1)
         environments.reset(np.arange(2))
-        print(environments.step(np.zeros(2, int)).rewards.tolist())
+        print(environments.step(np.zeros(2, int)).truncated.tolist())
         environments.close()
     except Exception as error:
         print(type(error).__name__, error)
@@ -294,15 +293,20 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    "guard, said",
+    "env, guard, said",
     [
-        ("register()", "[1.0, 1.0]"),
-        ("", "SettingError --env OfTheProgram-v0: no such environment; .* but for what stands below its `if __name__ == "),
+        ("OfTheProgram-v0", "register()", r"^\[True, True\]$"),
+        (
+            "OfTheProgram-v0",
+            "",
+            "SettingError --env OfTheProgram-v0: no such environment; .* stands below its `if",
+        ),
+        ("CartPole-v1", "register()", r"^\[True, True\]$"),  # another one than gymnasium's
     ],
 )
-def test_an_environment_that_the_main_program_registers(tmp_path, guard, said):
+def test_an_environment_that_the_main_program_registers(tmp_path, env, guard, said):
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(guard=guard))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-W", "ignore", program], env=env, capture_output=True, text=True, timeout=120)
+    program.write_text(PROGRAM.format(env=env, guard=guard))
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", program], env=paths, capture_output=True, text=True, timeout=120)
     assert re.search(said, done.stdout), done.stdout + done.stderr
