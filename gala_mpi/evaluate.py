@@ -15,7 +15,6 @@ launch.set_environment()  # before numpy, torch and MPI are imported
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -441,4 +440,4 @@ def film(selection: Selection, policies: Policies) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launch.run(main)

@@ -18,6 +18,7 @@ import sys
 from gala_mpi import display, errors, pulse
 from gala_mpi.config import Config
 from gala_mpi.display import LiveReport
+from gala_mpi.envs import modules
 from gala_mpi.errors import JobError
 from gala_mpi.exchange.base import Order
 from gala_mpi.job import build, command, hangs, prepare, reproduce, resume, signals
@@ -140,8 +141,11 @@ class Trainer:
         if not has_just_saved:
             self.save(self.world.largest(self.checkpoints.number) + 1)
         self.recorder.close()
-        self.skips.conclude(self.recorder.skipped)
-        self.agent.collector.close()  # last: who knows what a user's environment does then
+        self.skips.conclude(self.recorder.skipped, self.learner.updates)
+        try:
+            self.agent.collector.close()  # last: who knows what a user's environment does then
+        except Exception as error:  # the run is whole
+            display.say(f"warning: environments of rank {self.world.rank} cannot be closed ({modules.in_a_line(error)})")
 
     def status(self) -> int:
         """Say how the run ended, and return the exit status (see `errors` and `job.signals`). Collective."""
@@ -172,7 +176,7 @@ class Trainer:
         self.save(max(end.number for end in membership.ends) + 1)
         self.recorder.close()
         self.report.hide()
-        self.skips.conclude(self.recorder.skipped)
+        self.skips.conclude(self.recorder.skipped, self.learner.updates)
         if membership.first_survivor:
             display.bereaved(self.config, self.world.size, membership.lost)
         membership.wait_for_checkpoints(self.checkpoints.number)
@@ -190,4 +194,4 @@ def _compare(world: World, config: Config) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launch.run(main)

@@ -19,6 +19,7 @@ from gymnasium.wrappers import FrameStackObservation, TimeAwareObservation
 from gala_mpi.envs import base, film, options, registry
 from gala_mpi.envs.base import Step
 from gala_mpi.envs.gym import GymEnvironments
+from gala_mpi.envs.modules import in_a_line
 from gala_mpi.envs.settings import PAPER, AtariSettings
 from gala_mpi.errors import SettingError
 from gala_mpi.networks.policy import Network
@@ -163,7 +164,7 @@ def test_an_environment_that_does_not_start_is_one_line(registered):
         sys.exit(3)
 
     gymnasium.register("Exits-v0", exits)
-    with pytest.raises(SettingError, match="--env Exits-v0: the game does not start"):
+    with pytest.raises(SettingError, match="--env Exits-v0: it does not start"):
         registry.try_out("Exits-v0")
 
 
@@ -362,6 +363,20 @@ def test_a_game_both_lost_and_cut_off_counts_as_lost():
     assert [(e.score, e.length) for e in last.episodes] == [(3.0, 3)]
 
 
+class Unsayable(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def test_whatever_is_raised_is_said_in_a_line():
+    try:
+        raise RuntimeError("it broke") from ValueError("somewhere\nelse")  # which was never raised, as from another process
+    except RuntimeError as error:
+        assert re.fullmatch(rf"RuntimeError: it broke, in {re.escape(__file__)}, line \d+", in_a_line(error))
+    assert in_a_line(ValueError("two\nlines")) == "ValueError: two lines"
+    assert in_a_line(Unsayable()) == "Unsayable"
+
+
 # Keywords and wrappers
 
 
@@ -406,9 +421,7 @@ def test_a_keyword_that_is_handed_on_and_refused_is_one_line(registered):
 
     gymnasium.register("Handing-v0", pole)
     registry.try_out("Handing-v0", kwargs=("sutton_barto_reward=True",))
-    with pytest.raises(
-        SettingError, match=r"--env Handing-v0: the game does not start .*unexpected keyword argument 'gravity'"
-    ):
+    with pytest.raises(SettingError, match=r"--env Handing-v0: it does not start .*unexpected keyword argument 'gravity'"):
         registry.try_out("Handing-v0", kwargs=("gravity=3",))
 
 

@@ -39,3 +39,27 @@ def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     launch.set_environment()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+LINGERS = """
+import sys, threading, time
+from gala_mpi.job import launch
+launch.SECONDS_FOR_THREADS = 0.1
+launch.set_environment()
+from gala_mpi.mpi.world import World
+
+def main(arguments):
+    with World():
+        threading.Thread(target=time.sleep, args=[1000]).start()
+        print("done")
+        sys.exit({status})
+
+launch.run(main)
+"""
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_a_thread_that_is_left_does_not_keep_the_process(status):
+    command = [sys.executable, "-c", LINGERS.format(status=status)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (status, "done\n"), done.stderr

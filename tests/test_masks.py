@@ -220,3 +220,27 @@ def test_taxi_has_a_mask_at_every_step():
         state, _, terminated, truncated, info = alone.step(action[0])
         if terminated or truncated:
             state, info = alone.reset()
+
+
+class Late(Shows):
+    """Has a mask in the infos of its steps alone."""
+
+    def step(self, action):
+        *returned, _ = super().step(action)
+        return *returned, {"action_mask": np.ones(2, np.int8)}
+
+
+def test_a_mask_that_comes_with_steps_alone_is_named():
+    environments = made(box(-1, 1, (4,)), kind=Late)
+    environments.reset(np.array([1, 2]))
+    with pytest.raises(JobError, match="environment 0 returned at its step 1 an action_mask in its info, which it had not at"):
+        environments.step(np.array([0, 0]))
+
+
+def test_bytes_of_a_mask_are_no_news():
+    """As Taxi's are: nobody has declared what a mask in an info is made of."""
+    environments = made_masked("vector", "info")
+    for each in environments.envs:
+        each.unwrapped.mask = lambda: np.ones(5, np.int8)
+    environments.reset(np.array([1, 2]))
+    assert not environments.advice

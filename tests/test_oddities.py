@@ -83,6 +83,13 @@ def test_a_reward_that_would_overflow_is_named_and_not_learnt_from(reward, clip_
     assert collector.fault is None
 
 
+def test_an_integer_beyond_all_floats_is_an_infinite_reward():
+    environments = made(NUMBERS, num_envs=2, kind=Rewards, rewards=[10**400])
+    inside(environments, 1).rewards = iter([-(10**400)])
+    environments.reset(np.array([1, 2]))
+    assert environments.step(np.array([0, 0])).rewards.tolist() == [INF, -INF]
+
+
 def test_the_largest_reward_that_is_learnt_from_does_not_overflow():
     environments = made(NUMBERS, num_envs=1, kind=Rewards, rewards=[0.99 * LARGEST_REWARD] * 10)
     torch.manual_seed(0)
@@ -92,6 +99,51 @@ def test_the_largest_reward_that_is_learnt_from_does_not_overflow():
     before = learner.flat.data.clone()
     assert collector.fault is None and torch.isfinite(learner.gradient(batch)).all()
     assert learner.step(0.0).taken and not torch.equal(before, learner.flat.data)
+
+
+class Undecided(Shows):
+    """Returns None in place of a truth value at the second step."""
+
+    def __init__(self, *spaces, place):
+        super().__init__(*spaces)
+        self.place = place
+
+    def step(self, action):
+        returned = list(super().step(action))
+        if self.t == 2:
+            returned[self.place] = None
+        return tuple(returned)
+
+
+@pytest.mark.parametrize("place, shown", [(2, "terminated None, truncated False"), (3, "terminated False, truncated None")])
+def test_an_end_that_is_neither_true_nor_false_is_named(place, shown):
+    environments = made(NUMBERS, num_envs=1, kind=Undecided, place=place)
+    environments.reset(np.array([1]))
+    environments.step(np.array([0]))
+    with pytest.raises(JobError, match=f"returned at its step 2 {shown}; truth values are expected"):
+        environments.step(np.array([0]))
+
+
+class Counts(Shows):
+    """Shows how often it was begun."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.full(4, self.episode, np.float32), {}
+
+
+def test_all_environments_are_begun_equally_often_before_the_first_episode():
+    name = f"shows/Counts-v{len(gymnasium.registry)}"
+    gymnasium.register(name, functools.partial(Counts, NUMBERS, CHOICE), disable_env_checker=True)
+    assert len(np.unique(GymEnvironments(name, 3).reset(np.arange(3)))) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.int8])
+def test_choices_of_any_integers_are_read(dtype):
+    environments = made(gym.MultiDiscrete([3, 4], dtype=dtype), num_envs=3)
+    rows = environments.reset(np.array([1, 2, 3]))
+    shown = [each.unwrapped.shown[0] for each in environments.envs]
+    assert np.array_equal(rows, [[*np.eye(3)[a], *np.eye(4)[b]] for a, b in np.int64(shown)])
 
 
 class Reuses(Shows):
@@ -173,6 +225,12 @@ WRONG = {  # what is returned in place of what was declared, and what is said of
     "nothing": (NUMBERS, lambda x: None, "observation of shape (); (4,) is declared"),
     "value": (gym.Discrete(3), lambda x: 3, "observation of 3; Discrete(3) is declared"),
     "float": (gym.Discrete(3), lambda x: 0.5, "observation of dtype float64; int64 is declared"),
+    "larger": (pixels(5, 6), lambda x: np.full((5, 6), 300, np.uint16), "observation of 300; Box(0, 255, (5, 6), uint8) is"),
+    "wraps": (
+        box(-100, 100, (2,), np.int8),
+        lambda x: np.array([100, -300]),
+        "observation of -300; Box(-100, 100, (2,), int8)",
+    ),
     "key": (TEXT, lambda x: {"mission": "go"}, "no observation[place] as in Dict("),
     "part": (NESTED, lambda x: {**x, "position": np.zeros(3)}, "observation[position] of shape (3,); (2,) is declared"),
     "no Dict": (NESTED, lambda x: 3, "no observation[held] as in Dict("),
@@ -195,7 +253,7 @@ def later(change):
     return lambda sample: change(sample) if next(count) >= 4 else sample
 
 
-@pytest.mark.parametrize("kind", ["shape", "more", "scalar", "value", "key", "part"])
+@pytest.mark.parametrize("kind", ["shape", "more", "scalar", "dtype", "value", "float", "larger", "wraps", "key", "part"])
 def test_what_was_not_declared_is_named_later_too(kind):
     space, change, _ = WRONG[kind]
     environments = made(space, num_envs=1, change=later(change))
@@ -273,5 +331,5 @@ class Mission(gym.Space):
 def test_spaces_of_strings_are_left_out_as_texts_are():
     seen = Observations("Grid-v0", gym.Dict({"direction": gym.Discrete(4), "mission": Mission()}))
     assert seen.shape == (4,) and seen.left_out == ["mission"]
-    with pytest.raises(SettingError, match="a wrapper that turns text into numbers is expected"):
+    with pytest.raises(SettingError, match="a wrapper that turns it into numbers is expected"):
         Observations("Grid-v0", Mission())

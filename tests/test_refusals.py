@@ -82,7 +82,7 @@ TRAIN = {
     ),
     "it raises in a worker": (
         ("--env", "worked:Worked-v0", "--env-workers", 1, "--env-kwargs", "how=raise", "at=0"),
-        "--env worked:Worked-v0: the game does not start (RuntimeError: the pole has broken, in ",
+        "--env worked:Worked-v0: it does not start (RuntimeError: the pole has broken, in ",
         "worked.py, line",
     ),
     "steps": (("--total-steps", 0), "--total-steps 0", "1 or more"),
@@ -133,7 +133,7 @@ TRAIN = {
     ),
     "it leaves": (
         ("--env", "Leaves-v0"),
-        "--env Leaves-v0: the game does not start (RuntimeError: environment 0 of --env Leaves-v0 has called sys.exit(0) at "
+        "--env Leaves-v0: it does not start (RuntimeError: environment 0 of --env Leaves-v0 has called sys.exit(0) at "
         "its step 1, in",
         "test_refusals.py, line",
     ),

@@ -181,3 +181,16 @@ def test_a_main_thread_that_does_not_return_is_ended(wait, number):
         said = rank.stderr.read().decode()
     assert rank.returncode == 128 + number
     assert said.count(f"gala_mpi: another {number.name} on ") == 1, said
+
+
+def test_a_handler_that_an_environment_has_replaced_is_put_back(monkeypatch):
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(signals, "_handlers", {signal.SIGUSR1: lambda number, frame: signals._received.append(signal.SIGUSR1)})
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        asked = Stop(None, propagation_delay=0)
+        assert not asked.requested(0)
+        signal.raise_signal(signal.SIGUSR1)
+        assert asked.requested(0) and asked.verdict[0] == errors.RESUME
+    finally:
+        signal.signal(signal.SIGUSR1, before)

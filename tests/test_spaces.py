@@ -107,14 +107,15 @@ def nan_box(low: float, high: float) -> gym.Box:
 
 
 REFUSED_OBSERVATIONS = {
-    "Text": (gym.Text(8), "a wrapper that turns text into numbers is expected"),
-    "Dict of texts": (gym.Dict({"a": gym.Text(8)}), "a wrapper that turns text into numbers is expected"),
+    "Text": (gym.Text(8), "a wrapper that turns it into numbers is expected"),
+    "Dict of texts": (gym.Dict({"a": gym.Text(8)}), "a wrapper that turns it into numbers is expected"),
     "Sequence": (gym.Sequence(gym.Discrete(2)), "a wrapper that gives Box, Discrete"),
     "Graph": (gym.Graph(box(0, 1, (2,)), None), "a wrapper that gives Box, Discrete"),
     "Sequence in a Dict": (gym.Dict({"a": gym.Sequence(gym.Discrete(2)), "b": gym.Discrete(2)}), "with Sequence(Discrete(2)"),
     "OneOf": (gym.OneOf([gym.Discrete(2), gym.Discrete(3)]), "a wrapper that gives Box, Discrete"),
     "a Box of size 0": (box(0, 1, (0,)), "(0,), float32): it holds no number; one or more is expected"),
     "a bound that is NaN": (nan_box(np.nan, 1), "a bound is NaN"),
+    "36 million pixels": (pixels(6000, 6000), "36,000,000 pixels; 4,000,000 at most (ResizeObservation) are expected"),
     "a million numbers": (gym.Discrete(1_000_001), "they are 1,000,001 numbers; 1,000,000 at most are expected"),
 }
 
@@ -175,6 +176,8 @@ REFUSED_ACTIONS = {
     "Text": gym.Text(3),
     "a Box of size 0": box(0, 1, (0,)),
     "a bound that is NaN": nan_box(np.nan, 1),
+    "a million of which one": gym.Discrete(1_000_001),
+    "a million numbers": box(-1, 1, (1_000_001,)),
 }
 
 

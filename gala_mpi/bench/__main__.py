@@ -17,7 +17,6 @@ launch.set_environment()  # before numpy, torch and MPI are imported
 
 import json
 import math
-import sys
 
 from gala_mpi import cli, config
 from gala_mpi.bench import agents, exchange, frozen, straggler, train
@@ -111,4 +110,4 @@ def check(bench: Bench, ranks: int, hosts: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launch.run(main)

@@ -373,4 +373,4 @@ def show(findings: list[Finding], prepared: Prepared, world: World, seconds: flo
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launch.run(main)

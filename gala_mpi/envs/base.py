@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+MASK = "action_mask"  # the key of a mask in a Dict (as in PettingZoo and RLlib) or an info (as in gymnasium)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gala_mpi.envs.base import Environments, Scores, Step
+from gala_mpi.envs.base import MASK, Environments, Scores, Step
 from gala_mpi.envs.gym import NO_ACTION
 from gala_mpi.errors import JobError, SettingError
 
@@ -57,7 +57,7 @@ class EnvPoolEnvironments(Environments):
         self, task: str, num_envs: int, threads: int = 1, *, kwargs: Mapping[str, Any] | None = None, raw: bool = False
     ):
         # Slow to import
-        from gala_mpi.envs.spaces import MASK, Actions, Observations, describe, has_mask, with_mask
+        from gala_mpi.envs.spaces import Actions, Observations, describe, has_mask, with_mask
 
         self.name, self.num_envs = f"{PREFIX}{task}", num_envs
         self._envpool, self._task, self._given = load(), task, dict(kwargs or {})

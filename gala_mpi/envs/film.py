@@ -68,8 +68,14 @@ class FilmedGym(GymEnvironments):
         try:
             super().__init__(name, 1, kwargs={**kwargs, "render_mode": "rgb_array"}, **options)
             self.envs[0].reset(seed=0)
-            if np.ndim(self.screen()) != 3:
-                raise TypeError(f"it renders {type(self.screen()).__name__}; an image is expected")
+            screen = self.screen()
+            if not isinstance(screen, np.ndarray) or screen.ndim != 3 or screen.dtype != np.uint8:
+                kind = f"{screen.dtype} {screen.shape}" if isinstance(screen, np.ndarray) else type(screen).__name__
+                raise TypeError(f"it renders {kind}; uint8 [height, width, 3] is expected")
+        except NotImplementedError:  # by an environment without render()
+            raise SettingError(
+                f"--video: {name} cannot be filmed; a render() for render_mode rgb_array, which its metadata lists, is expected"
+            ) from None
         except (Exception, SystemExit) as error:  # for example, the renderer is not installed
             raise SettingError(f"--video: {name} cannot be filmed ({in_a_line(error)})") from None
         self.frames_per_second = self.envs[0].metadata.get("render_fps", 30)

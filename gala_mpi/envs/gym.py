@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from gala_mpi.envs.base import Environments, Scores, Step
+from gala_mpi.envs.base import MASK, Environments, Scores, Step
 from gala_mpi.envs.modules import same_directory
 from gala_mpi.errors import JobError
 
@@ -58,22 +59,26 @@ class GymEnvironments(Environments):
     def _look(self, raw: bool) -> None:
         """Find out what the environments show and take. Raises as the constructor does."""
         # Slow to import
-        from gala_mpi.envs.spaces import MASK, Actions, Observations, describe, has_mask, with_mask
+        from gala_mpi.envs.spaces import Actions, Observations, describe, has_mask, with_mask
 
         name, num_envs, self._steps = self.name, self.num_envs, 0  # steps since the last reset by seeds
         self._act = Actions(name, self.envs[0].action_space, raw)
         space, actions = self.envs[0].observation_space, None if raw else self._act
         self._observe = Observations(name, space, raw, actions)
-        # Whether infos have masks is nowhere declared: look.
+        # Whether infos have masks is nowhere declared: look. At all, of which one may count how often it is begun.
         may = actions is not None and actions.counts and not has_mask(space)
-        self._mask = MASK if may and MASK in self._call(0, "reset", seed=0)[1] else ""
+        self._looked = bool(may)
+        infos = [self._call(i, "reset", seed=0)[1] for i in range(num_envs) if may]
+        self._mask = MASK if any(MASK in info for info in infos) else ""
         if self._mask:
             self._observe = Observations(name, with_mask(space, sum(self._act.counts)), raw, actions)
         self.spaces = describe(self._observe, self._act)
         self._check_equal()
         # What an environment returns is copied here at once: it may write its next observation over it.
         self._room = [np.zeros((num_envs, *part.space.shape), part.space.dtype) for part in self._observe.parts]
-        self._places = [(part.keys, part.space.shape, room) for part, room in zip(self._observe.parts, self._room)]
+        self._places = [
+            (part.keys, part.space.shape, room, room.dtype.kind in "iu") for part, room in zip(self._observe.parts, self._room)
+        ]
 
     @property
     def advice(self) -> Sequence[str]:
@@ -104,6 +109,8 @@ class GymEnvironments(Environments):
         for i, action in enumerate(self._actions):
             observation, reward, over, cut_off, info = self._call(i, "step", action)
             rewards[i] = reward if type(reward) is float else self._number(i, reward)
+            if over is None or cut_off is None:  # neither of which is false
+                raise self._error(i, f"terminated {over}, truncated {cut_off}; truth values are expected")
             if over:
                 terminated[i] = True
             elif cut_off:
@@ -148,6 +155,8 @@ class GymEnvironments(Environments):
             if isinstance(reward, (str, bytes)):
                 raise TypeError  # float would read it
             return float(reward.item() if isinstance(reward, np.ndarray) else reward)
+        except OverflowError:  # of Python's integers
+            return math.inf if cast(int, reward) > 0 else -math.inf
         except (TypeError, ValueError):
             one = np.asarray(reward)
             if one.size == 1 and one.dtype.kind in "fiub":
@@ -160,17 +169,21 @@ class GymEnvironments(Environments):
             if self._mask not in info:
                 raise self._error(i, f"no {self._mask} in its info, which it had at its first reset")
             observation = {"observation": observation, self._mask: info[self._mask]}
+        elif self._steps == 1 and self._looked and MASK in info:
+            raise self._error(i, f"an {MASK} in its info, which it had not at its first reset; both or none are expected")
         if self._steps <= 1 and (complaint := self._observe.complaint(observation)):
             raise self._error(i, complaint)
         try:
-            for keys, shape, room in self._places:
+            for keys, shape, room, whole in self._places:
                 value = observation
                 for key in keys:
                     value = value[key]
                 if getattr(value, "shape", None) != shape and np.shape(value) != shape:
                     raise ValueError  # or numpy would broadcast it
+                if whole and np.asarray(value).dtype != room.dtype and self._observe.complaint(observation):
+                    raise ValueError  # or numpy would cut its digits off
                 room[i] = value
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise self._error(i, self._observe.complaint(observation) or "an observation that cannot be read") from None
 
     def _to_act_on(self) -> np.ndarray:

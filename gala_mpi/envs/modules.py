@@ -25,9 +25,13 @@ def same_directory() -> Iterator[None]:
 
 def in_a_line(error: BaseException) -> str:
     """Return what was raised, and the line of code where it began."""
-    said, first = " ".join(f"{type(error).__name__}: {error}".split()), error.__cause__ or error
-    where = traceback.extract_tb(first.__traceback__)[-1]
-    return f"{said}, in {where.filename}, line {where.lineno}"
+    try:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception:  # of its own __str__
+        said = type(error).__name__
+    cause = error.__cause__
+    frames = traceback.extract_tb(cause and cause.__traceback__) or traceback.extract_tb(error.__traceback__)
+    return f"{said}, in {frames[-1].filename}, line {frames[-1].lineno}" if frames else said
 
 
 def find(module: str) -> Any:

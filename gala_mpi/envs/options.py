@@ -96,7 +96,7 @@ def _wrapper(word: str) -> Callable[[Any], Any]:
         except SettingError as error:
             raise SettingError(f"--wrappers {word}: {error}") from None
     else:
-        near = difflib.get_close_matches(name, gymnasium.wrappers.__all__, n=3)
+        near = difflib.get_close_matches(name, set(gymnasium.wrappers.__all__) - {"vector"}, n=3)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise SettingError(f"--wrappers {word}: a class of gymnasium.wrappers or MODULE:FUNCTION is expected{hint}")
     positional, named = _arguments(word, arguments)

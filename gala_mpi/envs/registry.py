@@ -211,8 +211,8 @@ def _known_without_main(env: str) -> partial[bool]:
     """Return what tells, in another process, whether an id means there what it means here."""
     import gymnasium
 
-    spec = gymnasium.registry[bare(env)]
-    return partial(_is_registered, env, spec if isinstance(spec.entry_point, str) else None)
+    spec = None if ":" in env else gymnasium.registry[env]
+    return partial(_is_registered, env, spec if spec and isinstance(spec.entry_point, str) else None)
 
 
 def _is_registered(env: str, spec: Any) -> bool:
@@ -251,5 +251,5 @@ def try_out(env: str, **options: Any) -> Environments:
             raise SettingError(str(error)) from None
         except (Exception, SystemExit) as error:  # a game of some other package that lacks a dependency, say
             line = error.line if isinstance(error, WorkerError) else in_a_line(error)
-            raise SettingError(f"--env {env}: the game does not start ({line})") from None
+            raise SettingError(f"--env {env}: it does not start ({line})") from None
     return environments

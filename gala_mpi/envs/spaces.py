@@ -13,14 +13,13 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces as gym
 
-from gala_mpi.envs.base import Part, Spaces
+from gala_mpi.envs.base import MASK, Part, Spaces
 from gala_mpi.errors import SettingError
 
 BOUNDLESS = 1e9  # a bound of this size or more is there because a dtype has an end, and nothing is scaled by it
-MOST_NUMBERS = 1_000_000  # in one observation that is no image
+MOST_NUMBERS = 1_000_000  # in one observation that is no image, or for one action
+MOST_PIXELS = 4_000_000  # in one image, or stack of images
 SMALLEST_SIDE = 3  # pixels: what has fewer on a side leaves nothing to a convolution, and is no image
-
-MASK = "action_mask"  # the key of a mask in a Dict (as in PettingZoo and RLlib) or an info (as in gymnasium)
 
 Keys = tuple[str | int, ...]  # the way to a part of nested observations
 
@@ -58,10 +57,13 @@ class Observations:
         self.mask = self._mask_of(space, actions) if actions and actions.counts and has_mask(space) else None
         self.parts: list[_Reader] = list(self._find(space, ()))
         if not self.parts:
-            raise self._refused(space, "a network reads none of it; a wrapper that turns text into numbers is expected")
+            raise self._refused(space, "a network reads none of it; a wrapper that turns it into numbers is expected")
         first = self.parts[0]
         self.image = len(self.parts) == 1 and isinstance(first, Pixels) and self.mask is None
         self.image_shape: tuple[int, int, int] | None = None
+        for part in self.parts:
+            if isinstance(part, Pixels) and part.size > MOST_PIXELS:
+                raise self._refused(space, f"{part.size:,} pixels; {MOST_PIXELS:,} at most (ResizeObservation) are expected")
         if isinstance(first, Pixels) and self.image:
             self.shape, self.dtype, self.scale = first.planes, first.dtype, first.scale
         else:
@@ -147,10 +149,13 @@ class Observations:
                 return f"{part.name} of shape {value.shape}; {space.shape} is declared ({shown(space)})"
             if not np.can_cast(value.dtype, cast(np.dtype, space.dtype), "same_kind"):
                 return f"{part.name} of dtype {value.dtype}; {space.dtype} is declared ({shown(space)})"
-            if value.dtype != space.dtype and isinstance(returned, np.ndarray):
+            whole = value.astype(space.dtype)
+            if np.dtype(space.dtype).kind in "iu" and (whole != value).any():
+                return f"{part.name} of {value[whole != value][0]}; {shown(space)} is declared"
+            if value.dtype != space.dtype and isinstance(returned, np.ndarray) and part is not self.mask:
                 self._notes[f"{part.name} of dtype {value.dtype}; {space.dtype} is declared, which it is converted to"] = None
             try:
-                part.read(value[None].astype(space.dtype))
+                part.read(whole[None])
             except ValueError as error:
                 return f"{part.name} of {error}; {shown(space)} is declared"
         return ""
@@ -280,7 +285,7 @@ class OneHot(_Reader):
         super().__init__(space, keys, int(self._counts.sum()))
 
     def read(self, values: np.ndarray) -> np.ndarray:
-        chosen = values.reshape(len(values), -1) - self._start
+        chosen = values.reshape(len(values), -1).astype(np.int64) - self._start
         if ((chosen < 0) | (chosen >= self._counts)).any():
             raise ValueError(", ".join(map(str, np.ravel(values[((chosen < 0) | (chosen >= self._counts)).any(1)][0]))))
         rows = np.zeros((len(values), self.size), np.float32)
@@ -404,6 +409,8 @@ class Actions:
             )
         if math.prod(self.shape) == 0:
             raise SettingError(f"--env {env}: actions are {shown(space)}, which holds no number; one or more is expected")
+        if (numbers := sum(self.counts) or math.prod(self.shape)) > MOST_NUMBERS:
+            raise SettingError(f"--env {env}: actions are {shown(space)}: {numbers:,}; {MOST_NUMBERS:,} at most are expected")
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -414,7 +421,7 @@ class Actions:
         if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
             raise SettingError(f"--env {env}: actions are {shown(space)}; a low bound up to the high one is expected")
         bounded = (np.abs(low) < BOUNDLESS) & (np.abs(high) < BOUNDLESS) & (not self._raw)
-        with np.errstate(invalid="ignore"):  # of infinities, where the result is not taken
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinities and the like, where the result is not taken
             self._scale = np.where(bounded, (high - low) / 2, 1.0).reshape(space.shape)
             self._offset = np.where(bounded, (high + low) / 2, 0.0).reshape(space.shape)
         self.low, self.high, self.scale, self.offset = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -14,7 +16,9 @@ from gala_mpi.agent import Agent
 from gala_mpi.clock import Clock
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
+from gala_mpi.envs.base import Spaces
 from gala_mpi.envs.streams import seed_global
+from gala_mpi.errors import JobError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.exchange.independent import Independent
@@ -54,6 +58,7 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     # as 0, which they become.
     torch.set_flush_denormal(True)
     torch.manual_seed(_seed(np.random.SeedSequence(config.seed, spawn_key=(0,))))
+    require_alike(config.env, comm, [each.spaces for each in environments])
     name, precision = cast(str, config.network), cast(Precision, config.precision)  # settled by `job.prepare`
     network = Network(name, environments[0].spaces, precision, config.action_std, **config.statistics)
     network.to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
@@ -82,6 +87,23 @@ def build(config: Config, comm: MPI.Intracomm, node_rank: int, threads: int) -> 
     # Parts of a rollout may lie elsewhere each time, which a recording cannot follow.
     gradient = device.cuda_graph(learner.gradient, where) if learner.one_pass else learner.gradient
     return Agent(collector, learner, gradient, shared, clock, sketch, streams, delay)
+
+
+def require_alike(env: str, comm: MPI.Intracomm, spaces: Sequence[Spaces]) -> None:
+    """Refuse environments whose spaces are not those of rank 0's, as where a host has another version: networks are averaged.
+
+    Collective.
+
+    Raises:
+        JobError: on the rank that has them.
+    """
+    rendezvous(comm)
+    first = comm.bcast(spaces[0])
+    for mine in spaces:
+        for field in dataclasses.fields(mine):
+            here, there = getattr(mine, field.name), getattr(first, field.name)
+            if field.compare and here != there:
+                raise JobError(f"--env {env}: its {field.name} is {here} here, {there} on rank 0; one on all ranks is expected")
 
 
 def _streams(config: Config, rank: int, generator: torch.Generator | None, update: int) -> np.ndarray:

@@ -6,6 +6,11 @@ Importing the package does none of this: a library must not change its user's pr
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
 
 from gala_mpi import host
 from gala_mpi.job import signals
@@ -23,6 +28,7 @@ WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 SEGMENTS = ("UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE")
 # UCX takes a signal to switch its debugging on: SIGHUP, unless told otherwise. It is to stop the run.
 DEBUGGING = {"UCX_DEBUG_SIGNO": "0"}
+SECONDS_FOR_THREADS = 5.0  # to end after the command has
 
 
 def set_environment() -> None:
@@ -50,3 +56,26 @@ def prepare_to_train(status: int) -> None:
     if not host.imports_main_again():
         signals.listen()
         host.refuse_tiny_shared_memory(status)
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Call a command's function with the command line, and end the process with its status.
+
+    Python itself waits for threads that are no daemons: one that an environment has left running would keep the process, and so
+    the job, for ever. Here they have SECONDS_FOR_THREADS.
+    """
+    end = SystemExit(0)
+    try:
+        main(sys.argv[1:])
+    except SystemExit as raised:
+        end = raised
+    until = time.monotonic() + SECONDS_FOR_THREADS
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread() and not thread.daemon]
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        late.finalise()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+    raise end

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ SECONDS_BEFORE_EXIT = 1.0  # MPICH's launcher drops what a rank prints just befo
 SECONDS_AFTER_THE_FIRST = 2.0  # in which the first rank of a host ends the job, so that the others need not say the same
 
 _received: list[signal.Signals] = []
+_handlers: dict[int, Callable[..., Any]] = {}  # ours
 
 
 def listen() -> None:
@@ -43,9 +44,17 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # the numbers of signals, written as they come
     for number in STATUS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: _received.append(signal.Signals(number)))
+            _handlers[number] = lambda number, frame: _received.append(signal.Signals(number))
+    _keep_handlers()
     threading.Thread(target=_watch, args=[reading], daemon=True, name="signals").start()
     os.register_at_fork(after_in_child=partial(_restore, before))
+
+
+def _keep_handlers() -> None:
+    """Handle signals by our handlers, which an environment may have replaced."""
+    for number, ours in _handlers.items():
+        if signal.getsignal(number) is not ours:
+            signal.signal(number, ours)
 
 
 def _restore(before: Mapping[signal.Signals, Any]) -> None:
@@ -58,6 +67,7 @@ def _restore(before: Mapping[signal.Signals, Any]) -> None:
 
 def ignore_late_signals() -> None:
     """Ignore signals once the run is over: Python restores default actions as it exits, and a late one would kill the rank."""
+    _handlers.clear()
     for number in STATUS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -130,6 +140,7 @@ class Stop:
         Args:
             save_seconds: the longest time that a checkpoint has taken so far.
         """
+        _keep_handlers()
         self._updates += 1
         passed = time.monotonic() - self._began
         reasons = [self.verdict]

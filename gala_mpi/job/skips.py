@@ -41,8 +41,8 @@ class Skips:
             print(f"gala_mpi: {self._who} skips update {update}{more}: {why}", file=sys.stderr, flush=True)
             self._said, self._unsaid = time.monotonic(), 0
 
-    def conclude(self, skipped: int) -> None:
+    def conclude(self, skipped: int, updates: int) -> None:
         """Say how many updates have been skipped since the run began, if some of this start have not been named."""
         if self._unsaid:
-            seen = f"{self._who} has skipped {skipped} updates in all"
+            seen = f"{self._who} has skipped {skipped} of {updates} updates in all"
             print(f"gala_mpi: {seen}; it has learnt nothing from them", file=sys.stderr, flush=True)

@@ -6,6 +6,8 @@ forkserver, a worker of an environment for example; MPI would take that for anot
 
 from __future__ import annotations
 
+import sys
+
 import mpi4py
 
 
@@ -14,3 +16,10 @@ def start_late() -> None:
     mpi4py.rc.thread_level = "funneled"
     mpi4py.rc.initialize = False
     mpi4py.rc.finalize = True
+
+
+def finalise() -> None:
+    """End MPI, if it runs, for who leaves Python without its exit handlers. Collective."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()

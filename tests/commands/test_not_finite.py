@@ -76,7 +76,7 @@ def test_a_number_that_is_not_finite_goes_no_further(run, exchange, capsys):
     assert complaints(result)[0] == first  # those that follow soon are not all told
     *between, last = complaints(result)[1:]
     assert all(line.startswith(f"gala_mpi: rank 1 on {socket.gethostname()} skips update ") for line in between)
-    assert last.startswith(f"gala_mpi: rank 1 on {socket.gethostname()} has skipped {len(SKIPPED)} updates in all")
+    assert last.startswith(f"gala_mpi: rank 1 on {socket.gethostname()} has skipped {len(SKIPPED)} of ")
     assert open_run(run).skipped == {1: len(SKIPPED)}
     watch.main([str(run), "--once"])
     assert f"skipped  {len(SKIPPED)} updates, most by rank 1" in capsys.readouterr().out
