@@ -176,6 +176,7 @@ class World:
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is None or issubclass(kind, SystemExit):
+            Roll.of(self.comm).close()
             self.node.Free()
             return
         prefix, status = f"gala_mpi: rank {self.rank} on {self.host}", errors.FAILED
