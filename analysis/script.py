@@ -86,6 +86,7 @@ class Answer:
         alt: what is to be seen in the figure, for those who cannot see it.
         points: the numbers drawn.
         notes: what a reader should know, a line each.
+        sentence: the answer to the script's question, with its number.
     """
 
     table: Table
@@ -93,6 +94,7 @@ class Answer:
     alt: str = ""
     points: Table | None = None
     notes: list[str] = field(default_factory=list)
+    sentence: str = ""
 
 
 def show(value: Any) -> str:
@@ -162,6 +164,8 @@ def main(
         raise SystemExit(2) from None
     with reader_may_leave():
         print_table(said.table)
+        if said.sentence:
+            print(f"\n{said.sentence}")
     for line in [*problems, *said.notes, *incomplete(found)]:
         print(f"note: {line}", file=sys.stderr)
     if said.figure:
