@@ -1,4 +1,7 @@
-"""Run directories as the training's own writers make them, filled with rows of our choice."""
+"""Run directories as the training's own writers make them, filled with rows of our choice: readers and writers agree.
+
+(`synthetic.py` writes without them, for tests of what is right.)
+"""
 
 from __future__ import annotations
 
