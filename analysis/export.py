@@ -35,6 +35,8 @@ class Export:
     """Run directories, or folders that hold runs at any depth."""
     to: Path
     """The folder to write to; it is made if need be."""
+    where: str = ""
+    """Only runs whose settings are so, as for the other scripts: env=pong,seed<3."""
     format: Literal["both", "csv", "tensorboard"] = "both"
     """What is written."""
 
@@ -80,7 +82,7 @@ def scalars(tables: dict[str, np.ndarray], folder: Path, agents: np.ndarray) -> 
 def main(arguments: list[str] | None = None) -> None:
     wanted = tyro.cli(Export, prog="export.py", description=__doc__, args=arguments)
     try:
-        found, problems = load(wanted.runs)
+        found, problems = load(wanted.runs, wanted.where)
         names = [run.path.resolve().name for run in found]
         if len(set(names)) < len(names):
             raise RunError(f"{', '.join(map(str, wanted.runs))}: two runs have one name; --to a folder each")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from gala_mpi.run import Run, RunError, find_runs, open_run
 INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minutes"}
 INCIDENTAL |= {"env_workers", "checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
 SIZE = {"agents", "environments", "num_envs"}
+MOST_VALUES = 12  # of a setting, named in an error
+BUDGETS = ("total_steps", "wall_minutes")
 OLD_NAMES = {"simulators": "environments", "sticky": "atari.sticky"}  # of settings, still taken
 
 
@@ -38,8 +43,8 @@ class Group:
         return f"{self.label} ({len(self.runs)} run{'s' * (len(self.runs) > 1)})"
 
 
-def load(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs at `paths`, and a line for each that cannot be opened.
+def load(paths: Iterable[str | Path], where: str = "") -> tuple[list[Run], list[str]]:
+    """Return the runs at `paths` whose settings are as `where` says (see `chosen`), and a line for each that cannot be opened.
 
     Raises:
         RunError: nothing is left.
@@ -52,7 +57,83 @@ def load(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
             problems.append(str(error))
     if not found:
         raise RunError(problems[0] + (f" (and {len(problems) - 1} more problems)" if problems[1:] else ""))
-    return found, problems
+    return chosen(found, where), problems
+
+
+CONDITION = re.compile(r"\s*([\w.-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*")
+COMPARED = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def chosen(found: list[Run], where: str) -> list[Run]:
+    """Return the runs of which all conditions hold, "env=pong,seed<3"; all runs where there is none.
+
+    Raises:
+        RunError: a condition makes no sense, or no run is left.
+    """
+    left = found
+    for condition in where.split(",") if where else ():
+        holds = meaning(condition, found)
+        before, left = left, [run for run in left if holds(run)]
+        if not left:
+            name = CONDITION.fullmatch(condition)[1]
+            raise RunError(f"--where {where}: no run is left by {condition.strip()}; {values_of(before, setting(name))}")
+    return left
+
+
+def meaning(condition: str, found: list[Run]) -> Callable[[Run], bool]:
+    """Return what tells whether a condition, "seed<3", holds of a run. Raises RunError where it makes no sense."""
+    if not (parts := CONDITION.fullmatch(condition)):
+        raise RunError(f"--where {condition}: a setting, one of {', '.join(COMPARED)}, and a value are expected, as env=pong")
+    name, sign, word = setting(parts[1]), parts[2], parts[3]
+    check_setting(name, found, "--where")
+    kinds = {type(value) for run in found if (value := run.settings().get(name)) is not None}
+    ordered, said = sign not in ("=", "!="), f"--where {condition.strip()}: "
+    if ordered and not kinds <= {int, float}:
+        raise RunError(f"{said}{name} is no number; = or != is expected; {values_of(found, name)}")
+    wanted = None if word == "unset" and not ordered else _typed(word, kinds)
+    if wanted is None and (ordered or word != "unset"):
+        raise RunError(f"{said}a value like those of the runs is expected; {values_of(found, name)}")
+
+    def holds(run: Run) -> bool:
+        value = _first_line(run.settings().get(name))
+        return not (ordered and value is None) and COMPARED[sign](value, wanted)
+
+    return holds
+
+
+def _typed(word: str, kinds: set[type]) -> Any:
+    """Return a word as a value of one of these kinds; None: it is none."""
+    if bool in kinds and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    if kinds & {int, float}:
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    return word if word and (str in kinds or not kinds) else None
+
+
+def values_of(found: list[Run], name: str) -> str:
+    """Say which values a setting has in these runs."""
+    values = sorted({_first_line(run.settings().get(name)) for run in found}, key=_rank)
+    words = ["unset" if value is None else f"{value}" for value in values]
+    more = f" and {len(words) - MOST_VALUES} more" if len(words) > MOST_VALUES else ""
+    return f"{name} is {', '.join(words[:MOST_VALUES])}{more} in these runs"
+
+
+def setting(name: str) -> str:
+    """Return a setting's name as runs know it."""
+    name = name.strip().replace("-", "_")
+    return OLD_NAMES.get(name, name)
+
+
+def check_setting(name: str, found: list[Run], flag: str) -> None:
+    """Raise RunError where no run has such a setting."""
+    known = sorted(set().union(*(run.settings() for run in found)))
+    if name not in known:
+        raise RunError(f"{flag} {name}: no such setting; one of {', '.join(known)} is expected")
 
 
 def grouped(found: list[Run], by: str) -> list[Group]:
@@ -61,11 +142,9 @@ def grouped(found: list[Run], by: str) -> list[Group]:
     Raises:
         RunError: there is no such setting.
     """
-    known = sorted(set().union(*(run.settings() for run in found)))
-    names = [OLD_NAMES.get(name, name) for name in by.replace("-", "_").split(",")]
+    names = [setting(name) for name in by.split(",")]
     for name in names:
-        if name not in known:
-            raise RunError(f"--by {name}: no such setting; one of {', '.join(known)} is expected")
+        check_setting(name, found, "--by")
     groups: dict[tuple, Group] = {}
     for run in found:
         values = [(name, run.settings().get(name)) for name in names]
@@ -87,12 +166,17 @@ def _rank(value: Any) -> tuple[int, Any]:
 
 
 def _describe(name: str, value: Any) -> str:
-    # A graph from a file is its name and its whole text.
-    return value.partition("\n")[0] if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
+    return _first_line(value) if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
+
+
+def _first_line(value: Any) -> Any:
+    """Return a setting's value in one line: a graph from a file is its name and its whole text."""
+    return value.partition("\n")[0] if isinstance(value, str) else value
 
 
 def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
-    """Return a line for each group whose runs differ in a setting and are no mere repetitions, but for settings in `apart`."""
+    """Return a line for each group whose runs differ in a setting and are no mere repetitions, but for settings in `apart`;
+    and one for whatever else makes runs of a game unequal."""
     lines = []
     for group in groups:
         members = [run.settings() for run in group.runs]
@@ -100,7 +184,38 @@ def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
         differing = [name for name in names if len({repr(member.get(name)) for member in members}) > 1]
         if differing:
             lines.append(f"{group.name}: joins runs that differ in {', '.join(differing)} (--by tells them apart)")
+    return lines + unequal(groups)
+
+
+def unequal(groups: list[Group]) -> list[str]:
+    """Return a line for each game and each thing of its runs' budgets and versions that is not the same in all of them."""
+    lines = []
+    for env in dict.fromkeys(group.env for group in groups):
+        members = [(group, run) for group in groups if group.env == env for run in group.runs]
+        of_runs = [origin(run) for _, run in members]
+        for name in dict.fromkeys(name for origins in of_runs for name in origins):
+            whose: dict[str, dict[str, int]] = {}
+            for (group, _), origins in zip(members, of_runs):
+                if name in origins:
+                    counts = whose.setdefault(origins[name], {})
+                    counts[group.label] = counts.get(group.label, 0) + 1
+            if len(whose) > 1:
+                lines.append(f"{env}: its runs differ in {name}: {'; '.join(map(_counted, whose, whose.values()))}")
     return lines
+
+
+def origin(run: Run) -> dict[str, str]:
+    """Return what a run was given and what wrote it, as far as it says: budgets, versions, commit, packages."""
+    settings = run.settings()
+    said = {name: "unset" if settings.get(name) is None else f"{settings[name]:,}" for name in BUDGETS}
+    for name, words in (("gala_mpi", "version of gala_mpi"), ("commit", "commit")):
+        if values := list(dict.fromkeys(str(start[name])[:10] for start in run.starts if start.get(name))):
+            said[words] = " then ".join(values)
+    return said
+
+
+def _counted(value: str, counts: dict[str, int]) -> str:
+    return f"{value} ({', '.join(f'{number} of {label}' for label, number in counts.items())})"
 
 
 def incomplete(found: list[Run]) -> list[str]:

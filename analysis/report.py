@@ -35,7 +35,7 @@ from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
     learning_curves: learning_curves.Curves,
-    scores: scores.Scores,
+    scores: Options,
     compare: compare.Compare,
     robustness: robustness.Robustness,
     throughput: Options,
@@ -93,6 +93,8 @@ class Report:
     """Run directories, or folders that hold runs at any depth."""
     by: str = "method"
     """Runs of one env that agree in these settings are a group, as for the other scripts."""
+    where: str = ""
+    """Only runs whose settings are so, as for the other scripts: env=pong,seed<3."""
     out: Path = Path("report.html")
     """The page."""
 
@@ -179,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         if wanted.out.suffix != ".html":
             raise RunError(f"--out {wanted.out}: a file name that ends in .html is expected")
         check_folder(wanted.out)
-        found, problems = load(wanted.runs)
+        found, problems = load(wanted.runs, wanted.where)
         grouped(found, wanted.by)  # refuses what is no setting; each script groups for itself
         text = page(found, problems, wanted)
         with whole(wanted.out) as temporary:

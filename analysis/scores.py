@@ -1,7 +1,7 @@
 """How good are the final policies, beside published ones?
 
     python analysis/scores.py runs
-    python analysis/scores.py runs --table scores.tex        also .md, .csv, .txt
+    python analysis/scores.py runs --table scores.tex
 
 Reads the evaluations that `python -m gala_mpi.evaluate RUN` has added to runs; only the newest of each run counts.
 
@@ -18,11 +18,7 @@ Definitions:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -31,17 +27,9 @@ import stats
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import PUBLISHED, normalised
-from script import Answer, Options, Table, line_style, main, panels, whole, write_csv
+from script import Answer, Options, Table, line_style, main, panels
 
 MEAN = -1  # the averaged policy's number
-
-
-@dataclass(frozen=True)
-class Scores(Options):
-    """How good are the final policies?"""
-
-    table: Optional[Path] = None
-    """Also write the table: .md, .tex, .txt or .csv."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +48,7 @@ class Result:
         return self.episodes[int(self.means.argmax())]
 
 
-def answer(found: list[Run], options: Scores) -> Answer:
-    if options.table and options.table.suffix not in TABLES:
-        raise RunError(f"--table {options.table}: a file name that ends in {', '.join(TABLES)} is expected")
+def answer(found: list[Run], options: Options) -> Answer:
     evaluated = [run for run in found if run.evaluations]
     if not evaluated:
         raise RunError(f"{found[0].path}: no evaluation is there; python -m gala_mpi.evaluate {found[0].path} makes one")
@@ -76,8 +62,6 @@ def answer(found: list[Run], options: Scores) -> Answer:
             score, spread = r.scores[game]
             words = f"{score:,.5g}" + (f" ± {spread}" if spread else "")
             table.rows.append((game, r.method, None, None, words, normalised(game, score), None, r.protocol, r.source))
-    if options.table:
-        TABLES[options.table.suffix](table, options.table)
     figure, alt = draw(results)
     points = Table(("env", "group", "policy", "episode", "score"))
     for result in results:
@@ -135,48 +119,5 @@ def draw(results: list[Result]):
     return figure, f"Mean evaluation scores: {said}; published scores beside them."
 
 
-# The table for papers and pages.
-
-
-def markdown(table: Table) -> str:
-    rows = [list(table.headings), ["---:" if table.numeric(n) else "---" for n in range(len(table.headings))], *table.cells()]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |\n" for row in rows)
-
-
-def latex(table: Table) -> str:
-    escape = str.maketrans(
-        {
-            "%": r"\%",
-            "&": r"\&",
-            "_": r"\_",
-            "#": r"\#",
-            "±": r"$\pm$",
-            "–": "--",
-            "×": r"$\times$",
-            "≥": r"$\geq$",
-            "τ": r"$\tau$",
-        }
-    )
-    columns = "".join("r" if table.numeric(n) else "l" for n in range(len(table.headings)))
-    lines = [" & ".join(cell.translate(escape) for cell in row) + r" \\" for row in [table.headings, *table.cells()]]
-    body = "\n".join([lines[0], r"\hline", *lines[1:]])
-    return f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
-
-
-def text(table: Table) -> str:
-    rows = [list(table.headings), *table.cells()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() + "\n" for row in rows)
-
-
-def write_text(form: Callable[[Table], str], table: Table, path: Path) -> None:
-    with whole(path) as temporary:
-        temporary.write_text(form(table))
-
-
-TABLES = {".csv": write_csv} | {
-    suffix: partial(write_text, form) for suffix, form in ((".md", markdown), (".tex", latex), (".txt", text))
-}
-
 if __name__ == "__main__":
-    main(answer, Scores, __doc__)
+    main(answer, Options, __doc__)

@@ -1,8 +1,7 @@
-"""The parts that all scripts share: a command line, a table on the terminal, a figure and a CSV beside it."""
+"""The parts that all scripts share: a command line, a table on the terminal and in a file, a figure and a CSV beside it."""
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +15,15 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table as RichTable
 
 import checkout  # noqa: F401
 from gala_mpi.errors import SettingError
 from gala_mpi.run import Run, RunError
 from groups import incomplete, load
+from tables import Table, check_table, print_table, whole, write_csv, write_table
 
 FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
@@ -55,25 +52,14 @@ class Options:
     """Runs of one env that agree in these settings are a group: any setting, like exchange, seed or a2c.gae_lambda;
     agents; environments (of all agents); method (the exchange with its topology and staleness bound).
     Several with commas between."""
+    where: str = ""
+    """Only runs whose settings are so: env=pong,seed<3. The settings are those of --by; =, !=, <, <=, >, >=; all of several
+    with commas between hold; what is not set is unset."""
+    table: Optional[Path] = None
+    """Also write the table: .csv, .md, .tex, .parquet (by pyarrow) or .txt."""
     out: Optional[Path] = None
     """The figure: .png, .pdf or .svg. The CSV with the numbers drawn has the same name.
     None: named after the script, in the run's directory if there is one run, else here."""
-
-
-@dataclass
-class Table:
-    """Rows of numbers and words under headings."""
-
-    headings: tuple[str, ...]
-    rows: list[tuple] = field(default_factory=list)
-
-    def cells(self) -> list[list[str]]:
-        """Return rows for people: 4 digits, thousands apart, a dash where there is nothing."""
-        return [[show(value) for value in row] for row in self.rows]
-
-    def numeric(self, column: int) -> bool:
-        """Return whether a column is flush right."""
-        return any(isinstance(row[column], (int, float, np.number)) for row in self.rows)
 
 
 @dataclass
@@ -95,16 +81,6 @@ class Answer:
     points: Table | None = None
     notes: list[str] = field(default_factory=list)
     sentence: str = ""
-
-
-def show(value: Any) -> str:
-    if isinstance(value, (bool, np.bool_, str)):
-        return str(value)
-    if value is None or not np.isfinite(value):
-        return "–"
-    if isinstance(value, (int, np.integer)) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
 
 
 # Figures.
@@ -154,11 +130,15 @@ def main(
     try:
         if not chosen.runs:
             raise RunError("no run is named; a run directory or a folder of runs is expected")
-        found, problems = load(chosen.runs)
+        found, problems = load(chosen.runs, chosen.where)
         path = target(chosen.out, found, name)
+        if chosen.table:
+            check_table(chosen.table)
         with plt.rc_context(STYLE):
             said = answer(found, chosen)
             bring_out(said, path)
+        if chosen.table:
+            write_table(said.table, chosen.table)
     except (SettingError, OSError) as error:
         print(f"{name}.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -168,9 +148,10 @@ def main(
             print(f"\n{said.sentence}")
     for line in [*problems, *said.notes, *incomplete(found)]:
         print(f"note: {line}", file=sys.stderr)
-    if said.figure:
+    written = [path, path.with_suffix(".csv")] if said.figure else []
+    if written := [*written, chosen.table] if chosen.table else written:
         with reader_may_leave():
-            print(f"\n{path}\n{path.with_suffix('.csv')}")
+            print("", *written, sep="\n")
 
 
 @contextmanager
@@ -202,39 +183,9 @@ def check_folder(path: Path) -> None:
         raise RunError(f"--out {path}: there is no folder {path.parent}; a folder that is there is expected")
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write to. What is there when the block ends becomes `path`: a kill leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def bring_out(said: Answer, path: Path) -> None:
     if said.figure:
         with whole(path) as temporary:
             said.figure.savefig(temporary, dpi=150)
         plt.close(said.figure)
         write_csv(said.points, path.with_suffix(".csv"))
-
-
-def write_csv(table: Table, path: Path) -> None:
-    with whole(path) as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([table.headings, *([_plain(value) for value in row] for row in table.rows)])
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def print_table(table: Table) -> None:
-    terminal = sys.stdout.isatty()
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column, heading in enumerate(table.headings):
-        drawn.add_column(heading, justify="right" if table.numeric(column) else "left", no_wrap=not terminal)
-    for cells in table.cells():
-        drawn.add_row(*cells)
-    Console(width=None if terminal else 400, markup=False, highlight=False).print(drawn)

@@ -9,6 +9,7 @@ improvement, performance profile); Wilson, J. Am. Stat. Assoc. 22, 1927 (interva
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -18,6 +19,14 @@ RESAMPLES = 2000
 
 Strata = Sequence[np.ndarray]  # one array [runs, ...] a game
 Statistic = Callable[..., np.ndarray]  # of an array [..., runs, ...] and the axis of the runs
+
+
+class Estimate(NamedTuple):
+    """A number with the ends of its interval, NaN where there is none."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
 
 
 def mean(values: np.ndarray, axis: int = 0) -> np.ndarray:

@@ -34,7 +34,6 @@ import compare
 import learning_curves
 import report
 import robustness
-import scores
 import simulate
 from gala_mpi.run import open_run
 from gala_mpi.run.tables import TABLES
@@ -46,7 +45,7 @@ SCRIPTS = {
     "learning_curves": learning_curves.Curves,
     "staleness": Options,
     "throughput": Options,
-    "scores": scores.Scores,
+    "scores": Options,
     "compare": compare.Compare,
     "robustness": robustness.Robustness,
     "consensus": Options,
@@ -155,7 +154,11 @@ BAD = [
     ("staleness", ["alone"], "no run of --exchange gossip or server on 2 agents or more is there"),
     ("throughput", ["new"], "new: fewer than two updates are there"),
     ("scores", ["run"], "run: no evaluation is there; python -m gala_mpi.evaluate run makes one"),
-    ("scores", ["run", "--table", "t.doc"], "--table t.doc: a file name that ends in .csv, .md, .tex, .txt is expected"),
+    (
+        "scores",
+        ["run", "--table", "t.doc"],
+        "--table t.doc: a file name that ends in .csv, .md, .parquet, .tex, .txt",
+    ),
     ("compare", ["run"], "--by method: all runs are in one group, GALA ring; two or more groups are expected"),
     ("compare", ["run", "alone", "--base", "A3C"], "--base A3C: no such group; one of GALA ring, independent is expected"),
     ("robustness", ["run"], "CartPole-v1: no threshold is known; --threshold CartPole-v1 SCORE is expected"),
