@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
 
 import checkout  # noqa: F401
 from gala_mpi.errors import SettingError
@@ -189,3 +191,9 @@ def bring_out(said: Answer, path: Path) -> None:
             said.figure.savefig(temporary, dpi=150)
         plt.close(said.figure)
         write_csv(said.points, path.with_suffix(".csv"))
+
+
+def progress(tasks: Sequence[Any], what: str) -> Iterable[Any]:
+    """Yield the tasks, and show on a terminal's standard error how many are done."""
+    console = Console(stderr=True)
+    return track(tasks, what, console=console, transient=True, disable=not console.is_terminal)

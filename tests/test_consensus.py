@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,7 +16,7 @@ from recorded import STEPS, begin, mix_rows, update_rows, write
 import consensus
 import gradients
 from gala_mpi import topology
-from gala_mpi.run import RunError, open_run
+from gala_mpi.run import Run, RunError, open_run
 from gala_mpi.run.tables import TABLES
 from gala_mpi.topology import Graph
 from groups import grouped
@@ -70,6 +72,26 @@ def mix(rank, k, graph, x, y, tables, versions, missed) -> None:
     tables[rank]["mixes"] += [(k, peer, versions[peer], weight) for peer in peers]
 
 
+def forwards(run: Run, steps: dict[tuple[int, int], np.ndarray], begun: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    """Return x(rank, update) as the definition has it: from the beginning on, an agent's step, then what it mixed."""
+
+    @functools.cache
+    def messages(rank: int) -> dict[int, list[tuple]]:
+        return {k: [row for row in run.mixes(rank).tolist() if row[0] == k] for k in set(run.mixes(rank)["update"].tolist())}
+
+    @functools.cache
+    def published(rank: int, version: int) -> np.ndarray:
+        return (x(rank, version - 1) + steps[rank, version]) if version else begun[rank]
+
+    @functools.cache
+    def x(rank: int, update: int) -> np.ndarray:
+        mixed = messages(rank).get(update, [])
+        mine = 1 - sum(weight for *_, weight in mixed)
+        return mine * published(rank, update) + sum(weight * published(j, v) for _, j, v, weight in mixed)
+
+    return x
+
+
 @pytest.fixture(autouse=True)
 def room(monkeypatch):
     monkeypatch.setattr("recorded.ROOM", 1000)
@@ -106,18 +128,12 @@ def test_with_late_and_missing_messages_the_bound_is_of_what_happened(tmp_path, 
     """Coefficients computed forwards, each vector as a sum of all steps: what the script computes backwards."""
     run = open_run(gossip_run(tmp_path / "r", topology.build(Graph(name), n), 40, late=0.3, seed=2))
     found = consensus.drift(run)
-    history = consensus.History(run)
     steps = {(rank, s): run.sketches(rank)["gradient"][s - 1].astype(float) for rank in range(n) for s in range(1, 41)}
     numbers = {node: i for i, node in enumerate(steps)}
-    y: dict = {}
-    for rank, k in history.order:
-        y[rank, k] = np.eye(len(steps))[numbers[rank, k]]
-        if k > 1:
-            y[rank, k] += sum(weight * y[node] for node, weight in history.outputs[rank, k - 1])
+    made = forwards(run, {node: np.eye(len(steps))[number] for node, number in numbers.items()}, np.zeros((n, len(steps))))
     checked = 0
     for k, distance, bound in zip(found.updates, found.distance, found.bound):
-        parts = [history.outputs[rank, k] for rank in range(n)]
-        x = np.array([sum(weight * y[node] for node, weight in part) for part in parts])
+        x = np.array([made(rank, k) for rank in range(n)])
         vectors = np.array([run.sketches(rank)["parameters"][k - 1] for rank in range(n)], float)
         np.testing.assert_allclose(x @ np.array(list(steps.values())), vectors, atol=1e-6)
         a = x - x.mean(axis=0)
@@ -180,3 +196,56 @@ def test_correlations_are_cosines(tmp_path):
             cosine = [u @ v / (np.linalg.norm(u) * np.linalg.norm(v)) for u, v in zip(a, b)]
             assert c.mean[i, j] == pytest.approx(sum(cosine) / 5, abs=1e-6)
     assert c.peers.tolist() == [[False, False, True], [True, False, False], [False, True, False]]
+
+
+# Alarms.
+
+
+def notes_of(run_dir: Path) -> tuple[dict[str, object], list[str], str]:
+    said = consensus.answer([open_run(run_dir)], Options(runs=()))
+    plt.close("all")
+    return dict(zip(said.table.headings, said.table.rows[0])), said.notes, said.sentence
+
+
+@pytest.mark.parametrize("offset, alarm", [(0.0, False), (0.1, True)])
+def test_where_the_bound_is_0_rounding_is_no_alarm(tmp_path, offset, alarm):
+    """A complete graph in lock-step: all agents are equal after every update, but for the rounding of float32."""
+    run_dir = gossip_run(tmp_path / "r", topology.build(Graph("complete"), 4), 20)
+    random = np.random.default_rng(0)
+    for rank in range(4):
+        with h5py.File(run_dir / f"metrics/rank{rank:05d}.h5", "r+", locking=False) as file:
+            sketches = file["sketches"][:]
+            common = np.random.default_rng(1).normal(size=SIZE).astype(np.float32)
+            sketches["parameters"] += common * (1 + random.uniform(-1, 1, SIZE) * 2.0**-24).astype(np.float32)
+            sketches["parameters"][-1, 0] += offset * (rank == 0)
+            file["sketches"][:] = sketches
+    drift = consensus.drift(open_run(run_dir))
+    assert (drift.bound < 1e-9).all() and (drift.distance > 0).all()
+    row, notes, sentence = notes_of(run_dir)
+    assert math.isnan(row["largest ratio (%)"])
+    assert ("rules out" in sentence) == alarm and ("no more than rounding" in sentence) != alarm
+    assert [note for note in notes if "ALARM" in note] == (
+        [f"{run_dir}: ALARM: the distance is above its bound at 1 of 20 updates, first at 20"] if alarm else []
+    )
+
+
+def test_agents_further_apart_than_their_bound_are_an_alarm(tmp_path):
+    run_dir = gossip_run(tmp_path / "r", topology.build(Graph("ring"), 3), 20)
+    assert not any("ALARM" in note for note in notes_of(run_dir)[1])
+    with h5py.File(run_dir / "metrics/rank00001.h5", "r+", locking=False) as file:
+        sketches = file["sketches"][:]
+        sketches["parameters"][11:] += 1
+        file["sketches"][:] = sketches
+    row, notes, _ = notes_of(run_dir)
+    assert row["largest ratio (%)"] > 1000 and f"{run_dir}: ALARM: the distance is above its bound at 9 of 20" in " ".join(
+        notes
+    )
+
+
+def test_the_a_priori_bound_is_of_lock_step_alone(tmp_path):
+    asynchronous = gossip_run(tmp_path / "late", topology.build(Graph("ring"), 3), 20, late=0.3)
+    row, notes, _ = notes_of(asynchronous)
+    assert math.isnan(row["a priori"]) and row["bound, last"] > 0
+    assert f"{asynchronous}: no a priori bound: its agents were not in lock-step" in notes
+    row, notes, _ = notes_of(gossip_run(tmp_path / "step", topology.build(Graph("ring"), 3), 20))
+    assert row["a priori"] > 0 and not any("a priori" in note for note in notes)
