@@ -49,9 +49,9 @@ class Mixing:
     Attributes:
         agents: how many there are.
         begun: the update counter of every agent at the start, [agents].
+        last: its newest one that was read.
         rank: whose a node is, [nodes].
         version: the update counter at which it was published, [nodes].
-        hours: training time of the run just before, [nodes].
     """
 
     def __init__(self, run: Run):
@@ -59,16 +59,15 @@ class Mixing:
         self.begun = np.array([beginning(run, rank) for rank in range(run.agents)])
         tables = [_after(run.updates(rank), begun) for rank, begun in enumerate(self.begun)]
         counts = np.array([np.cumprod(t["update"] == b + 1 + np.arange(len(t))).sum() for t, b in zip(tables, self.begun)], int)
-        self._last = self.begun + counts
+        self.last = self.begun + counts
         self._offset = np.concatenate([[0], np.cumsum(counts + 1)])
         self._read(run)
-        hours = np.concatenate([np.append([0, 0], t["hours"])[: n + 1] for t, n in zip(tables, counts)])
-        self._sort(hours)
-        owner = np.repeat(np.arange(self.agents), counts + 1)[self._order]
-        self.rank, self.hours = owner, hours[self._order]
-        self.version = self._order - self._offset[owner] + self.begun[owner]
+        hours = np.concatenate([np.append([-np.inf, 0], t["hours"])[: n + 1] for t, n in zip(tables, counts)])
+        self._sort(hours)  # before a node
+        self.rank = np.repeat(np.arange(self.agents), counts + 1)[self._order]
+        self.version = self._order - self._offset[self.rank] + self.begun[self.rank]
         self._matrix = self._weights()
-        self._size = max(1, -(-len(self._order) // MOST_BLOCKS))
+        self._size = self.agents * -(-len(self._order) // (self.agents * MOST_BLOCKS))  # whole rounds, where agents are in step
         self._blocks: dict[int, Block] = {}
 
     def _read(self, run: Run) -> None:
@@ -76,10 +75,10 @@ class Mixing:
         peers, weights, numbers = [], [], []
         for rank in range(self.agents):
             rows = _after(run.mixes(rank), self.begun[rank])
-            rows = rows[rows["update"] <= self._last[rank]]
+            rows = rows[rows["update"] <= self.last[rank]]
             sender = np.minimum(rows["peer"], self.agents - 1)
             version = np.maximum(rows["version"], self.begun[sender])
-            known = (version <= self._last[sender]) & (rows["peer"] < self.agents)
+            known = (version <= self.last[sender]) & (rows["peer"] < self.agents)
             peers.append(np.where(known, self._offset[sender] + version - self.begun[sender], -1))
             weights.append(rows["weight"])
             numbers.append(self._offset[rank] + rows["update"] - self.begun[rank])
@@ -127,7 +126,7 @@ class Mixing:
 
     def output(self, rank: int, update: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the nodes of which x_rank(update) is made, and their weights; None where some is not known."""
-        if not self.begun[rank] <= update <= self._last[rank]:
+        if not self.begun[rank] <= update <= self.last[rank]:
             return None
         number = self._offset[rank] + update - self.begun[rank]
         messages = slice(self._starts[number], self._starts[number + 1])
@@ -138,7 +137,7 @@ class Mixing:
 
     def newest(self, rank: int) -> int:
         """Return the newest update of an agent of which `output` is known."""
-        return next(u for u in range(self._last[rank], self.begun[rank] - 1, -1) if self.output(rank, u))
+        return next(u for u in range(self.last[rank], self.begun[rank] - 1, -1) if self.output(rank, u))
 
     def back(self, nodes: np.ndarray, coefficients: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray, np.ndarray]]:
         """Go back from sums of nodes through all they are made of, in blocks, the newest first.
@@ -176,13 +175,11 @@ class Mixing:
 def beginning(run: Run, rank: int) -> int:
     """Return the update counter of an agent at the newest start of its run."""
     newest = run.starts[-1].get("resumed_from", 0) if run.starts else 0
-    if not newest:
-        return 0
     counters = []
     for part in run.parts[rank]:
         try:
             with reading(part.path) as file:
-                if file.attrs.get("resumed_from", newest) == newest:
+                if part.agents in (0, run.agents) and file.attrs.get("resumed_from", newest) == newest:
                     counters.append(part.after_update)
         except UNREADABLE:  # told when its rows are read
             continue

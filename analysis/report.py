@@ -24,6 +24,7 @@ import checkout  # noqa: F401
 import compare
 import consensus
 import gradients
+import influence
 import learning_curves
 import robustness
 import scores
@@ -41,6 +42,7 @@ CHAPTERS: dict[ModuleType, type[Options]] = {
     throughput: Options,
     staleness: Options,
     consensus: Options,
+    influence: Options,
     gradients: Options,
 }
 

@@ -49,6 +49,7 @@ SCRIPTS = {
     "compare": compare.Compare,
     "robustness": robustness.Robustness,
     "consensus": Options,
+    "influence": Options,
     "gradients": Options,
 }
 
