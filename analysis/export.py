@@ -20,7 +20,6 @@ import tyro
 
 import checkout  # noqa: F401
 from gala_mpi.run import Run, RunError
-from gala_mpi.run.opened import run_steps
 from groups import incomplete, load
 from script import Table, reader_may_leave, write_csv
 
@@ -57,18 +56,18 @@ def export(run: Run, folder: Path, format: str) -> list[Path]:
             for name, rows in tables.items():
                 write_csv(Table(rows.dtype.names, rows.tolist()), mine / f"{name}.csv")
         if format != "csv":
-            scalars(tables, mine, run.agents_at(rank, tables["updates"]["update"]))
+            scalars(tables, mine, run.steps_of_all(rank, tables["updates"]))
         folders.append(mine)
     return folders
 
 
-def scalars(tables: dict[str, np.ndarray], folder: Path, agents: np.ndarray) -> None:
-    """Write one event file; `agents`: how many there were at each update. Raises RunError without tensorboardX."""
+def scalars(tables: dict[str, np.ndarray], folder: Path, run_steps: np.ndarray) -> None:
+    """Write one event file; `run_steps`: of all agents at each update. Raises RunError without tensorboardX."""
     try:
         from tensorboardX import SummaryWriter  # only who wants its files needs it
     except ImportError:
         raise RunError("--format tensorboard: tensorboardX is not installed (pip install tensorboardX)") from None
-    steps = dict(zip(tables["updates"]["update"].tolist(), run_steps(tables["updates"], agents).tolist()))
+    steps = dict(zip(tables["updates"]["update"].tolist(), run_steps.round().astype(int).tolist()))
     with SummaryWriter(str(folder), write_to_disk=True) as writer:
         for name in ("updates", "episodes", "energy"):
             rows = tables[name]

@@ -219,10 +219,21 @@ def _counted(value: str, counts: dict[str, int]) -> str:
 
 
 def incomplete(found: list[Run]) -> list[str]:
-    """Return a line for each run that has not ended, has skipped updates or cannot be read whole. Ask after reading: it brings
-    more to light."""
+    """Return a line for each run that has not ended, or whose agents have not all done the same; that has skipped updates, or
+    cannot be read whole. Ask after reading: it brings more to light."""
     lines = [f"{run.path}: {run.state}; read as far as it goes" for run in found if run.state != "finished"]
     for run in found:
+        lines += [f"{run.path}: {words}" for words in absent(run)]
         agents = ", ".join(f"{number:,} of agent {rank}" for rank, number in run.skipped.items())
         lines += [f"{run.path}: updates skipped because a number was not finite: {agents}"] if agents else []
     return lines + [problem for run in found for problem in run.problems]
+
+
+def absent(run: Run) -> list[str]:
+    """Return a line for each agent that was there for a part of the run only."""
+    lines = []
+    for rank, hours in run.early.items():
+        when = f"its last update was at {hours:.3g} of {run.hours:.3g} h"
+        left = f"agent {rank} was lost" if rank in run.lost else f"agent {rank} has ended before the others"
+        lines.append(f"agent {rank} has done no update" if math.isnan(hours) else f"{left}; {when}")
+    return lines

@@ -87,7 +87,8 @@ class Trainer:
         self.learner, self.exchange = self.agent.learner, self.agent.exchange
         hours = 0.0
         if origin.number:
-            hours = resume.restore(run, origin, world.rank, self.learner)
+            # All go on at the same moment, who had been lost too.
+            hours = world.largest(resume.restore(run, origin, world.rank, self.learner))
             self.agent.restart_environments()
         self.report = LiveReport(world, config, self.learner)
         self.steps = Steps(config, world, self.learner, heard=lambda: self.report.steps)

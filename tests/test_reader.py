@@ -91,17 +91,18 @@ def test_later_files_supersede_rows_beyond_their_start(tmp_path):
     assert run.state == "64% done" and run.problems == []
 
 
-def test_steps_are_those_of_all_agents_as_they_were_recorded(tmp_path):
-    """A slow agent's episode is drawn where the run was, not where it would have been if all were as slow."""
+def test_steps_are_those_that_all_agents_had_done(tmp_path):
+    """A slow agent's episode is drawn where the run was, not where it had heard that it was, nor where all would have been."""
     run_dir, random = begin(tmp_path / "r", agents=2), np.random.default_rng(3)
-    recorded = []
+    expected = []
     for rank, speed in enumerate((9, 1)):
         rows, episodes = update_rows(1, 10 * speed), episode_rows(random, 20, 10 * speed)
         for table in (rows, episodes):
-            table["run_steps"] = 10 * STEPS * table["update"] // speed
-        recorded += episodes["run_steps"].tolist()
+            table["hours"] = table["update"] / 50 / speed
+            table["run_steps"] = 10 * STEPS * (table["update"] - 1) // speed  # as it had heard an update before
+        expected += (10 * STEPS * episodes["update"] / speed).tolist()
         write(run_dir, rank, 0, 2, updates=rows, episodes=episodes)
-    assert sorted(open_run(run_dir).scores["steps"]) == sorted(recorded)
+    assert sorted(open_run(run_dir).scores["steps"]) == pytest.approx(sorted(expected))
 
 
 def test_steps_are_of_the_agents_that_there_were(tmp_path):

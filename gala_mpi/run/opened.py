@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import numpy as np
 
 from gala_mpi.config import Config, with_new_names
 from gala_mpi.exchange import EXCHANGES
+from gala_mpi.run import layout
+from gala_mpi.run.energy import COUNTERS, Node, counters, metered, power
 from gala_mpi.run.parts import UNREADABLE, Part, counted, last_updates, newest_row, written_rows
+from gala_mpi.run.starts import hours_behind, starts_of
+from gala_mpi.run.steps import Steps
 from gala_mpi.run.tables import TABLES
 from gala_mpi.topology import Graph
 
 DEFAULTS: dict[str, Any] = json.loads(Config().to_json())  # of settings that an older version did not have
-ENERGY = {"node_joules": "node", "cpu_joules": "CPU", "gpu_joules": "GPU"}
 SCORES = np.dtype([("steps", "<f8"), ("hours", "<f8"), ("kilojoules", "<f8"), ("score", "<f8")])
 
 
@@ -37,6 +42,7 @@ class Run:
             the episode), score, length; metadata are checkpoint, arg_max, seed, max_steps, cut, time.
         parts: the readable metrics files of each rank, in the order of their writing, of agents that have left too.
         problems: what could not be read, a plain line each. It grows if reading rows brings more to light.
+        kept: the starts of which rows are read (`during`).
     """
 
     path: Path
@@ -46,6 +52,7 @@ class Run:
     evaluations: list[tuple[np.ndarray, dict[str, Any]]] = field(repr=False)
     parts: list[list[Part]] = field(repr=False)
     problems: list[str]
+    kept: range = range(sys.maxsize)
 
     def updates(self, rank: int) -> np.ndarray:
         """Return one row an update, in order, of dtype TABLES["updates"]."""
@@ -85,32 +92,92 @@ class Run:
     def joules(self) -> tuple[np.ndarray, np.ndarray, str]:
         """Energy that all nodes have used: hours, joules until then, and whose energy that is ("" if it was not measured).
 
-        A node's own counter is taken where there is one, else the sum of what its CPUs and GPUs counted. Unless all nodes
-        count the same things, nothing is returned. What a resume repeated is not counted.
+        A node's own counter is taken where all have one, else the sum of what its CPUs and GPUs counted. Nothing is returned
+        unless all nodes, of all starts, count the same things. What a resume repeated is not counted.
         """
-        nodes = [table for table in map(self.energy, range(len(self.parts))) if len(table)]
-        kinds = {tuple(k for k in ENERGY if np.isfinite(table[k]).all()) for table in nodes}
-        kind = ("node_joules",) if all("node_joules" in k for k in kinds) else next(iter(kinds), ())
-        if not kinds or not kind or (len(kinds) > 1 and kind != ("node_joules",)):
+        starts, whose = self._energy
+        nodes = [node for nodes in starts for node in nodes]
+        if not nodes:
             return np.zeros(0), np.zeros(0), ""
-        hours = np.unique(np.concatenate([table["hours"] for table in nodes]))
-        totals = [np.interp(hours, t["hours"], np.cumsum(sum(t[k].astype(float) for k in kind)), left=0) for t in nodes]
-        return hours, np.sum(totals, axis=0), " and ".join(ENERGY[k] for k in kind)
+        hours = np.unique(np.concatenate([node.hours[1:] for node in nodes]))
+        return hours, np.sum([np.interp(hours, node.hours, node.joules) for node in nodes], axis=0), whose
+
+    @property
+    def watts(self) -> float:
+        """Power of all nodes, mean over the time for which they told; NaN: not available."""
+        return power(self._energy[0])
+
+    @cached_property
+    def _energy(self) -> tuple[list[list[Node]], str]:
+        """The nodes of each start, and what of them is counted."""
+        tables = [self.during(start, start).energy_by_rank() for start in self._kept]
+        columns = counters([rows for nodes in tables for rows in nodes.values()])
+        if not columns:
+            return [], ""
+
+        def report(rank: int, problem: str) -> None:
+            self._report(f"{self.path}: energy of agent {rank}'s node: {problem}")
+
+        starts = [[metered(rows, columns, partial(report, rank)) for rank, rows in nodes.items()] for nodes in tables]
+        return starts, " and ".join(COUNTERS[name] for name in columns)
+
+    def energy_by_rank(self) -> dict[int, np.ndarray]:
+        """Return the rows of `energy` of each rank that has some: of every node."""
+        tables = {rank: self.energy(rank) for rank in range(len(self.parts))}
+        return {rank: rows for rank, rows in tables.items() if len(rows)}
 
     @cached_property
     def scores(self) -> np.ndarray:
         """The finished episodes in the order of time: steps (of all agents), hours, kilojoules (NaN unless measured), score.
 
-        Steps are those at the end of the update in which the episode ended (see `run_steps`).
+        Steps are the sum over agents of what each had done at the end of the update in which the episode ended (see `Steps`).
+        Episodes whose score is not finite are left out.
         """
-        episodes = self.all_episodes()
-        episodes = episodes[np.argsort(episodes["hours"], kind="stable")]
+        tables = [self.episodes(rank) for rank in range(len(self.parts))]
+        steps = np.concatenate([self.steps_of_all(rank, episodes) for rank, episodes in enumerate(tables)])
+        episodes = np.concatenate(tables)
         hours, joules, _ = self.joules
         table = np.empty(len(episodes), SCORES)
-        table["steps"], table["hours"] = run_steps(episodes, episodes["agents"]), episodes["hours"]
+        table["steps"], table["hours"], table["score"] = steps, episodes["hours"], episodes["score"]
         table["kilojoules"] = np.interp(episodes["hours"], hours, joules / 1000) if len(hours) else np.nan
-        table["score"] = episodes["score"]
-        return table
+        if broken := np.count_nonzero(~np.isfinite(table["score"])):
+            self._report(f"{self.path}: {broken:,} of {len(table):,} episodes have a score that is not finite; left out")
+            table = table[np.isfinite(table["score"])]
+        return table[np.argsort(table["hours"], kind="stable")]
+
+    def steps_of_all(self, rank: int, rows: np.ndarray) -> np.ndarray:
+        """Return the steps of all agents at rows of a rank's updates, episodes or energy, float64 [rows].
+
+        They are the sum over agents of the steps that each had done then. (Rows have what their own agent had heard of,
+        `run_steps`, which is less.)
+        """
+        steps = np.zeros(len(rows))
+        for after_update, count in self._counts:
+            later = rows["update"] > after_update
+            steps[later] = count.at(rows[later])
+        return steps
+
+    @cached_property
+    def _counts(self) -> list[tuple[int, Steps]]:
+        """The count of steps after an update, since when the run had as many agents; in order."""
+        changes = self._agents_after()
+        ends = [update for update, _ in changes[1:]] + [math.inf]
+        counts = []
+        for (begin, agents), end in zip(changes, ends):
+            tables = [self.updates(rank) for rank in range(min(agents, len(self.parts))) if self.parts[rank]]
+            counts.append((begin, Steps([t[(t["update"] > begin) & (t["update"] <= end)] for t in tables], agents)))
+        return counts
+
+    def _agents_after(self) -> list[tuple[int, int]]:
+        """Return (update, how many agents the run had after it), in order: they go on together when their number changes."""
+        changes: list[tuple[int, int]] = []
+        for part in self.parts[0]:
+            agents = part.agents or self.agents
+            while changes and changes[-1][0] >= part.after_update:
+                changes.pop()
+            if not changes or changes[-1][1] != agents:
+                changes.append((part.after_update, agents))
+        return changes or [(0, self.agents)]
 
     def all_episodes(self) -> np.ndarray:
         """Return the episodes of all ranks, rank by rank, with two more columns: `rank`, and `agents`, how many there were."""
@@ -148,9 +215,30 @@ class Run:
         return {rank: number for rank, number in skipped.items() if number}
 
     @property
+    def early(self) -> dict[int, float]:
+        """Return when each agent ended that did so long before the run, in hours by rank; NaN: it did no update.
+
+        Long: longer than three times its slowest update, and than a twentieth of the run's time.
+        """
+        early = {}
+        for rank in range(self.agents):
+            ended = self._newest(rank)["hours"]
+            if not len(ended) and self.parts[rank]:
+                early[rank] = math.nan
+            elif len(ended) and (gap := self.hours - ended[0]) > self.hours / 20:
+                hours = self.updates(rank)["hours"]
+                early |= {rank: float(hours[-1])} if gap > 3 * np.diff(hours).max(initial=0) else {}
+        return early
+
+    @property
+    def lost(self) -> set[int]:
+        """The ranks that have died since the run was last started (--survive)."""
+        return layout.lost(self.path)
+
+    @property
     def hours(self) -> float:
         """Training time in hours; 0 before the first update."""
-        return float(self.newest["hours"].max(initial=0))
+        return float(np.nanmax(self.newest["hours"], initial=0))
 
     @property
     def state(self) -> str:
@@ -160,23 +248,58 @@ class Run:
         words = "finished" if share >= 1 else f"{math.floor(100 * share)}% done"
         return words if readable == self.agents else f"{words}, metrics of {readable} of {self.agents} agents"
 
+    def during(self, first: int, last: int) -> Run:
+        """Return the run as it was from one of its starts to another: their rows, with the settings and agents of the last."""
+        kept = range(first, last + 1)
+        agents = [part.agents for ours, of in zip(self.parts, self._starts_of) for part, n in zip(ours, of) if n in kept]
+        config = self.starts[last]["config"]
+        return dataclasses.replace(self, config=config, agents=max(agents, default=0) or self.agents, kept=kept)
+
+    @cached_property
+    def _starts_of(self) -> list[list[int]]:
+        """Which start each part is of: for each rank [parts]."""
+        checkpoints = [start.get("resumed_from", -1) for start in self.starts]
+        return [starts_of(parts, checkpoints) for parts in self.parts]
+
+    @property
+    def _kept(self) -> list[int]:
+        return [number for number in range(len(self.starts)) if number in self.kept]
+
+    @cached_property
+    def _behind(self) -> dict[tuple[int, int], float]:
+        return hours_behind(self.parts, self._starts_of) if len(self.starts) > 1 else {}
+
     def _table(self, rank: int, name: str) -> np.ndarray:
         """Read all rows of a rank that count."""
         tables = [np.empty(0, TABLES[name])]
-        for part, end in zip(self.parts[rank], last_updates(self.parts[rank], self.parts[0], rank)):
+        ends = last_updates(self.parts[rank], self.parts[0], rank)
+        for part, end, start in zip(self.parts[rank], ends, self._starts_of[rank]):
+            if start not in self.kept:
+                continue
             try:
                 rows = written_rows(part, name, self._report)
-                tables.append(rows[rows["update"] <= end])
+                rows = rows[rows["update"] <= end]
+                if "hours" in (rows.dtype.names or ()):
+                    rows["hours"] += self._behind.get((rank, start), 0.0)
+                    rows = self._timed(rows, part)
+                tables.append(rows)
             except UNREADABLE as error:
                 self._report(f"{part.path}: {name} cannot be read ({one_line(error)})")
         return np.concatenate(tables)
 
+    def _timed(self, rows: np.ndarray, part: Part) -> np.ndarray:
+        """Return the rows that say when they were written."""
+        there = np.isfinite(rows["hours"])
+        if not there.all():
+            self._report(f"{part.path}: {np.count_nonzero(~there):,} rows do not say when they were written; left out")
+        return rows[there]
+
     def _newest(self, rank: int) -> np.ndarray:
         """Read the last `updates` row of a rank, or none."""
         ends = last_updates(self.parts[rank], self.parts[0], rank)
-        for part, end in reversed(list(zip(self.parts[rank], ends))):
+        for part, end, start in reversed(list(zip(self.parts[rank], ends, self._starts_of[rank]))):
             try:
-                if len(rows := newest_row(part, "updates", end)):
+                if start in self.kept and len(rows := newest_row(part, "updates", end)):
                     return rows
             except UNREADABLE as error:
                 self._report(f"{part.path}: updates cannot be read ({one_line(error)})")
@@ -185,14 +308,6 @@ class Run:
     def _report(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-def run_steps(rows: np.ndarray, agents: np.ndarray) -> np.ndarray:
-    """Return the steps of all agents at rows of updates or episodes, int64 [rows], as far as the rows' agent had heard.
-
-    Older runs have not recorded them: there they are the agent's own, times the agents that there were then.
-    """
-    return np.where(rows["run_steps"] >= 0, rows["run_steps"], rows["steps"] * agents)
 
 
 def share_done(steps: int, readable: int, agents: int, total_steps: int) -> float:

@@ -35,12 +35,14 @@ class Part:
     Attributes:
         after_update: all its rows are of later updates.
         agents: how many the run had then; 0: the file does not say.
+        resumed_from: the checkpoint that its start went on from, 0: from scratch; -1: the file does not say.
         rows: table → how many rows were written.
     """
 
     path: Path
     after_update: int
     agents: int
+    resumed_from: int
     rows: dict[str, int]
 
 
@@ -68,7 +70,8 @@ def _part(file: Node, path: Path, report: Callable[[str], None] = lambda problem
         rows[name] = min(max(counter, 0), room)
         if rows[name] != counter:
             report(f"{path}: {name} has room for {room:,} rows, the counter says {counter:,}")
-    return Part(path, int(file.attrs["after_update"]), int(file.attrs.get("agents", 0)), rows)
+    agents, resumed_from = (int(file.attrs.get(name, unknown)) for name, unknown in (("agents", 0), ("resumed_from", -1)))
+    return Part(path, int(file.attrs["after_update"]), agents, resumed_from, rows)
 
 
 def check_format(file: Node) -> None:

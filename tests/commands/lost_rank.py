@@ -75,6 +75,8 @@ def is_whole_again(run: Path, n: int, victim: int, updates: int) -> None:
         if victim in checkpoints.ranks(run, number)
     )
     assert before > 0
+    newest = checkpoints.newest(run)
+    hours = max(checkpoints.load(run, newest, rank).hours for rank in checkpoints.ranks(run, newest))
     total = reader.read_config(run).total_steps + updates * STEPS_PER_UPDATE
     train(n, run, "--resume", "--slow-rank", "None", "--total-steps", total)
     assert layout.lost(run) == set()
@@ -84,6 +86,7 @@ def is_whole_again(run: Path, n: int, victim: int, updates: int) -> None:
     assert done.tolist() == list(range(1, len(done) + 1)) and len(done) > before
     with files.reading(layout.metrics_files(run, victim)[-1]) as file:
         assert file.attrs["after_update"] == before
+        assert file["updates"][0]["hours"] > hours  # the run's, not those of its own last checkpoint
     assert np.isfinite(states(run, n)[victim].learner["parameters"]).all()
 
 
