@@ -5,12 +5,13 @@
     tensorboard --logdir exported                                       every agent is a line
 
 Writes a folder a run and in it one a rank: its tables as CSV, and its columns as scalars against the steps of all agents.
-What a column means and its unit stand in docs/metrics.md. TensorBoard's files need the small package tensorboardX.
+What a column means and its unit stand in docs/metrics.md. What is there from an earlier export is replaced.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,14 @@ import numpy as np
 import tyro
 
 import checkout  # noqa: F401
+import events
 from gala_mpi.run import Run, RunError
 from groups import incomplete, load
-from script import Table, reader_may_leave, write_csv
+from script import Table, progress, reader_may_leave, whole, write_csv
 
 AXIS = ("update", "steps", "hours", "simulator")
+EVENTS = "events.out.tfevents.0.gala_mpi"
+ROWS = 10_000  # at a time
 
 
 @dataclass(frozen=True)
@@ -40,42 +44,41 @@ class Export:
     """What is written."""
 
 
-def export(run: Run, folder: Path, format: str) -> list[Path]:
-    """Write one run; a folder a rank."""
-    folders = []
-    for rank in range(run.agents):
-        mine = folder / f"rank{rank:05d}"
-        mine.mkdir(parents=True, exist_ok=True)
-        tables = {
-            "updates": run.updates(rank),
-            "episodes": run.episodes(rank),
-            "mixes": run.mixes(rank),
-            "energy": run.energy(rank),
-        }
-        if format != "tensorboard":
-            for name, rows in tables.items():
-                write_csv(Table(rows.dtype.names, rows.tolist()), mine / f"{name}.csv")
-        if format != "csv":
-            scalars(tables, mine, run.steps_of_all(rank, tables["updates"]))
-        folders.append(mine)
-    return folders
+def export(run: Run, rank: int, folder: Path, format: str) -> Path:
+    """Write one rank of a run; return its folder."""
+    mine = folder / f"rank{rank:05d}"
+    mine.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "updates": run.updates(rank),
+        "episodes": run.episodes(rank),
+        "mixes": run.mixes(rank),
+        "energy": run.energy(rank),
+    }
+    if format != "tensorboard":
+        for name, rows in tables.items():
+            write_csv(Table(rows.dtype.names, in_parts(rows)), mine / f"{name}.csv")
+    if format != "csv":
+        write_events(run, rank, {name: tables[name] for name in ("updates", "episodes", "energy")}, mine / EVENTS)
+    return mine
 
 
-def scalars(tables: dict[str, np.ndarray], folder: Path, run_steps: np.ndarray) -> None:
-    """Write one event file; `run_steps`: of all agents at each update. Raises RunError without tensorboardX."""
-    try:
-        from tensorboardX import SummaryWriter  # only who wants its files needs it
-    except ImportError:
-        raise RunError("--format tensorboard: tensorboardX is not installed (pip install tensorboardX)") from None
-    steps = dict(zip(tables["updates"]["update"].tolist(), run_steps.round().astype(int).tolist()))
-    with SummaryWriter(str(folder), write_to_disk=True) as writer:
-        for name in ("updates", "episodes", "energy"):
-            rows = tables[name]
+def in_parts(rows: np.ndarray) -> Iterator[tuple]:
+    """Yield rows as plain Python values; all at once would take ten times the memory."""
+    for first in range(0, len(rows), ROWS):
+        yield from rows[first : first + ROWS].tolist()
+
+
+def write_events(run: Run, rank: int, tables: dict[str, np.ndarray], path: Path) -> None:
+    """Write one rank's event file; what is no finite number is left out."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        file.write(events.header())
+        for name, rows in tables.items():
+            steps = run.steps_of_all(rank, rows).round().astype(int)
             for column in rows.dtype.names:
                 if column not in AXIS:
-                    for update, hours, value in zip(rows["update"].tolist(), rows["hours"].tolist(), rows[column].tolist()):
-                        if np.isfinite(value) and update in steps:
-                            writer.add_scalar(f"{name}/{column}", value, steps[update], walltime=3600 * hours)
+                    some = np.isfinite(rows[column])
+                    seconds, values = 3600 * rows["hours"][some], rows[column][some]
+                    file.writelines(events.scalars(f"{name}/{column}", steps[some], seconds, values))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,10 +88,11 @@ def main(arguments: list[str] | None = None) -> None:
         names = [run.path.resolve().name for run in found]
         if len(set(names)) < len(names):
             raise RunError(f"{', '.join(map(str, wanted.runs))}: two runs have one name; --to a folder each")
-        for run, name in zip(found, names):
-            folders = export(run, wanted.to / name, wanted.format)
+        ranks = [(run, name, rank) for run, name in zip(found, names) for rank in range(run.agents)]
+        for run, name, rank in progress(ranks, "export"):
+            folder = export(run, rank, wanted.to / name, wanted.format)
             with reader_may_leave():
-                print(*folders, sep="\n")
+                print(folder)
     except (RunError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

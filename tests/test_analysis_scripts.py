@@ -294,30 +294,38 @@ def test_csv_files_hold_the_tables(tmp_path):
 
 
 def test_event_files_hold_the_scalars(tmp_path):
-    pytest.importorskip("tensorboardX", reason="needs tensorboardX (pip install .[tensorboard])")
+    """Read by another's reader; a step of more bytes, and numbers that are not finite, among them."""
+    pytest.importorskip("tensorboardX", reason="needs tensorboardX (pip install .[test])")
     from tensorboardX.proto import event_pb2
     from tensorboardX.record_writer import masked_crc32c
 
-    run_dir = make(tmp_path / "r", 0, number=7)
-    done = command("export", "r", "--to", "out", "--format", "tensorboard", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    [file] = (tmp_path / "out" / "r" / "rank00001").glob("events.*")
+    run_dir = begin(tmp_path / "r", agents=2)
+    for rank in range(2):
+        rows = update_rows(1, 200)
+        rows["age"][::2] = np.nan
+        write(run_dir, rank, 0, updates=rows, episodes=episode_rows(np.random.default_rng(rank), 30))
+    for _ in range(2):  # the second time it replaces what is there
+        done = command("export", "r", "--to", "out", "--format", "tensorboard", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    [file] = (tmp_path / "out" / "r" / "rank00001").glob("events.out.tfevents.*")
     data, found = file.read_bytes(), []
     while data:  # records: length, its checksum, an event, its checksum
         length = int.from_bytes(data[:8], "little")
-        assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
+        if len(found) % 50 == 0:
+            assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
+            assert int.from_bytes(data[12 + length : 16 + length], "little") == masked_crc32c(data[12 : 12 + length])
         event = event_pb2.Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        assert event.file_version == ("" if found or event.summary.value else "brain.Event:2")
+        found += [(event.step, value.tag, value.simple_value, event.wall_time) for value in event.summary.value]
         data = data[16 + length :]
-    expected = [(row["steps"] * 2, "episodes/score", row["score"]) for row in open_run(run_dir).episodes(1)]
-    assert [row for row in found if row[1] == "episodes/score"] == expected
-
-
-def test_without_tensorboardx_it_is_said(tmp_path):
-    make(tmp_path / "r", 0, number=7)
-    done = run_without(("tensorboardX",), ANALYSIS / "export.py", "r", "--to", "out", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("export.py: --format tensorboard: tensorboardX is not installed (pip install tensorboardX)")
+    run = open_run(run_dir)
+    for table, column in (("episodes", "score"), ("updates", "age"), ("updates", "entropy")):
+        rows = run.updates(1) if table == "updates" else run.episodes(1)
+        rows = rows[np.isfinite(rows[column])]
+        expected = [(row["steps"] * 2, f"{table}/{column}", row[column], row["hours"] * 3600) for row in rows]
+        assert [event for event in found if event[1] == f"{table}/{column}"] == expected
+    steps = [event[0] for event in found]
+    assert min(steps) < 2**14 < max(steps)  # of two bytes, and of three
 
 
 SCRIPT = "import script, throughput; {} script.main(throughput.answer, throughput.Options, '', ['r'])"
