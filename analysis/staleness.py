@@ -15,7 +15,7 @@ Definitions, from the tables `mixes` and `updates`:
   there are more than 60. Lags beyond the 0.5% and 99.5% quantiles of all messages are counted in the first and last column.
 * skipped: the share of an agent's updates after which it mixed nothing, because no newer message of every in-peer was there.
 * longest staleness: the most updates in a row without a mix. longest gap: the longest time in which an agent made no call
-  into MPI, so that messages could not move (s).
+  into MPI, so that messages could not move (s). The first update of a metrics file is left out: the start is in it.
 * torn: messages thrown away because they were being rewritten while they were read; in all runs of the group.
 """
 
@@ -52,8 +52,19 @@ def answer(found: list[Run], options: Options) -> Answer:
     medians = "; ".join(f"{groups[n].name}: median {np.median(np.concatenate(list(lags[n].values()))):g}" for n in drawn)
     alt = f"Heat maps of message lags, a row an edge. Lags in updates, negative where the peer was ahead: {medians}."
     table, points = tables(groups, lags)
+    sentence = answered(np.concatenate([mine for edges in lags for mine in edges.values()]), table)
     notes = mixtures(groups) + [f"{run.path}: no messages between agents; left out" for run in found if run not in mixing]
-    return Answer(table, figure, alt, points, notes)
+    return Answer(table, figure, alt, points, notes, sentence)
+
+
+def answered(lags: np.ndarray, table: Table) -> str:
+    """Return the answer in a sentence: `lags` of all messages, and the table of the groups."""
+    median, most = np.quantile(lags, [0.5, 0.95])
+    waiting = max(table.rows, key=lambda row: row[table.headings.index("skipped (%)")])
+    skipped, staleness = (waiting[table.headings.index(name)] for name in ("skipped (%)", "longest staleness"))
+    whose = f"{waiting[0]}, {skipped:.1f}%, up to {staleness} in a row"
+    half = f"Half of the messages lag at most {median:g} updates behind and 95% at most {most:g}"
+    return f"{half}; most updates without a mix are those of {whose}."
 
 
 def mixes_messages(run: Run) -> bool:
@@ -118,6 +129,13 @@ def skipped(run: Run) -> tuple[int, int]:
     return sum(int((table["staleness"] > 0).sum()) for table in updates), sum(map(len, updates))
 
 
+def longest_gap(run: Run, rank: int) -> float:
+    """Return the longest gap of an agent, s, but for the first update of each of its metrics files."""
+    updates = run.updates(rank)
+    first = np.isin(updates["update"], [part.after_update + 1 for part in run.parts[rank]])
+    return float(np.nanmax(updates["poke_gap"][~first], initial=0))
+
+
 def tables(groups: list[Group], lags: list[dict[tuple[int, int], np.ndarray]]) -> tuple[Table, Table]:
     """Return a table for people, a line a group, and the histogram of every edge."""
     headings = ("group", "edges", "messages", "median lag", "95% under", "largest lag", "skipped (%)", "longest staleness")
@@ -130,7 +148,7 @@ def tables(groups: list[Group], lags: list[dict[tuple[int, int], np.ndarray]]) -
         updates = [table for table in updates if len(table)]
         spread = np.quantile(everything, [0.5, 0.95, 1]) if len(everything) else [np.nan] * 3
         torn = sum(counted(table["torn"]) for table in updates)
-        gap = np.nanmax([table["poke_gap"].max() for table in updates])
+        gap = max((longest_gap(run, rank) for run in group.runs for rank in range(run.agents)), default=np.nan)
         staleness = max(int(table["staleness"].max()) for table in updates)
         row = (group.name, len(edges), len(everything), *spread, 100 * missed / total, staleness, gap, torn)
         people.rows.append(row)

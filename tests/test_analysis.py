@@ -324,6 +324,7 @@ def test_lags_and_skips_are_counted(tmp_path):
         rows = update_rows(1, 50)
         rows["staleness"][10:15] = range(1, 6)
         rows["poke_gap"] = 0.001 * rows["update"]
+        rows["poke_gap"][0] = 5  # the start, no gap between messages
         mixes = mix_rows(1, 50)
         mixes["peer"], mixes["version"] = 1 - rank, mixes["update"] - mixes["update"] % 3
         write(run_dir, rank, 0, updates=rows, mixes=mixes)
@@ -331,6 +332,8 @@ def test_lags_and_skips_are_counted(tmp_path):
     row = dict(zip(said.table.headings, said.table.rows[0]))
     assert (row["edges"], row["messages"], row["largest lag"], row["longest staleness"]) == (2, 100, 2, 5)
     assert row["skipped (%)"] == 10 and row["longest gap (s)"] == pytest.approx(0.05)
+    assert said.sentence.startswith("Half of the messages lag at most 1 updates behind and 95% at most 2;")
+    assert said.sentence.endswith("GALA ring, 10.0%, up to 5 in a row.")
     counts = {(r[2], r[3], int(r[4])): int(r[5]) for r in said.points.rows}
     assert counts == {(1 - rank, rank, lag): sum(u % 3 == lag for u in range(1, 51)) for rank in range(2) for lag in range(3)}
     restarted = np.zeros(4, TABLES["updates"])
