@@ -218,22 +218,62 @@ def _counted(value: str, counts: dict[str, int]) -> str:
     return f"{value} ({', '.join(f'{number} of {label}' for label, number in counts.items())})"
 
 
+def stretches(run: Run) -> list[Run]:
+    """Return the run in pieces of one start or several, each with the settings and agents that it had then. A run that was not
+    resumed with others is one piece. Starts that did no update are left out."""
+    if len(run.starts) < 2:
+        return [run]
+    pieces, first = [], 0
+    for number in range(len(run.starts)):
+        piece = run.during(number, number)
+        if pieces and len(piece.newest) and not changes(pieces[-1], piece):
+            pieces[-1] = run.during(first, number)
+        elif len(piece.newest):
+            pieces.append(piece)
+            first = number
+    return pieces or [run]
+
+
+def changes(before: Run, after: Run) -> list[str]:
+    """Say which settings, that matter, two runs differ in: "num_envs 8 → 32"."""
+    one, other = before.settings(), after.settings()
+    names = [name for name in other if name not in INCIDENTAL | {"method", "environments"} and one.get(name) != other[name]]
+    return [f"{name} {_first_line(one.get(name))} → {_first_line(other[name])}" for name in names]
+
+
 def incomplete(found: list[Run]) -> list[str]:
     """Return a line for each run that has not ended, or whose agents have not all done the same; that has skipped updates, or
     cannot be read whole. Ask after reading: it brings more to light."""
     lines = [f"{run.path}: {run.state}; read as far as it goes" for run in found if run.state != "finished"]
     for run in found:
-        lines += [f"{run.path}: {words}" for words in absent(run)]
+        lines += [f"{run.path}: {words}" for words in [*changed(run), *absent(run)]]
         agents = ", ".join(f"{number:,} of agent {rank}" for rank, number in run.skipped.items())
         lines += [f"{run.path}: updates skipped because a number was not finite: {agents}"] if agents else []
     return lines + [problem for run in found for problem in run.problems]
 
 
+def changed(run: Run) -> list[str]:
+    """Return a line for each resume that changed settings."""
+    pieces = stretches(run)
+    steps = [f"{int(piece.newest['steps'].sum()):,} steps" for piece in pieces]
+    return [
+        f"was resumed with other settings after {done}: {', '.join(changes(before, after))}"
+        for before, after, done in zip(pieces, pieces[1:], steps)
+    ]
+
+
 def absent(run: Run) -> list[str]:
-    """Return a line for each agent that was there for a part of the run only."""
-    lines = []
-    for rank, hours in run.early.items():
-        when = f"its last update was at {hours:.3g} of {run.hours:.3g} h"
-        left = f"agent {rank} was lost" if rank in run.lost else f"agent {rank} has ended before the others"
-        lines.append(f"agent {rank} has done no update" if math.isnan(hours) else f"{left}; {when}")
+    """Return a line for agents that were lost, for those that ended long before the run, and for those without an update."""
+    early = {rank: hours for rank, hours in run.early.items() if not math.isnan(hours)}
+    idle = sorted(run.early.keys() - early.keys())
+    lines = [f"{_agents(idle)} done no update"] if idle else []
+    for words, ranks in (("been lost", early.keys() & run.lost), ("ended before the others", early.keys() - run.lost)):
+        if ranks:
+            last = sorted(early[rank] for rank in ranks)
+            when = " to ".join(dict.fromkeys(f"{hours:.3g}" for hours in (last[0], last[-1])))
+            lines.append(f"{_agents(sorted(ranks))} {words}; the last update was at {when} of {run.hours:.3g} h")
     return lines
+
+
+def _agents(ranks: list[int]) -> str:
+    return f"agent {ranks[0]} has" if len(ranks) == 1 else f"agents {', '.join(map(str, ranks))} have"

@@ -7,12 +7,14 @@ Draws frames per second against ranks, the seconds of an update by section, and 
 
 Definitions:
 
-* frames/s: emulator frames of all agents (4 a step for Atari, 1 for any other env) over training time. Of each agent the
-  time from its first to its last recorded update counts, so that the start does not; the agents' rates are added. Of a
-  run that was resumed on another number of ranks, only the time since then counts.
+* frames/s: emulator frames of all agents (a step has --atari.frame-skip of Atari, 4 by default, and 1 of any other env) over
+  training time, from the first update of any agent to the last one of any: who ends early, is lost or comes late does none
+  meanwhile. Each agent's first update counts as its others do, so that the start of the program does not. Agents that cannot be
+  read count as the others do.
+* a run that was resumed with other settings, or on another number of ranks, is several: each stretch has its own row.
 * sections: the mean wall time of an agent's update spent choosing actions, in the environments, in the backward pass, in the
   optimiser, in the exchange and recording; other: the rest, up to the next update.
-* cores used: processor time of all agents over training time; 2 means two cores all the time. Cores busy: of whole nodes,
+* cores used: processor time of all agents over the same time; 2 means two cores all the time. Cores busy: of whole nodes,
   other programs included. GPUs busy: the share of the time in which a kernel ran, mean over the nodes' GPUs.
 * watts, joules a frame: of all nodes together, as their counters tell ("–": not available).
 * efficiency: frames/s a rank over that of the group's runs with the fewest ranks; weak: among runs with as many
@@ -31,7 +33,9 @@ from matplotlib.axes import Axes
 import checkout  # noqa: F401
 from gala_mpi.clock import SECTIONS
 from gala_mpi.run import Run, RunError
-from groups import SIZE, Group, grouped, labels, mixtures
+from gala_mpi.run.steps import from_its_beginning
+from gala_mpi.run.tables import TABLES
+from groups import SIZE, Group, grouped, labels, mixtures, stretches
 from published import is_atari
 from script import COLOURS, MARKERS, Answer, Options, Table, line_style, main, panels
 
@@ -56,11 +60,12 @@ class Speed:
     @property
     def joules(self) -> float:
         """A frame."""
-        return self.watts / self.frames
+        return self.watts / self.frames if self.frames else np.nan
 
 
 def answer(found: list[Run], options: Options) -> Answer:
-    timed = [run for run in found if any(len(lately(run, rank)) > 1 for rank in range(run.agents))]
+    pieces = [piece for run in found for piece in stretches(run)]
+    timed = [piece for piece in pieces if span(updates(piece))]
     if not timed:
         raise RunError(f"{found[0].path}: fewer than two updates are there; two or more are expected")
     groups = grouped(timed, options.by)
@@ -74,55 +79,52 @@ def answer(found: list[Run], options: Options) -> Answer:
     if measured:
         against_ranks(axes[2], speeds, labels(groups), lambda speed: speed.watts, "power (W, all nodes)")
     fastest = max(speeds, key=lambda speed: speed.frames)
-    alt = (
-        f"Frames per second against ranks, the fastest {fastest.frames:,.0f} by {fastest.group.name} on {fastest.ranks} ranks; "
-        "and bars of an update's time by section."
-    )
+    sentence = f"The fastest is {fastest.group.name} on {fastest.ranks} ranks, with {fastest.frames:,.0f} frames/s"
+    alt = f"Frames per second against ranks. {sentence}; and bars of an update's time by section."
     notes = [] if measured else ["energy: not available in these runs"]
+    if measured:
+        without = dict.fromkeys(str(speed.run.path) for speed in speeds if not np.isfinite(speed.watts))
+        notes += [f"{path}: energy is not available" for path in without]
     notes += mixtures(groups, apart=SIZE)
-    notes += [f"{run.path}: fewer than two updates; left out" for run in found if run not in timed]
-    return Answer(table(speeds), figure, alt, points(speeds), notes)
+    left_out = dict.fromkeys(str(run.path) for run in pieces if run not in timed)
+    notes += [f"{path}: fewer than two updates; left out" for path in left_out]
+    return Answer(table(speeds), figure, alt, points(speeds), notes, f"{sentence}.")
+
+
+def updates(run: Run) -> list[np.ndarray]:
+    """Return the updates of every agent that did some."""
+    return [rows for rows in map(run.updates, range(run.agents)) if len(rows)]
+
+
+def span(tables: list[np.ndarray]) -> float:
+    """Return the seconds from where the first agent began to where the last one ended; 0 where no agent did two updates."""
+    if not any(len(rows) > 1 for rows in tables):
+        return 0.0
+    began = min(from_its_beginning(rows)["hours"][0] for rows in tables)
+    return 3600 * float(max(rows["hours"][-1] for rows in tables) - began)
 
 
 def measure(run: Run, group: Group) -> Speed:
-    tables = [table for table in (lately(run, rank) for rank in range(run.agents)) if len(table) > 1]
-    seconds = np.array([3600 * np.ptp(table["hours"]) for table in tables])
-    steps = np.array([np.ptp(table["steps"]) for table in tables])
+    tables = updates(run)
+    seconds = span(tables)
     frames_per_step = (run.settings().get("atari.frame_skip") or 4) if is_atari(run.config["env"]) else 1
-    frames = frames_per_step * float(np.sum(steps / seconds))
-    parts = np.array([[table[name][1:].mean(dtype=float) for name in SECTIONS] for table in tables]).mean(axis=0)
-    whole = np.mean([s / (len(table) - 1) for s, table in zip(seconds, tables)])
-    cores = float(np.sum([table["cpu"][1:].sum(dtype=float) / s for s, table in zip(seconds, tables)]))
-    begin = min(table["hours"][0] for table in tables)
-    nodes = [table[table["hours"] >= begin] for table in map(run.energy, range(run.agents))]
-    nodes = [table for table in nodes if len(table)]
-    busy = [weighted(nodes, name) for name in ("cores_busy", "gpus_busy")]
-    return Speed(run, group, frames, np.array([*parts, max(0.0, whole - parts.sum())]), cores, *busy, power(run, nodes))
-
-
-def lately(run: Run, rank: int) -> np.ndarray:
-    """Return the updates since the run has had as many agents as now."""
-    table = run.updates(rank)
-    before = np.flatnonzero(run.agents_at(rank, table["update"]) != run.agents)
-    return table[before[-1] + 1 :] if len(before) else table
-
-
-def power(run: Run, nodes: list[np.ndarray]) -> float:
-    """Return the power of all nodes, W, between the first and last moment of which each of them tells; NaN: not available."""
-    hours, joules, _ = run.joules
-    begin = max((table["hours"][0] for table in nodes), default=np.inf)
-    end = min((table["hours"][-1] for table in nodes), default=-np.inf)
-    if not len(hours) or begin >= end:
-        return np.nan
-    first, last = np.interp([begin, end], hours, joules)
-    return float(last - first) / (end - begin) / 3600
+    missing = run.agents / sum(map(bool, run.parts[: run.agents]))
+    steps = sum(int(np.ptp(from_its_beginning(rows)["steps"])) for rows in tables)
+    cpu = sum(len(rows) * rows["cpu"][-max(1, len(rows) - 1) :].mean(dtype=float) for rows in tables)
+    several = [rows for rows in tables if len(rows) > 1]
+    parts = np.array([[rows[name][1:].mean(dtype=float) for name in SECTIONS] for rows in several]).mean(axis=0)
+    whole = 3600 * float(np.mean([np.ptp(rows["hours"]) / (len(rows) - 1) for rows in several]))
+    sections = np.array([*parts, max(0.0, whole - parts.sum())])
+    busy = [weighted(list(run.energy_by_rank().values()), name) for name in ("cores_busy", "gpus_busy")]
+    frames = missing * frames_per_step * steps / seconds
+    return Speed(run, group, frames, sections, missing * cpu / seconds, *busy, run.watts)
 
 
 def weighted(nodes: list[np.ndarray], column: str) -> float:
-    """Return the mean of a column over nodes and time."""
-    if not nodes:
-        return np.nan
-    return float(np.mean([np.average(table[column], weights=table["seconds"]) for table in nodes]))
+    """Return the mean of a column over nodes and time; NaN: not available."""
+    rows = np.concatenate(nodes) if nodes else np.zeros(0, TABLES["energy"])
+    rows = rows[np.isfinite(rows[column]) & (rows["seconds"] > 0)]
+    return float(np.average(rows[column], weights=rows["seconds"])) if len(rows) else np.nan
 
 
 def means(speeds: list[Speed]) -> dict[str, np.ndarray]:
@@ -145,12 +147,14 @@ def efficiency(speed: Speed, speeds: list[Speed], same: Callable[[Speed], int]) 
 
 
 def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callable[[Speed], float], label: str) -> None:
+    """Draw a line for each group (its colour) and number of environments a rank (its marker)."""
     lines: dict[tuple[str, int], list[Speed]] = {}
     for speed in speeds:
         lines.setdefault((speed.group.name, speed.run.config["num_envs"]), []).append(speed)
+    sizes = sorted({environments for _, environments in lines})
     for (name, environments), mine in lines.items():
         style = line_style(order.index(mine[0].group.label))
-        marker = MARKERS[order.index(mine[0].group.label) % len(MARKERS)]
+        marker = MARKERS[sizes.index(environments) % len(MARKERS)]
         ranks = sorted({speed.ranks for speed in mine})
         middle = [np.mean([value(speed) for speed in mine if speed.ranks == n]) for n in ranks]
         ax.plot(ranks, middle, **style)

@@ -300,19 +300,6 @@ def test_strong_efficiency_is_among_runs_of_as_many_environments(tmp_path):
     plt.close("all")
 
 
-def test_speed_is_that_of_the_newest_number_of_agents(tmp_path):
-    """Four agents did an update in 72 s; two, with steps dealt anew, do one in 36 s."""
-    run_dir = begin(tmp_path / "r", agents=2)
-    for rank in range(4):
-        write(run_dir, rank, 0, 4, updates=update_rows(1, 50))
-    for rank in range(2):
-        rows = update_rows(51, 100)
-        rows["steps"], rows["hours"] = 2 * 50 * STEPS + (rows["update"] - 50) * STEPS, 1 + (rows["update"] - 50) / 100
-        write(run_dir, rank, 50, 2, updates=rows)
-    run = open_run(run_dir)
-    assert throughput.measure(run, grouped([run], "exchange")[0]).frames == pytest.approx(2 * STEPS / 36)
-
-
 def test_atari_has_four_frames_a_step():
     assert all(published.is_atari(name) for name in ("pong", "ms_pacman", "ALE/Pong-v5"))
     assert not any(published.is_atari(name) for name in ("CartPole-v1", "MinAtar/Breakout-v1"))

@@ -106,8 +106,10 @@ def test_who_ends_early_is_named(tmp_path):
     run = paced(tmp_path / "r", [1] * 4, [1000, 1000, 1000, 100]).lose(3, 100)
     read = open_run(run.path)
     assert read.early == {3: pytest.approx(100 / 3600)}
-    assert f"{run.path}: agent 3 was lost; its last update was at 0.0278 of 0.278 h" in incomplete([read])
-    assert open_run(paced(tmp_path / "s", [1, 1.1], [100, 90]).path).early == {}
+    assert f"{run.path}: agent 3 has been lost; the last update was at 0.0278 of 0.278 h" in incomplete([read])
+    slow = open_run(paced(tmp_path / "s", [1, 1, 10], [1000, 500, 100]).path)
+    assert f"{slow.path}: agent 1 has ended before the others; the last update was at 0.139 of 0.278 h" in incomplete([slow])
+    assert open_run(paced(tmp_path / "t", [1, 1.1], [100, 90]).path).early == {}
 
 
 def test_the_hours_of_a_revived_rank_are_the_run_s(tmp_path):

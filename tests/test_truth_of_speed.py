@@ -1,0 +1,100 @@
+"""What `throughput.py` and `simulate.py` say of runs whose pace follows from how they were made (`synthetic.py`)."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+from synthetic import Synthetic, energy, paced, updates
+
+import throughput
+from gala_mpi.run import open_run
+from groups import incomplete
+from script import Options
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def rows(*paths) -> list[dict]:
+    said = throughput.answer([open_run(path) for path in paths], Options(runs=()))
+    return [dict(zip(said.table.headings, row)) for row in said.table.rows]
+
+
+def test_rates_are_over_the_time_of_the_run(tmp_path):
+    """Four agents of equal shares, one ten times slower, on one node of 100 W: three are done after a tenth of the time."""
+    run = paced(tmp_path / "r", [1, 1, 1, 10], [100] * 4, watts=100)
+    [row] = rows(run.path)
+    assert row["frames/s"] == pytest.approx(4 * 80 * 400 / 1000, rel=1e-6) == 128
+    assert (row["watts"], row["mJ a frame"]) == (pytest.approx(100), pytest.approx(100_000 / 128))
+    assert row["cores used"] == pytest.approx((3 * 100 + 1000) / 1000, rel=1e-6)
+    assert row["ms an update"] == pytest.approx(1000 * (3 * 1 + 10) / 4)  # mean over agents
+
+
+def test_a_lost_rank_does_nothing_any_more_and_is_named(tmp_path):
+    """One of four is lost after a tenth of 1,000 s."""
+    run = paced(tmp_path / "r", [1] * 4, [1000, 1000, 1000, 100]).lose(3, 100)
+    [row] = rows(run.path)
+    assert row["frames/s"] == pytest.approx(4 * 80 * 3100 / 1000, rel=1e-6) == 992
+    assert row["cores used"] == pytest.approx(3.1, rel=1e-6)
+    assert any("agent 3 has been lost" in line for line in incomplete([open_run(run.path)]))
+
+
+def test_who_comes_late_did_nothing_before(tmp_path):
+    """An agent's first update ends after 500 s of 1,000."""
+    run = paced(tmp_path / "r", [1], [1000], agents=2)
+    run.write(1, updates=updates(500, begin=500 / 3600))
+    assert rows(run.path)[0]["frames/s"] == pytest.approx(4 * 80 * 1500 / 1000, rel=1e-6)
+
+
+def test_the_start_of_the_program_does_not_count(tmp_path):
+    run = Synthetic(tmp_path / "r", agents=1)
+    took = [60.0, *[1.0] * 99]
+    run.write(0, updates=updates(100, took, cpu=took))
+    [row] = rows(run.path)
+    assert (row["frames/s"], row["cores used"]) == (pytest.approx(320), pytest.approx(1))
+
+
+def test_agents_that_cannot_be_read_count_as_the_others(tmp_path):
+    run = paced(tmp_path / "r", [1, 1, 1, 1], [100] * 4)
+    (run.path / "metrics" / "rank00002.h5").unlink()
+    [row] = rows(run.path)
+    assert (row["frames/s"], row["cores used"]) == (pytest.approx(4 * 320), pytest.approx(4))
+
+
+def test_each_stretch_has_its_own_settings(tmp_path):
+    """500 updates of 8 environments take 50 ms each; resumed, 50 of 32 take 200 ms. (All together: 63.6 ms.)"""
+    run = Synthetic(tmp_path / "r", agents=1, num_envs=8, exchange="none")
+    run.write(0, updates=updates(500, 0.05, steps=40), energy=energy(5, 100, seconds=5))
+    run.resume(checkpoint=3, num_envs=32)
+    later = updates(50, 0.2, steps=160, after=500, before=500 * 40, begin=25 / 3600)
+    run.write(0, after_update=500, updates=later, energy=energy(2, 300, seconds=5, begin=25 / 3600, after=500))
+    found = {row["environments a rank"]: row for row in rows(run.path)}
+    assert {n: row["ms an update"] for n, row in found.items()} == {8: pytest.approx(50), 32: pytest.approx(200)}
+    assert {n: row["frames/s"] for n, row in found.items()} == {8: pytest.approx(3200), 32: pytest.approx(3200)}
+    assert {n: row["watts"] for n, row in found.items()} == {8: pytest.approx(100), 32: pytest.approx(300)}
+    assert f"{run.path}: was resumed with other settings after 20,000 steps: num_envs 8 → 32" in incomplete(
+        [open_run(run.path)]
+    )
+
+
+def test_stretches_on_fewer_and_on_more_ranks(tmp_path):
+    """Four agents take 1 s an update, then two 0.5 s, then eight 2 s."""
+    run = paced(tmp_path / "r", [1] * 4, [60] * 4)
+    for checkpoint, (agents, took) in enumerate([(2, 0.5), (8, 2)], start=1):
+        run.resume(agents=agents, checkpoint=checkpoint)
+        for rank in range(agents):
+            before = (50 + 50 * (checkpoint - 1) // 2) * 80 * 4 // agents
+            begin = (50 + 25 * (checkpoint - 1)) / 3600
+            run.write(rank, 50 * checkpoint, updates=updates(50, took, after=50 * checkpoint, before=before, begin=begin))
+    found = {row["ranks"]: row["frames/s"] for row in rows(run.path)}
+    assert found == {4: pytest.approx(1280), 2: pytest.approx(1280), 8: pytest.approx(1280)}
+
+
+def test_a_resume_that_changed_nothing_is_one_stretch(tmp_path):
+    run = paced(tmp_path / "r", [1], [100]).resume(checkpoint=1, total_steps=16_000, seed=3)
+    run.write(0, after_update=100, updates=updates(100, after=100, begin=100 / 3600))
+    assert [row["frames/s"] for row in rows(run.path)] == [pytest.approx(320)]
+    assert incomplete([open_run(run.path)]) == []
