@@ -1,21 +1,25 @@
 """Is one group of runs better than another, and how sure is that?
 
     python analysis/compare.py runs --by exchange --base allreduce
-    python analysis/compare.py runs --threshold pong 15
+    python analysis/compare.py runs --all-pairs
+    python analysis/compare.py runs --threshold pong 15 --steps 2000000
 
-Compares every group with the base group over the games that both have.
+Compares every group with the base group (or with every other one) in each game that both have and over all of them, at a
+common step and at a common hour.
 
-Definitions (Agarwal et al., NeurIPS 2021):
+Definitions (Agarwal et al., NeurIPS 2021; `common.py` and `stats.py` have the formulae):
 
-* score of a run: the mean of its last 100 training episodes, normalised (0 random, 1 human) if all games of the two groups
-  can be; else as it is, if there is one game only.
+{common}
+* score of a run: in points in a row of one game; over several games normalised (0 random, 1 human), the games without a
+  normalised score left out.
 * probability of improvement: P(X > Y) + P(X = Y) / 2 for a run X of the group and Y of the base, mean over games. 0.5 says
   nothing; the interval is a 95% percentile bootstrap, runs resampled within each game and group.
-* difference: of the interquartile means over games × seeds, group minus base, with the same kind of interval.
-* performance profile: the share of runs that score above x; band: pointwise 95% bootstrap interval.
-* steps and hours to the threshold: of each run, where the mean of 100 successive training scores first reaches the game's
-  threshold; the median over runs, a run that never does counting as infinite ("–": half of the runs or more never do).
-  The threshold is --threshold, or as in robustness.py.
+* difference: of the interquartile means over games × seeds, group minus base, with the same kind of interval; of scores, and
+  of areas.
+* performance profile: the share of runs that score above x at the common step; band: pointwise 95% bootstrap interval.
+* to threshold: of each run, the step (in rows of steps) or hour at which the mean of 100 successive training scores first
+  reaches the game's threshold; the median over runs with its bootstrap interval, a run that never does counting as infinite
+  (∞: half of the runs or more never do), however far it went. The threshold is --threshold, or as in robustness.py.
 
 With 3 runs or fewer a game, bootstrap intervals are too narrow: they cannot show what no run has shown. With one there is
 no interval.
@@ -23,19 +27,26 @@ no interval.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 
 import checkout  # noqa: F401
+import common
 import stats
+from common import AXES, WINDOW, Point
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import GAMES, normalised
-from robustness import WINDOW, final, thresholds
+from robustness import check_thresholds, thresholds
 from script import Answer, Options, Table, legend, line_style, main, panels
+from stats import Estimate, Strata
 
 FEW = 3  # runs
+ALL = "all games"
+__doc__ = __doc__.format(common=common.__doc__.partition("\n\n")[2].rstrip())
 
 
 @dataclass(frozen=True)
@@ -44,138 +55,213 @@ class Compare(Options):
 
     base: str = ""
     """The group that the others are compared with, as the table calls it without the game. Empty: A2C if it is there, else
-    the first."""
+    the first; of those that share a game with another."""
+    all_pairs: bool = False
+    """Compare every two groups."""
     threshold: dict[str, float] = field(default_factory=dict)
     """GAME SCORE ...: the score whose steps and hours are asked for, for example pong 15."""
+    steps: Optional[float] = None
+    """Compare at this step instead of the common one."""
+    hours: Optional[float] = None
+    """Compare at this hour instead of the common one."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One label's runs, by game."""
+class Pair:
+    """Two groups, by their labels, in some games at a common step or hour."""
 
-    label: str
-    games: dict[str, list[Run]]
+    ours: str
+    base: str
+    axis: str
+    points: dict[str, Point]  # by game
 
     @property
-    def runs(self) -> list[Run]:
-        return [run for game in self.games.values() for run in game]
+    def normalise(self) -> bool:
+        return len(self.points) > 1
+
+    def strata(self, label: str, areas: bool = False) -> Strata:
+        """Return the score, or the area, of every run of a group: for each game float64 [runs]."""
+        values = {game: point.areas(label) if areas else point.scores(label) for game, point in self.points.items()}
+        return [normalised(game, value) if self.normalise else value for game, value in values.items()]
+
+    def improvement(self) -> Estimate:
+        return stats.probability_of_improvement(self.strata(self.ours), self.strata(self.base))
+
+    def row(self, limits: dict[str, float], groups: dict[tuple[str, str], Group]) -> tuple:
+        """Return a row of the table."""
+        game = ALL if self.normalise else next(iter(self.points))
+        runs = [sum(len(point.groups[label]) for point in self.points.values()) for label in (self.ours, self.base)]
+        gaps = [stats.difference(self.strata(self.ours, a), self.strata(self.base, a), stats.iqm) for a in (False, True)]
+        times = [None, None]
+        if game in limits:
+            times = [time_to(groups[game, label], limits[game], self.axis) for label in (self.ours, self.base)]
+        where = f"common {self.axis}" if self.normalise else str(self.points[game])
+        unit = "normalised" if self.normalise else "points"
+        return (self.ours, self.base, game, where, *runs, self.improvement(), *gaps, unit, *times)
+
+
+HEADINGS = ("group", "base", "game", "at", "runs", "base's runs", "P(improvement)", "IQM difference", "area difference")
+HEADINGS += ("scores", "to threshold", "base to threshold")
 
 
 def answer(found: list[Run], options: Compare) -> Answer:
+    for name in AXES:
+        if (wanted := getattr(options, name)) is not None and not 0 < wanted < np.inf:
+            raise RunError(f"--{name} {wanted}: a number above 0 is expected")
     scored = [run for run in found if len(run.scores)]
     if not scored:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
+    check_thresholds(options.threshold, found)
     groups = grouped(scored, options.by)
-    sides = [side(label, groups) for label in labels(groups)]
-    base = choose(sides, options.base, options.by)
-    others = [s for s in sides if s is not base and set(s.games) & set(base.games)]
-    if not others:
-        raise RunError(f"{base.label}: no other group has runs of the same game; --by tells what makes a group")
+    by_place = {(group.env, group.label): group for group in groups}
     limits = thresholds({group.env for group in groups}, options.threshold)
-    table, notes = Table(HEADINGS), []
-    for other in others:
-        table.rows.append(compare(other, base, limits))
-        few = min(len(s.games[game]) for s in (other, base) for game in set(other.games) & set(base.games))
-        if few <= FEW:
-            width = "there is no interval" if few == 1 else "the intervals are too narrow"
-            notes.append(f"{other.label} against {base.label}: {few} run{'s' * (few > 1)} of a game; {width}")
-    figure, points = draw(table, [base, *others], [s.label for s in sides])
-    said = "; ".join(f"{row[0]} improves on {row[1]} with probability {row[3]:.2f}" for row in table.rows)
-    notes += mixtures(groups)
-    notes += [f"{run.path}: no finished episode is there; left out" for run in found if run not in scored]
-    return Answer(
-        table, figure, f"Probability of improvement with intervals: {said}. Below, performance profiles.", points, notes
-    )
+    at = {axis: common.points(groups, axis, getattr(options, axis)) for axis in AXES}
+    sides = choose(groups, options)
+    pairs = [pair for ours, base in sides for axis in AXES for pair in of_games(ours, base, axis, at[axis])]
+    if not pairs:
+        names = ", ".join(dict.fromkeys(base for _, base in sides))
+        raise RunError(f"{names}: no other group has runs of the same game; --by tells what makes a group")
+    table = Table(HEADINGS, [pair.row(limits, by_place) for pair in pairs])
+    figure, points = draw(pairs, table, at["steps"], labels(groups))
+    said = [
+        f"{row[0]} scores more than {row[1]} with probability {row[6].value:.2f} ({row[2]}, {row[3]})" for row in table.rows
+    ]
+    notes = [note for axis in AXES for point in at[axis].values() for note in point.notes]
+    notes += few(pairs) + without(pairs, groups) + late(groups, limits)
+    notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]
+    alt = f"Probability of improvement with intervals: {'; '.join(said)}. Below, performance profiles."
+    return Answer(table, figure, alt, points, list(dict.fromkeys(notes)))
 
 
-HEADINGS = ("group", "base", "games", "P(improvement)", "low", "high", "IQM difference", "low ", "high ", "scores")
-HEADINGS += ("steps to threshold", "base's steps", "hours to threshold", "base's hours")
+def choose(groups: list[Group], options: Compare) -> list[tuple[str, str]]:
+    """Return which labels are compared: (group, base) each. Raises RunError."""
+    names = labels(groups)
+    if len(names) < 2:
+        raise RunError(f"--by {options.by}: all runs are in one group, {names[0]}; two or more groups are expected")
+    if options.base and options.base not in names:
+        raise RunError(f"--base {options.base}: no such group; one of {', '.join(names)} is expected")
+    games = {name: {group.env for group in groups if group.label == name} for name in names}
+    alike = [name for name in names if any(games[name] & games[other] for other in names if other != name)] or names
+    base = options.base or ("A2C" if "A2C" in alike else alike[0])
+    if options.all_pairs:  # the base stands last, as the one that others are compared with
+        return list(itertools.combinations([*(name for name in names if name != base), base], 2))
+    return [(name, base) for name in names if name != base]
 
 
-def side(label: str, groups: list[Group]) -> Side:
-    return Side(label, {group.env: group.runs for group in groups if group.label == label})
+def of_games(ours: str, base: str, axis: str, points: dict[str, Point]) -> list[Pair]:
+    """Return two labels in each game that both have runs of, and over those games whose scores can be joined."""
+    shared = {game: point for game, point in points.items() if point.groups.get(ours) and point.groups.get(base)}
+    known = {game: point for game, point in shared.items() if game in GAMES}
+    single = [Pair(ours, base, axis, {game: point}) for game, point in shared.items()]
+    return single + [Pair(ours, base, axis, known)] * (len(known) > 1)
 
 
-def choose(sides: list[Side], wanted: str, by: str) -> Side:
-    """Return the base. Raises RunError."""
-    if len(sides) < 2:
-        raise RunError(f"--by {by}: all runs are in one group, {sides[0].label}; two or more groups are expected")
-    named = {s.label: s for s in sides}
-    if not wanted:
-        return named.get("A2C", sides[0])
-    if wanted not in named:
-        raise RunError(f"--base {wanted}: no such group; one of {', '.join(named)} is expected")
-    return named[wanted]
+def time_to(group: Group, limit: float, axis: str) -> Estimate:
+    """Return the median over a group's runs of where the threshold is first reached."""
+    return stats.estimate([np.nan_to_num([reached(run, limit, axis) for run in group.runs], nan=np.inf)], stats.middle)
 
 
-def strata(ours: Side, games: list[str], normalise: bool) -> list[np.ndarray]:
-    """Return the score of every run: for each game float64 [runs]."""
-    return [np.array([normalised(game, final(run)) if normalise else final(run) for run in ours.games[game]]) for game in games]
+def reached(run: Run, limit: float, axis: str) -> float:
+    """Return where a run first reaches the threshold; NaN: it does not."""
+    return stats.first_reached(run.scores[axis], run.scores["score"], limit, WINDOW)
 
 
-def scale(games: list[str], sides: list[Side]) -> bool:
-    """Return whether scores are normalised. Raises RunError where they would have to be and cannot."""
-    if unknown := sorted(set(games) - set(GAMES)):
-        if len(games) > 1:
-            raise RunError(
-                f"{sides[0].label}, {sides[1].label}: {', '.join(unknown)} has no normalised score to join with other games"
-            )
-        return False
-    return True
+# What a reader should know.
 
 
-def compare(ours: Side, base: Side, limits: dict[str, float]) -> tuple:
-    games = sorted(set(ours.games) & set(base.games))
-    normalise = scale(games, [ours, base])
-    x, y = strata(ours, games, normalise), strata(base, games, normalise)
-    improvement, gap = stats.probability_of_improvement(x, y), stats.difference(x, y, stats.iqm)
-    times = [median_time(s, games, limits, axis) for axis in ("steps", "hours") for s in (ours, base)]
-    kind = "normalised" if normalise else "points"
-    return (ours.label, base.label, ", ".join(games), *improvement, *gap, kind, *times)
+def few(pairs: list[Pair]) -> list[str]:
+    """Return a note for each pair with so few runs that intervals say little."""
+    notes = {}
+    for pair in pairs:
+        runs = min(len(point.groups[label]) for point in pair.points.values() for label in (pair.ours, pair.base))
+        width = "there is no interval" if runs == 1 else "the intervals are too narrow"
+        if runs <= FEW:
+            notes[pair.ours, pair.base] = f"{runs} run{'s' * (runs > 1)} of a game; {width}"
+    return [f"{ours} against {base}: {words}" for (ours, base), words in notes.items()]
 
 
-def median_time(ours: Side, games: list[str], limits: dict[str, float], axis: str) -> float:
-    """Return the median over runs of where the threshold is first reached; inf: too few reach it; NaN: there is none."""
-    runs = [(run, limits[game]) for game in games if game in limits for run in ours.games[game]]
-    reached = [stats.first_reached(run.scores[axis], run.scores["score"], limit, WINDOW) for run, limit in runs]
-    return float(np.median(np.nan_to_num(reached, nan=np.inf))) if reached else np.nan
+def without(pairs: list[Pair], groups: list[Group]) -> list[str]:
+    """Return a note for each group that is in no pair, and for games that no score over games has."""
+    paired = {label for pair in pairs for label in (pair.ours, pair.base)}
+    notes = [
+        f"{label}: has no runs of a game in common with the base; left out" for label in labels(groups) if label not in paired
+    ]
+    unknown = sorted({game for pair in pairs for game in pair.points} - set(GAMES))
+    if unknown and any(len(pair.points) > 1 for pair in pairs):
+        notes.append(f"{ALL}: without {', '.join(unknown)}, which has no normalised score")
+    return notes
 
 
-def draw(table: Table, sides: list[Side], order: list[str]):
-    heights = [0.4 * len(table.rows) + 1.2, 3.6]
+def late(groups: list[Group], limits: dict[str, float]) -> list[str]:
+    """Return a note for each group with runs that ended before others reached the game's threshold: they might have, too."""
+    notes = []
+    for game, limit in limits.items():
+        mine = [group for group in groups if group.env == game]
+        times = {id(run): reached(run, limit, "steps") for group in mine for run in group.runs}
+        latest = max((time for time in times.values() if np.isfinite(time)), default=-np.inf)
+        for group in mine:
+            short = [run for run in group.runs if np.isnan(times[id(run)]) and run.scores["steps"].max() < latest]
+            if short:
+                ended = f"{len(short)} run{'s' * (len(short) > 1)} below the threshold ended before others reached it"
+                notes.append(f"{group.name}: {ended}, and {'count' if len(short) > 1 else 'counts'} as never reaching it")
+    return notes
+
+
+# The figure.
+
+
+def draw(pairs: list[Pair], table: Table, at: dict[str, Point], order: list[str]):
+    rows = list(dict.fromkeys((pair.ours, pair.base, row[2]) for pair, row in zip(pairs, table.rows)))
+    heights = [0.34 * len(rows) + 1.3, 3.6]
     figure, (top, bottom) = panels(2, height=sum(heights) / 2, height_ratios=heights)
-    for y, (label, _, _, value, low, high, *_) in enumerate(table.rows):
-        top.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=4, **line_style(order.index(label)))
+    points = Table(("panel", "group", "base", "game", "at", "x", "value", "low", "high"))
+    for pair, row in zip(pairs, table.rows):
+        value, low, high = row[6]
+        y = rows.index((pair.ours, pair.base, row[2])) + (-0.13 if pair.axis == "steps" else 0.13)
+        hollow = {} if pair.axis == "steps" else {"markerfacecolor": "white"}
+        style = {"color": line_style(order.index(pair.ours))["color"], **hollow}
+        top.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=3, markersize=5, **style)
+        points.rows.append(("improvement", *row[:4], None, value, low, high))
     top.axvline(0.5, color="black", linewidth=1, linestyle=":")
-    top.set_yticks(range(len(table.rows)), [row[0] for row in table.rows])
-    top.set(xlim=(-0.03, 1.03), xlabel=f"P(a run scores more than a run of {table.rows[0][1]}), 95% bootstrap interval")
-    top.set_ylim(len(table.rows) - 0.5, -0.5)
-    games = sorted(set.intersection(*(set(s.games) for s in sides)))
-    points = Table(("group", "score", "share", "low", "high"))
-    if not games:
-        bottom.set_axis_off()
-        return figure, points
-    normalise = scale(games, sides)
-    data = [strata(s, games, normalise) for s in sides]
-    ends = np.concatenate([np.concatenate(d) for d in data])
-    margin = 0.05 * max(np.ptp(ends), 1e-3)
-    grid = np.linspace(ends.min() - margin, ends.max() + margin, 200)
-    for s, d in zip(sides, data):
-        share, low, high = stats.profile(d, grid)
-        bottom.plot(grid, 100 * share, label=s.label, drawstyle="steps-post", **line_style(order.index(s.label)))
-        bottom.fill_between(
-            grid, 100 * low, 100 * high, color=line_style(order.index(s.label))["color"], alpha=0.15, linewidth=0, step="post"
-        )
-        points.rows += [(s.label, *point) for point in zip(grid, share, low, high)]
-    unit = "normalised score (0 random, 1 human)" if normalise else "score (points)"
-    bottom.set(
-        title=f"performance profile: {', '.join(games)}",
-        xlabel=f"{unit} x",
-        ylabel="runs that score above x (%)",
-        ylim=(-3, 103),
+    one = len({base for _, base, _ in rows}) == 1
+    names = [f"{ours}" if one else f"{ours} over {base}" for ours, base, _ in rows]
+    games = len({game for *_, game in rows}) > 1
+    top.set_yticks(
+        range(len(rows)), [f"{name}, {game}" if games else name for name, (*_, game) in zip(names, rows)], fontsize=9
     )
+    than = f"a run of {rows[0][1]}" if one else "one of the other group"
+    top.set(xlim=(-0.03, 1.03), xlabel=f"P(a run scores more than {than}), 95% bootstrap interval")
+    top.set(title="filled: at the common step, hollow: at the common hour", ylim=(len(rows) - 0.5, -0.5))
+    points.rows += profiles(bottom, pairs, at, order)
     legend(figure, [bottom])
     return figure, points
+
+
+def profiles(ax, pairs: list[Pair], at: dict[str, Point], order: list[str]) -> list[tuple]:
+    """Draw the performance profile of each group over the games that all have at the common step; return the points."""
+    compared = [label for label in order if any(label in (pair.ours, pair.base) for pair in pairs)]
+    games = [game for game, point in at.items() if all(point.groups.get(label) for label in compared)]
+    if len(games) > 1:
+        games = [game for game in games if game in GAMES]
+    if not games:
+        ax.set_axis_off()
+        return []
+    whole = Pair(compared[0], compared[0], "steps", {game: at[game] for game in games})
+    data = [whole.strata(label) for label in compared]
+    ends = np.concatenate([np.concatenate(strata) for strata in data])
+    margin = 0.05 * max(np.ptp(ends), 1e-3)
+    grid = np.linspace(ends.min() - margin, ends.max() + margin, 200)
+    rows, joined, where = [], ", ".join(games), "common steps" if len(games) > 1 else str(at[games[0]])
+    for label, strata in zip(compared, data):
+        share, low, high = stats.profile(strata, grid)
+        style = line_style(order.index(label))
+        ax.plot(grid, 100 * share, label=label, drawstyle="steps-post", **style)
+        ax.fill_between(grid, 100 * low, 100 * high, color=style["color"], alpha=0.15, linewidth=0, step="post")
+        rows += [("profile", label, None, joined, where, *point) for point in zip(grid, share, low, high)]
+    unit = "normalised score (0 random, 1 human)" if whole.normalise else "score (points)"
+    ax.set(title=f"performance profile: {joined}, at {where}", xlabel=f"{unit} x", ylim=(-3, 103))
+    ax.set_ylabel("runs that score above x (%)")
+    return rows
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from gala_mpi.run import Run, RunError
 from groups import Group, grouped, mixtures
 from script import Answer, Options, Table, main, panels
 
+LEAST_SCALE = 0.2  # of the colours: what is next to nothing looks so
 MOST_WRITTEN = 8  # agents whose correlations are written into the cells
 
 
@@ -68,7 +69,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     shown = [c for group in groups for c in correlations(group) if len(c.matrices)]
     if not shown:
         raise RunError(f"{sketched[0].path}: no two agents have sketches of equal updates yet")
-    largest = max(np.abs(c.mean[~np.eye(c.agents, dtype=bool)]).max() for c in shown)
+    largest = max(LEAST_SCALE, *(np.abs(c.mean[~np.eye(c.agents, dtype=bool)]).max() for c in shown))
     figure, axes = panels(len(shown), height=3.6, columns=min(2, len(shown)))
     for ax, c in zip(axes, shown):
         draw(ax, c, largest)
@@ -119,7 +120,7 @@ def draw(ax, c: Correlation, largest: float) -> None:
             ax.text(
                 column,
                 row,
-                f"{c.mean[row, column]:.2f}",
+                f"{c.mean[row, column]:z.2f}",
                 ha="center",
                 va="center",
                 fontsize=9,

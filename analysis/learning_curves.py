@@ -141,7 +141,7 @@ def curve(line: Line, axis: str) -> Curve:
     begun = max(np.flatnonzero(number)[0] for number, _, _ in binned.values())
     strata = [np.array([carried(binned[id(run)][1])[begun:] for run in game]) for game in line.games]
     statistic = stats.iqm if line.normalise else stats.mean
-    value = statistic(np.concatenate(strata))
+    value = statistic(strata)
     if len(runs) > 1:
         low, high = stats.interval(strata, statistic)
     else:

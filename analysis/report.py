@@ -32,7 +32,7 @@ import staleness
 import throughput
 from gala_mpi.run import Run, RunError
 from groups import grouped, incomplete, load
-from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave, whole
+from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave, save, whole
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
     learning_curves: learning_curves.Curves,
@@ -143,7 +143,7 @@ def chapter(module: ModuleType, said: Answer) -> str:
 
 def picture(said: Answer) -> str:
     file = io.BytesIO()
-    said.figure.savefig(file, format="svg", metadata={"Date": None})
+    save(said.figure, file, format="svg", metadata={"Date": None})
     data = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{html.escape(said.alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
 

@@ -11,7 +11,8 @@ Definitions:
 * convergent: the mean score of the run's last 100 training episodes reaches the game's threshold.
 * threshold: --threshold; else half-way from a random policy's score to the one that A2C on 16 environments reaches in 10
   million steps (the A2C row of Stable-Baselines3's zoo in published.csv). This default is ours, the paper's was not to be had.
-* interval: Wilson's 95% interval of a share; the numbers beside a point are convergent runs of all runs.
+* interval: Wilson's 95% interval of a share; the numbers beside a point are convergent runs of all runs (left out where
+  there are more than 8 groups: the table has them). Groups on one number of environments stand side by side.
 * a run that has not ended counts as it stands; which ones is said.
 """
 
@@ -23,12 +24,14 @@ import numpy as np
 
 import checkout  # noqa: F401
 import stats
+from common import WINDOW
 from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
 from published import PUBLISHED, RANDOM
-from script import MARKERS, Answer, Options, Table, legend, line_style, main, panels
+from script import Answer, Options, Table, legend, line_style, main, marker, panels
 
-WINDOW = 100  # episodes
+MOST_WRITTEN = 8  # groups whose counts stand beside their points
+SPREAD = 1.5  # between the first and the last of groups on one number of environments
 A2C = next(reference for reference in PUBLISHED if reference.method == "A2C (SB3 zoo)")
 
 
@@ -63,6 +66,7 @@ def answer(found: list[Run], options: Robustness) -> Answer:
     scored = [run for run in found if len(run.scores)]
     if not scored:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
+    check_thresholds(options.threshold, found)
     limits = thresholds({run.config["env"] for run in scored}, options.threshold)
     judged = [run for run in scored if run.config["env"] in limits]
     if not judged:
@@ -95,6 +99,16 @@ def thresholds(games: set[str], wanted: dict[str, float]) -> dict[str, float]:
     return known | {game: score for game, score in wanted.items() if game in games}
 
 
+def check_thresholds(wanted: dict[str, float], found: list[Run]) -> None:
+    """Raise RunError unless each game of --threshold is there, and its score is a number."""
+    games = sorted({run.config["env"] for run in found})
+    for game, score in wanted.items():
+        if game not in games:
+            raise RunError(f"--threshold {game} {score:g}: no run of {game} is there; one of {', '.join(games)} is expected")
+        if not np.isfinite(score):
+            raise RunError(f"--threshold {game} {score:g}: a score that is a finite number is expected")
+
+
 def final(run: Run) -> float:
     """Return the mean score of the last WINDOW training episodes."""
     return float(run.scores["score"][-WINDOW:].mean())
@@ -110,20 +124,19 @@ def count_runs(group: Group, threshold: float) -> list[Count]:
 
 
 def draw(ax, counts: list[Count], order: list[str]) -> None:
-    for number, label in enumerate(order):
-        mine = [count for count in counts if count.group.label == label]
-        if not mine:
-            continue
-        x = [count.environments * 1.06 ** (number - (len(order) - 1) / 2) for count in mine]  # side by side
+    present = [label for label in order if any(count.group.label == label for count in counts)]
+    step = min(1.06, SPREAD ** (1 / max(1, len(present) - 1)))
+    for place, label in enumerate(present):
+        mine, number = [count for count in counts if count.group.label == label], order.index(label)
+        x = [count.environments * step ** (place - (len(present) - 1) / 2) for count in mine]  # side by side
         share = np.array([count.share for count in mine])
         bars = np.clip(np.abs(np.array([count.interval for count in mine]).T - share), 0, 1)
-        marker = MARKERS[number % len(MARKERS)]
-        ax.errorbar(x, 100 * share, 100 * bars, marker=marker, capsize=3, label=label, **line_style(number))
-        for place, count in zip(x, mine):
+        ax.errorbar(x, 100 * share, 100 * bars, marker=marker(number), capsize=3, label=label, **line_style(number))
+        for middle, count in zip(x, mine) if len(present) <= MOST_WRITTEN else ():
             words = f"{count.convergent}/{count.runs}"
             ax.annotate(
                 words,
-                (place, 100 * count.share),
+                (middle, 100 * count.share),
                 (5, 4),
                 textcoords="offset points",
                 fontsize=8,

@@ -16,7 +16,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import tyro
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -25,12 +24,10 @@ import checkout  # noqa: F401
 from gala_mpi.errors import SettingError
 from gala_mpi.run import Run, RunError
 from groups import incomplete, load
+from layout import COLOURS, MARKERS, legend, line_style, marker, panels, save  # noqa: F401  (for the scripts)
 from tables import Table, check_table, print_table, whole, write_csv, write_table
 
 FORMATS = (".png", ".pdf", ".svg")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
-DASHES = ("-", "--", ":", "-.")  # for more groups than colours
-MARKERS = "osD^vP*"
 STYLE = {
     "font.size": 11,
     "axes.titlesize": 11,
@@ -83,38 +80,6 @@ class Answer:
     points: Table | None = None
     notes: list[str] = field(default_factory=list)
     sentence: str = ""
-
-
-# Figures.
-
-
-def panels(number: int, height: float = 3.3, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure of so many panels, one above the other, so that it can be read on a phone."""
-    rows = -(-number // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(7 if columns == 1 else 4 * columns, height * rows),
-        layout="constrained",
-        squeeze=False,
-        **options,
-    )
-    for spare in axes.flat[number:]:
-        spare.remove()
-    return figure, list(axes.flat[:number])
-
-
-def line_style(number: int) -> dict[str, Any]:
-    """Return colour and dash of the group with this number."""
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
-
-
-def legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """Draw one legend under all panels."""
-    entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels())}
-    if entries:
-        widest = max(map(len, entries))
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=max(1, min(3, 80 // (widest + 8))))
 
 
 # Running.
@@ -188,7 +153,7 @@ def check_folder(path: Path) -> None:
 def bring_out(said: Answer, path: Path) -> None:
     if said.figure:
         with whole(path) as temporary:
-            said.figure.savefig(temporary, dpi=150)
+            save(said.figure, temporary, dpi=150)
         plt.close(said.figure)
         write_csv(said.points, path.with_suffix(".csv"))
 

@@ -26,7 +26,7 @@ from gala_mpi.run import Run, RunError
 from gala_mpi.run.reader import read_config
 from groups import grouped
 from model import Case, Cluster, Measured, Outcome, simulate
-from script import COLOURS, MARKERS, Answer, Options, Table, legend, line_style, main, panels
+from script import COLOURS, Answer, Options, Table, legend, line_style, main, marker, panels
 
 MOST_COMPLETE = 128  # ranks that all read all
 PARTS = (("act", "simulate"), ("learn", "optimise"))  # of an update: the rollout, and what comes after it
@@ -119,7 +119,7 @@ def prediction(options: Simulate, measured: Measured) -> Answer:
     figure, (top, bottom) = panels(2)
     for number, (name, points) in enumerate(lines.items()):
         ranks = [n for n, _ in points]
-        style = {"marker": MARKERS[number % len(MARKERS)], **line_style(number)}
+        style = {"marker": marker(number), **line_style(number)}
         top.plot(ranks, [outcome.rate for _, outcome in points], label=name, **style)
         bottom.plot(ranks, [outcome.distance for _, outcome in points], **style)
     for ax in (top, bottom):
@@ -170,8 +170,7 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
     methods = list(dict.fromkeys(row[1] for row in table.rows))
     for number, method in enumerate(methods):
         mine = [row for row in table.rows if row[1] == method]
-        marker = MARKERS[number % len(MARKERS)]
-        ax.plot([r[4] for r in mine], [r[5] for r in mine], marker, color=COLOURS[number % len(COLOURS)], label=method)
+        ax.plot([r[4] for r in mine], [r[5] for r in mine], marker(number), color=COLOURS[number % len(COLOURS)], label=method)
         for row in mine:
             words = f"{row[2]} ranks" + (", straggler" if row[3] else "")
             ax.annotate(words, (row[4], row[5]), (6, -3), textcoords="offset points", fontsize=8)

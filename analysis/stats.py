@@ -2,8 +2,9 @@
 
 Scores of several games are compared after normalisation (published.py). Runs are the unit that is resampled, within
 each game: episodes of one run are not independent repetitions. Sources: Agarwal et al., Deep Reinforcement Learning at
-the Edge of the Statistical Precipice, NeurIPS 2021 (interquartile mean, stratified bootstrap, probability of
-improvement, performance profile); Wilson, J. Am. Stat. Assoc. 22, 1927 (interval of a share).
+the Edge of the Statistical Precipice, NeurIPS 2021 (interquartile mean, optimality gap, stratified bootstrap, probability of
+improvement, performance profile), whose library rliable gives the same numbers; Wilson, J. Am. Stat. Assoc. 22, 1927
+(interval of a share).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from scipy import stats
 LEVEL = 0.95  # of every interval
 RESAMPLES = 2000
 
-Strata = Sequence[np.ndarray]  # one array [runs, ...] a game
-Statistic = Callable[..., np.ndarray]  # of an array [..., runs, ...] and the axis of the runs
+Strata = Sequence[np.ndarray]  # one array [..., runs, ...] a game
+Statistic = Callable[..., np.ndarray]  # of strata and the axis of the runs
 
 
 class Estimate(NamedTuple):
@@ -29,13 +30,37 @@ class Estimate(NamedTuple):
     high: float = float("nan")
 
 
-def mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    return np.mean(values, axis=axis)
+# Statistics of runs of several games.
 
 
-def iqm(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Return the interquartile mean: that of the middle half, a quarter of the values cut off at either end (rounded down)."""
-    return stats.trim_mean(values, 0.25, axis=axis)
+def mean(strata: Strata, axis: int = 0) -> np.ndarray:
+    """Return the mean over games of the mean over runs."""
+    return np.mean([runs.mean(axis=axis) for runs in strata], axis=0)
+
+
+def median(strata: Strata, axis: int = 0) -> np.ndarray:
+    """Return the median over games of the mean over runs."""
+    return np.median([runs.mean(axis=axis) for runs in strata], axis=0)
+
+
+def iqm(strata: Strata, axis: int = 0) -> np.ndarray:
+    """Return the interquartile mean of the runs of all games: a quarter of them cut off at either end (rounded down)."""
+    return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def optimality_gap(strata: Strata, axis: int = 0) -> np.ndarray:
+    """Return by how much runs stay below a normalised score of 1 (0 above it): mean over games of the mean over runs."""
+    return mean([np.maximum(1 - runs, 0) for runs in strata], axis)
+
+
+def pooled(strata: Strata, axis: int = 0) -> np.ndarray:
+    """Return the mean over the runs of all games."""
+    return np.concatenate(strata, axis=axis).mean(axis=axis)
+
+
+def middle(strata: Strata, axis: int = 0) -> np.ndarray:
+    """Return the median of the runs of all games; infinite where half of them are."""
+    return np.median(np.concatenate(strata, axis=axis), axis=axis)
 
 
 def resample(runs: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -49,26 +74,30 @@ def resample(runs: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def quantiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the middle LEVEL of values over the first axis."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    """Return the ends of the middle LEVEL of values over the first axis. Some may be infinite: none is made up between two."""
+    method = "linear" if np.isfinite(values).all() else "inverted_cdf"
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method=method)
     return low, high
 
 
 def interval(strata: Strata, statistic: Statistic = mean, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return (low, high) of a statistic of all runs by the stratified percentile bootstrap; NaN where a game has one run."""
+    """Return (low, high) of a statistic by the stratified percentile bootstrap; NaN where a game has one run."""
     random = np.random.default_rng(seed)
-    return quantiles(statistic(np.concatenate([resample(runs, random) for runs in strata], axis=1), axis=1))
+    return quantiles(statistic([resample(runs, random) for runs in strata], axis=1))
 
 
-def difference(ours: Strata, theirs: Strata, statistic: Statistic = mean, seed: int = 0) -> tuple[float, float, float]:
-    """Return statistic(ours) - statistic(theirs), with its stratified percentile bootstrap interval: (value, low, high)."""
+def estimate(strata: Strata, statistic: Statistic = mean, seed: int = 0) -> Estimate:
+    """Return a statistic of strata [runs], with its stratified percentile bootstrap interval."""
+    low, high = interval(strata, statistic, seed)
+    return Estimate(float(statistic(strata)), float(low), float(high))
+
+
+def difference(ours: Strata, theirs: Strata, statistic: Statistic = mean, seed: int = 0) -> Estimate:
+    """Return statistic(ours) - statistic(theirs), with its stratified percentile bootstrap interval."""
     random = np.random.default_rng(seed)
-
-    def drawn(strata: Strata) -> np.ndarray:
-        return statistic(np.concatenate([resample(runs, random) for runs in strata], axis=1), axis=1)
-
-    low, high = quantiles(drawn(ours) - drawn(theirs))
-    return float(statistic(np.concatenate(ours)) - statistic(np.concatenate(theirs))), float(low), float(high)
+    drawn = [statistic([resample(runs, random) for runs in strata], axis=1) for strata in (ours, theirs)]
+    low, high = quantiles(drawn[0] - drawn[1])
+    return Estimate(float(statistic(ours) - statistic(theirs)), float(low), float(high))
 
 
 def share(successes: int, trials: int) -> tuple[float, float]:
@@ -77,7 +106,7 @@ def share(successes: int, trials: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def probability_of_improvement(ours: Strata, theirs: Strata, seed: int = 0) -> tuple[float, float, float]:
+def probability_of_improvement(ours: Strata, theirs: Strata, seed: int = 0) -> Estimate:
     """Return P(X > Y) + P(X = Y) / 2 for a run X of ours and Y of theirs, mean over games, with its bootstrap interval."""
     random = np.random.default_rng(seed)
 
@@ -88,14 +117,14 @@ def probability_of_improvement(ours: Strata, theirs: Strata, seed: int = 0) -> t
 
     value = np.mean([of(x, y) for x, y in zip(ours, theirs)])
     low, high = quantiles(np.mean([of(resample(x, random), resample(y, random)) for x, y in zip(ours, theirs)], axis=0))
-    return float(value), float(low), float(high)
+    return Estimate(float(value), float(low), float(high))
 
 
 def profile(strata: Strata, thresholds: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the performance profile: the share of runs above each threshold, with pointwise intervals; (thresholds,) each."""
     above = [(runs[:, None] > thresholds).astype(float) for runs in strata]
-    low, high = interval(above, mean, seed)
-    return np.concatenate(above).mean(axis=0), low, high
+    low, high = interval(above, pooled, seed)
+    return pooled(above), low, high
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -108,6 +137,23 @@ def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
     width = min(width, len(values))
     sums = np.cumsum(np.concatenate([[0.0], values]))
     return (sums[width:] - sums[:-width]) / width
+
+
+def trailing_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Return at each value the mean of the last `width` values until then (all, where there are fewer), [values]."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(ends - width, 0)
+    return (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def height(x: np.ndarray, values: np.ndarray, end: float) -> float:
+    """Return the area from 0 to `end` under the steps that are values[i] from x[i] on, and values[0] before, over `end`.
+
+    Args:
+        x: ascending, [values], `end` at most.
+    """
+    return float(np.diff(np.concatenate([[0.0], x[1:], [end]])) @ values / end)
 
 
 def first_reached(x: np.ndarray, values: np.ndarray, threshold: float, width: int) -> float:

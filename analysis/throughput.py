@@ -37,7 +37,7 @@ from gala_mpi.run.steps import from_its_beginning
 from gala_mpi.run.tables import TABLES
 from groups import SIZE, Group, grouped, labels, mixtures, stretches
 from published import is_atari
-from script import COLOURS, MARKERS, Answer, Options, Table, line_style, main, panels
+from script import COLOURS, MARKERS, Answer, Options, Table, legend, line_style, main, panels
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     figure, axes = panels(len(heights), height=sum(heights) / len(heights), height_ratios=heights)
     against_ranks(axes[0], speeds, labels(groups), lambda speed: speed.frames, "frames/s (all agents)")
     draw_sections(axes[1], bars)
+    legend(figure, axes[:1])
     if measured:
         against_ranks(axes[2], speeds, labels(groups), lambda speed: speed.watts, "power (W, all nodes)")
     fastest = max(speeds, key=lambda speed: speed.frames)
@@ -154,12 +155,12 @@ def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callab
     sizes = sorted({environments for _, environments in lines})
     for (name, environments), mine in lines.items():
         style = line_style(order.index(mine[0].group.label))
-        marker = MARKERS[sizes.index(environments) % len(MARKERS)]
+        symbol = MARKERS[(sizes.index(environments) + order.index(mine[0].group.label) // len(COLOURS)) % len(MARKERS)]
         ranks = sorted({speed.ranks for speed in mine})
         middle = [np.mean([value(speed) for speed in mine if speed.ranks == n]) for n in ranks]
         ax.plot(ranks, middle, **style)
         words = f"{name}, {environments} a rank"
-        ax.plot([s.ranks for s in mine], [value(s) for s in mine], marker, color=style["color"], alpha=0.8, label=words)
+        ax.plot([s.ranks for s in mine], [value(s) for s in mine], symbol, color=style["color"], alpha=0.8, label=words)
     ticks = sorted({speed.ranks for speed in speeds})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(n) for n in ticks])
@@ -170,7 +171,6 @@ def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callab
         ylim=(0, 1.1 * np.nanmax([value(speed) for speed in speeds])),
     )
     ax.margins(x=0.1)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
 
 
 def draw_sections(ax: Axes, bars: dict[str, np.ndarray]) -> None:

@@ -18,18 +18,91 @@ def test_the_interquartile_mean_is_that_of_the_middle_half():
     for n in (1, 3, 4, 7, 8, 40):
         values = RANDOM.normal(size=n)
         middle = sorted(values)[n // 4 : n - n // 4]
-        assert stats.iqm(values) == pytest.approx(sum(middle) / len(middle))
+        assert stats.iqm([values]) == pytest.approx(sum(middle) / len(middle))
 
 
-@pytest.mark.parametrize("statistic", [stats.mean, stats.iqm])
+@pytest.mark.parametrize("statistic", [stats.mean, stats.median, stats.iqm, stats.optimality_gap])
 def test_the_interval_is_scipys_bootstrap(statistic):
     """Of two games: scipy resamples several samples one by one, as a stratified bootstrap does. Both are random."""
 
     def joined(a, b, axis=0):
-        return statistic(np.concatenate([a, b], axis=axis), axis=axis)
+        return statistic([a, b], axis=axis)
 
     expected = scipy.stats.bootstrap((A, B), joined, method="percentile", n_resamples=20_000, rng=1).confidence_interval
     np.testing.assert_allclose(stats.interval([A, B], statistic), expected, atol=0.05)
+
+
+# Six runs (rows) of four games, and what rliable 1.2.0 says of them: values, and intervals of 50,000 resamples (2,000 for the
+# probability of improvement, 20,000 for the profile).
+OURS = np.array(
+    [
+        [0.33, 0.6, 1.83, 0.42],
+        [0.23, 1.17, 0.83, 0.32],
+        [0.26, 0.6, 0.74, 0.44],
+        [0.09, 0.88, 0.6, 0.29],
+        [0.55, 1.26, 0.65, 0.69],
+        [-0.09, 0.44, 0.84, 0.37],
+    ]
+)
+THEIRS = np.array(
+    [
+        [0.4, 0.81, 1.32, 0.09],
+        [0.1, 0.57, 1.54, 0.01],
+        [0.1, 0.6, 1.28, 0.27],
+        [0.16, 1.0, 0.65, 0.67],
+        [0.01, 0.46, 1.33, 0.31],
+        [0.18, 0.99, 1.64, 0.35],
+    ]
+)
+RLIABLE = {
+    stats.median: (0.62333333, 0.49416667, 0.72166667),
+    stats.mean: (0.5975, 0.4925, 0.71875),
+    stats.iqm: (0.53583333, 0.46666667, 0.63083333),
+    stats.optimality_gap: (0.455, 0.385, 0.52375),
+}
+
+
+@pytest.mark.parametrize("statistic", RLIABLE, ids=lambda statistic: statistic.__name__)
+def test_statistics_over_games_are_rliables(statistic):
+    found = stats.estimate(list(OURS.T), statistic)
+    assert found.value == pytest.approx(RLIABLE[statistic][0])
+    assert found == pytest.approx(RLIABLE[statistic], abs=0.012)  # of 2,000 resamples
+
+
+def test_the_probability_of_improvement_over_games_is_rliables():
+    found = stats.probability_of_improvement(list(OURS.T), list(THEIRS.T))
+    assert found.value == pytest.approx(0.5590277777777778)
+    assert found == pytest.approx((0.5590, 0.3923, 0.7257), abs=0.02)
+
+
+def test_the_performance_profile_is_rliables():
+    share, low, high = stats.profile(list(OURS.T), np.array([0, 0.25, 0.5, 1]))
+    assert share == pytest.approx([0.95833333, 0.875, 0.54166667, 0.125])
+    assert low == pytest.approx([0.875, 0.79166667, 0.41666667, 0], abs=0.042)  # a run is 1/24
+    assert high == pytest.approx([1, 0.95833333, 0.66666667, 0.25], abs=0.042)
+
+
+def test_games_of_unequal_numbers_of_runs_weigh_the_same_in_means_and_medians():
+    two = [np.array([0.0, 1.0, 2.0]), np.array([5.0])]
+    assert (stats.mean(two), stats.median(two), stats.optimality_gap(two)) == (3, 3, pytest.approx(1 / 6))
+    assert stats.median([*two, np.array([100.0, 101])]) == 5
+
+
+def test_times_that_were_never_reached_are_infinite():
+    times = np.array([10.0, 20, 30, np.inf, np.inf])
+    assert stats.estimate([times], stats.middle) == (30, 10, np.inf)
+    assert stats.estimate([times[1:]], stats.middle).value == np.inf
+    assert stats.estimate([times[:1]], stats.middle)[0] == 10 and np.isnan(stats.estimate([times[:1]], stats.middle)[1:]).all()
+
+
+def test_the_area_under_a_curve():
+    """Scores of 1, 3 and 5 at x = 2, 4 and 6: 1 from 0 to 4, 3 to 6, 5 to 10."""
+    x, values = np.array([2.0, 4, 6]), np.array([1.0, 3, 5])
+    assert stats.height(x, values, 10) == (1 * 4 + 3 * 2 + 5 * 4) / 10
+    assert stats.height(x[:1], values[:1], 2) == 1
+    means = [sum(A[max(0, i - 3) : i + 1]) / min(4, i + 1) for i in range(len(A))]
+    np.testing.assert_allclose(stats.trailing_mean(A, 4), means)
+    np.testing.assert_allclose(stats.trailing_mean(A, 100), np.cumsum(A) / np.arange(1, len(A) + 1))
 
 
 def test_intervals_of_curves_are_those_of_their_points():
