@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import checkout  # noqa: F401
+from alarms import alarms
 from gala_mpi.run import Run, RunError, find_runs, open_run
 
 # Settings that say where and how long, not what was learnt: runs that differ in these alone are repetitions.
@@ -243,12 +244,13 @@ def changes(before: Run, after: Run) -> list[str]:
 
 def incomplete(found: list[Run]) -> list[str]:
     """Return a line for each run that has not ended, or whose agents have not all done the same; that has skipped updates, or
-    cannot be read whole. Ask after reading: it brings more to light."""
+    went wrong otherwise, or cannot be read whole. Ask after reading: it brings more to light."""
     lines = [f"{run.path}: {run.state}; read as far as it goes" for run in found if run.state != "finished"]
     for run in found:
         lines += [f"{run.path}: {words}" for words in [*changed(run), *absent(run)]]
         agents = ", ".join(f"{number:,} of agent {rank}" for rank, number in run.skipped.items())
         lines += [f"{run.path}: updates skipped because a number was not finite: {agents}"] if agents else []
+        lines += [f"{run.path}: {alarm}" for alarm in alarms(run)]
     return lines + [problem for run in found for problem in run.problems]
 
 

@@ -24,6 +24,7 @@ import checkout  # noqa: F401
 import compare
 import consensus
 import gradients
+import health
 import influence
 import learning_curves
 import robustness
@@ -44,6 +45,7 @@ CHAPTERS: dict[ModuleType, type[Options]] = {
     consensus: Options,
     influence: Options,
     gradients: Options,
+    health: Options,
 }
 
 PAGE = """<!doctype html>

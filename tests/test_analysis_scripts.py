@@ -50,6 +50,7 @@ SCRIPTS = {
     "robustness": robustness.Robustness,
     "consensus": Options,
     "influence": Options,
+    "health": Options,
     "gradients": Options,
 }
 
