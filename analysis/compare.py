@@ -130,7 +130,9 @@ def answer(found: list[Run], options: Compare) -> Answer:
     notes += few(pairs) + without(pairs, groups) + late(groups, limits)
     notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]
     alt = f"Probability of improvement with intervals: {'; '.join(said)}. Below, performance profiles."
-    return Answer(table, figure, alt, points, list(dict.fromkeys(notes)))
+    clearest = int(np.argmax(np.nan_to_num([abs(row[6].value - 0.5) for row in table.rows])))
+    sentence = f"{said[clearest]}{f': the clearest of {len(said)} comparisons' if len(said) > 1 else ''}."
+    return Answer(table, figure, alt, points, list(dict.fromkeys(notes)), sentence)
 
 
 def choose(groups: list[Group], options: Compare) -> list[tuple[str, str]]:

@@ -80,7 +80,18 @@ def answer(found: list[Run], options: Options) -> Answer:
     said = "; ".join(f"{row[0]} on {row[1]} agents {row[3]:.3f}" for row in table.rows)
     notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
     notes += mixtures(groups, apart={"agents", "environments"})
-    return Answer(table, figure, f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}.", points, notes)
+    alt = f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}."
+    return Answer(table, figure, alt, points, notes, answered(shown))
+
+
+def answered(shown: list[Correlation]) -> str:
+    """Return the answer in a sentence."""
+    means = {f"{c.group.name} on {c.agents} agents": float(c.mean[np.triu_indices(c.agents, 1)].mean()) for c in shown}
+    most, least = (pick(means, key=lambda name: means[name]) for pick in (max, min))
+    if len(means) == 1:
+        return f"The correlation of two agents' gradients is {means[most]:.3f} on average (1: alike, 0: unrelated)."
+    ends = f"most alike in {most}, {means[most]:.3f} on average, and least in {least}, {means[least]:.3f}"
+    return f"Gradients of two agents are {ends}."
 
 
 def correlations(group: Group) -> list[Correlation]:

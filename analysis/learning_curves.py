@@ -107,7 +107,19 @@ def answer(found: list[Run], options: Curves) -> Answer:
     ends = [f"{line.group.label} ends at {curves[n, 'steps'].value[-1]:.3g} ({line.panel})" for n, line in enumerate(lines)]
     alt = f"Lines of the {statistic} training score against {', '.join(axes)}: {'; '.join(ends)}."
     notes += [*mixtures(groups), *more, *short(lines, axes)]
-    return Answer(table(groups), figure, alt, points(lines, curves), notes)
+    return Answer(table(groups), figure, alt, points(lines, curves), notes, answered(lines, curves))
+
+
+def answered(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> str:
+    """Return the answer in a sentence: of each panel which line ends highest, or how far its only line rises."""
+    words = []
+    for panel in dict.fromkeys(line.panel for line in lines):
+        values = {line.group.label: curves[n, "steps"].value for n, line in enumerate(lines) if line.panel == panel}
+        best = max(values, key=lambda label: values[label][-1])
+        first, last = values[best][[0, -1]]
+        what = f"ends highest of {len(values)}, at" if len(values) > 1 else f"goes from {first:.4g} to"
+        words.append(f"{panel}: the score of {best} {what} {last:.4g}")
+    return "; ".join(words) + "."
 
 
 def by_game(groups: list[Group]) -> tuple[list[Line], list[str]]:

@@ -90,7 +90,16 @@ def answer(found: list[Run], options: Robustness) -> Answer:
         table.rows.append(
             (c.group.name, c.environments, c.convergent, c.runs, 100 * c.share, *(100 * x for x in c.interval), c.threshold)
         )
-    return Answer(table, figure, f"Share of convergent runs against environments. {said}.", table, notes)
+    alt = f"Share of convergent runs against environments. {said}."
+    return Answer(table, figure, alt, table, notes, answered(counts))
+
+
+def answered(counts: list[Count]) -> str:
+    """Return the answer in a sentence."""
+    total = f"{sum(c.convergent for c in counts)} of {sum(c.runs for c in counts)} runs converge"
+    least = min(counts, key=lambda c: c.share)
+    where = f"{least.group.name} on {least.environments} environments: {least.convergent} of {least.runs}"
+    return f"{total}; the fewest of {where}." if least.share < 1 and len(counts) > 1 else f"{total}."
 
 
 def thresholds(games: set[str], wanted: dict[str, float]) -> dict[str, float]:

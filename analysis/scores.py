@@ -71,7 +71,18 @@ def answer(found: list[Run], options: Options) -> Answer:
         f"{run.path}: no evaluation is there (python -m gala_mpi.evaluate); left out" for run in found if run not in evaluated
     ]
     notes += mixtures(groups)
-    return Answer(table, figure, alt, points, notes)
+    return Answer(table, figure, alt, points, notes, answered(results))
+
+
+def answered(results: list[Result]) -> str:
+    """Return the answer in a sentence: whose final policies score most in each game."""
+    words = []
+    for game in sorted({result.group.env for result in results}):
+        mine = {result.group.label: float(result.means.mean()) for result in results if result.group.env == game}
+        best = max(mine, key=lambda label: mine[label])
+        most = f", the most of {len(mine)} groups" if len(mine) > 1 else ""
+        words.append(f"{game}: the final policies of {best} score {mine[best]:,.4g} on average{most}")
+    return "; ".join(words) + "."
 
 
 def final_policies(run: Run) -> list[np.ndarray]:

@@ -90,7 +90,7 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
 def answer(found: list[Run], options: Simulate) -> Answer:
     measured, notes = calibrate(found)
     said = validation(found, options, measured) if options.validate else prediction(options, measured)
-    return Answer(said.table, said.figure, said.alt, said.points, [*notes, *said.notes])
+    return Answer(said.table, said.figure, said.alt, said.points, [*notes, *said.notes], said.sentence)
 
 
 # Beyond the machine.
@@ -133,7 +133,10 @@ def prediction(options: Simulate, measured: Measured) -> Answer:
     legend(figure, [top])
     most = max(options.ranks)
     said = "; ".join(f"{name} {points[-1][1].rate:,.0f}" for name, points in lines.items() if points[-1][0] == most)
-    return Answer(table, figure, f"Predicted updates per second on {most:,} ranks: {said}. Below, consensus distance.", table)
+    alt = f"Predicted updates per second on {most:,} ranks: {said}. Below, consensus distance."
+    fastest = max(table.rows, key=lambda row: (row[1], row[2]))
+    sentence = f"On {fastest[1]:,} ranks {fastest[0]} is predicted to be the fastest, with {fastest[2]:,.0f} updates/s."
+    return Answer(table, figure, alt, table, sentence=sentence)
 
 
 # Against real runs.
@@ -181,7 +184,8 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
     legend(figure, [ax])
     worst = max(abs(row[6]) for row in table.rows)
     alt = f"Predicted against measured updates per second of {len(table.rows)} runs; the largest error is {worst:.0f}%."
-    return Answer(table, figure, alt, table, [*notes, f"largest error: {worst:.1f}%"])
+    sentence = f"The largest error of {len(table.rows)} predictions is {worst:.1f}%."
+    return Answer(table, figure, alt, table, [*notes, f"largest error: {worst:.1f}%"], sentence)
 
 
 def timed(run: Run) -> bool:

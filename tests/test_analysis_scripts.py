@@ -110,6 +110,8 @@ def test_every_script_answers_of_runs_in_any_state(states, tmp_path, name, state
     rows = list(csv.reader(open(tmp_path / "figure.csv")))
     assert len(rows) > 1 and len({len(row) for row in rows}) == 1
     assert "pong" in out or "A2C" in out
+    sentence = out.split("\n\n")[-2]
+    assert sentence.endswith(".") and re.search(r"\d", sentence) and "\n" not in sentence
     assert ("60% done; read as far as it goes" in err) == (state in ("live", "cut"))
     assert ("cannot be read" in err) == (state == "cut")
 
