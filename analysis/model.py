@@ -29,6 +29,7 @@ import numpy as np
 
 import checkout  # noqa: F401
 from gala_mpi import topology
+from gala_mpi.run import RunError
 
 DIMENSIONS = 16
 Message = tuple[float, int, np.ndarray]  # when it is there, version, vector
@@ -56,6 +57,26 @@ class Cluster:
     """Between A2C's checkpoints."""
     seed: int = 0
     """Of the draws."""
+
+    def check(self) -> None:
+        """Raise RunError where a number makes no sense."""
+        for name in ("cores", "updates"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("latency", "bytes", "restart_seconds", "checkpoint_seconds", "seed"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("bandwidth", "mtbf_hours"):
+            if not getattr(self, name) > 0:
+                raise RunError(f"{flag(name)} {getattr(self, name):g}: a number above 0 is expected")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise RunError unless `least` ≤ value < ∞."""
+    if not least <= value < math.inf:
+        raise RunError(f"{flag(name)} {value:g}: a number of {least} or more is expected")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,19 @@ distribution, from the gossip run with the fewest ranks and no straggler) and of
 wait of the last to come, or what an update costs more than under gossip, whichever is less; without one A2C is left out).
 Assumed: the rest, below.
 
-The error of a validation is predicted over measured, minus 1. The model (`model.py`):
+Of a run that was resumed with other settings, the newest stretch counts.
+
+* efficiency: updates/s over those of as many agents that compute and do nothing else, ranks / (processor time of an update
+  without its exchange · ranks a core, where these are more than 1). 100% is perfect.
+* error of a validation: predicted over measured, minus 1. Measured are updates a second of all agents, from when each has done
+  5 until the first one ends.
+
+The model (`model.py`):
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +29,11 @@ import numpy as np
 import checkout  # noqa: F401
 import model
 from gala_mpi import topology
+from gala_mpi.config import Config
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import Run, RunError
-from gala_mpi.run.reader import read_config
-from groups import grouped
-from model import Case, Cluster, Measured, Outcome, simulate
+from groups import grouped, stretches
+from model import Case, Cluster, Measured, Outcome, at_least, simulate
 from script import COLOURS, Answer, Options, Table, legend, line_style, main, marker, panels
 
 MOST_COMPLETE = 128  # ranks that all read all
@@ -54,24 +62,25 @@ class Simulate(Cluster, Options):
 
 def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
     """Take the times from the smallest runs without stragglers; return them, and what to say about it. Raises RunError."""
-    alike = {(run.config["env"], run.config["num_envs"], run.config["rollout_length"], run.config["network"]) for run in found}
-    if len(alike) > 1:
-        raise RunError(
-            f"{found[0].path}: runs of one game, network and number of environments are expected; these differ: {alike}"
-        )
-    plain = sorted((run for run in found if run.config.get("slow_rank") is None and run.agents > 1), key=lambda run: run.agents)
+    for name in ("env", "num_envs", "rollout_length", "network"):
+        if len(values := {str(run.settings()[name]) for run in found}) > 1:
+            raise RunError(f"{found[0].path}: runs of one {name} are expected; these have {', '.join(sorted(values))}")
+    plain = [run for run in found if run.settings()["slow_rank"] is None and run.agents > 1]
+    plain.sort(key=lambda run: run.agents)
     asynchronous = [run for run in plain if run.config["exchange"] in ("gossip", "none") and timed(run)]
     if not asynchronous:
         raise RunError(
-            f"{found[0].path}: a run of --exchange gossip (2 ranks, no --slow-rank) is expected, to measure an update"
+            f"{found[0].path}: a run of --exchange gossip (2 ranks, no --slow-rank, more than {START + 1} updates of each) is "
+            "expected, to measure an update"
         )
     tables = [table[START:] for table in map(asynchronous[0].updates, range(asynchronous[0].agents))]
-    cpu = np.concatenate([table["cpu"].astype(float) for table in tables])
-    if not len(cpu) or not np.isfinite(cpu).all():
+    cpu, exchanges = (np.concatenate([table[name].astype(float) for table in tables]) for name in ("cpu", "exchange"))
+    exchange = float(np.nanquantile(exchanges, 0.1)) if np.isfinite(exchanges).any() else 0.0  # undisturbed
+    cpu = cpu[np.isfinite(cpu)]
+    if not len(cpu) or cpu.mean() <= exchange:
         raise RunError(
-            f"{asynchronous[0].path}: no processor times are there: too few updates, or recorded by an older version"
+            f"{asynchronous[0].path}: no processor times beside the exchange are there; those of a newer version are expected"
         )
-    exchange = float(np.quantile(np.concatenate([table["exchange"] for table in tables]), 0.1))  # undisturbed
     notes = [f"update times from {asynchronous[0].path}: {1000 * cpu.mean():.1f} ms of processor time"]
     reduce = np.nan
     if synchronous := [run for run in plain if run.config["exchange"] == "allreduce" and timed(run)]:
@@ -88,9 +97,25 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
 
 
 def answer(found: list[Run], options: Simulate) -> Answer:
-    measured, notes = calibrate(found)
-    said = validation(found, options, measured) if options.validate else prediction(options, measured)
+    check(options)
+    newest = [stretches(run)[-1] for run in found]
+    measured, notes = calibrate(newest)
+    said = validation(newest, options, measured) if options.validate else prediction(options, measured)
     return Answer(said.table, said.figure, said.alt, said.points, [*notes, *said.notes], said.sentence)
+
+
+def check(options: Simulate) -> None:
+    """Raise RunError where a number makes no sense."""
+    options.check()
+    at_least("ranks_per_node", options.ranks_per_node, 1)
+    at_least("straggler", options.straggler, 0)
+    for ranks in options.ranks:
+        at_least("ranks", ranks, 1)
+    if not options.ranks or not options.topologies:
+        raise RunError("--ranks, --topologies: one or more of each is expected")
+    for graph in options.topologies:
+        if graph not in topology.BUILT_IN:
+            raise RunError(f"--topologies {graph}: one of {', '.join(topology.BUILT_IN)} is expected")
 
 
 # Beyond the machine.
@@ -99,9 +124,6 @@ def answer(found: list[Run], options: Simulate) -> Answer:
 def prediction(options: Simulate, measured: Measured) -> Answer:
     table = Table(("method", "ranks", "updates/s", "efficiency (%)", "median lag", "95% under", "skipped (%)", "D (steps)"))
     slow = (0, options.straggler) if options.straggler else (-1, 0.0)
-    for graph in options.topologies:
-        if graph not in topology.BUILT_IN:
-            raise RunError(f"--topologies {graph}: one of {', '.join(topology.BUILT_IN)} is expected")
     methods = {f"{EXCHANGES['gossip'].method} {graph}": graph for graph in options.topologies}
     methods |= {EXCHANGES["allreduce"].method: ""} if np.isfinite(measured.reduce) else {}
     lines: dict[str, list[tuple[int, Outcome]]] = {}
@@ -110,9 +132,10 @@ def prediction(options: Simulate, measured: Measured) -> Answer:
             if graph == "complete" and n > MOST_COMPLETE:
                 continue
             built = topology.build(topology.Graph(graph), n) if graph else None
-            outcome = simulate(Case(built, n, options.ranks_per_node, *slow, options), measured)
+            case = Case(built, n, options.ranks_per_node, *slow, options)
+            outcome = simulate(case, measured)
             lines.setdefault(name, []).append((n, outcome))
-            ideal = n / (measured.work.mean() * max(1.0, options.ranks_per_node / options.cores))
+            ideal = n / (measured.work.mean() * case.sharing)
             lags = np.quantile(outcome.lags, [0.5, 0.95]) if len(outcome.lags) else (np.nan, np.nan)
             quality = (100 * outcome.rate / ideal, *lags, 100 * outcome.skipped, outcome.distance)
             table.rows.append((name, n, outcome.rate, *quality))
@@ -149,16 +172,12 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
     notes: list[str] = []
     for group in grouped(found, "method,agents"):
         for run in group.runs:
-            exchange = run.config["exchange"]
-            if exchange not in ("gossip", "allreduce") or (exchange == "allreduce" and not np.isfinite(measured.reduce)):
+            if reason := beyond_the_model(run, measured):
+                notes.append(f"{run.path}: {reason}; left out")
                 continue
-            if not timed(run):
-                notes.append(f"{run.path}: too few updates; left out")
-                continue
-            hosts = run.starts[-1].get("hosts") or ["?"] * run.agents
-            config = read_config(run.path)
+            config, hosts = settings(run), run.metadata.get("hosts") or ["?"] * run.agents
             slow, delay = config.slowness()
-            graph = topology.build(config.topology, run.agents) if exchange == "gossip" else None
+            graph = topology.build(config.topology, run.agents) if run.config["exchange"] == "gossip" else None
             case = Case(graph, run.agents, hosts.count(hosts[0]), slow, delay, options)
             outcome, real = simulate(case, measured), rate(run)
             mixes = [run.mixes(rank) for rank in range(run.agents)]
@@ -168,7 +187,7 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
             name = (str(run.path), run.settings()["method"], run.agents, 1000 * delay)
             table.rows.append((*name, real, outcome.rate, error, *middles))
     if not table.rows:
-        raise RunError(f"{found[0].path}: runs of --exchange gossip or allreduce are expected, of some updates")
+        raise RunError("; ".join(notes))
     figure, [ax] = panels(1, height=4.5)
     methods = list(dict.fromkeys(row[1] for row in table.rows))
     for number, method in enumerate(methods):
@@ -188,15 +207,40 @@ def validation(found: list[Run], options: Simulate, measured: Measured) -> Answe
     return Answer(table, figure, alt, table, [*notes, f"largest error: {worst:.1f}%"], sentence)
 
 
+def beyond_the_model(run: Run, measured: Measured) -> str:
+    """Return why a run is not predicted, in words; empty: it is."""
+    exchange = run.config["exchange"]
+    if exchange not in ("gossip", "allreduce") or run.agents < 2:
+        return "the model is of 2 agents or more of --exchange gossip or allreduce"
+    if exchange == "allreduce" and not np.isfinite(measured.reduce):
+        return "no all-reduce could be measured"
+    if not timed(run):
+        return "too few updates"
+    return "" if np.isfinite(rate(run)) else "its agents did not train at the same time"
+
+
+def settings(run: Run) -> Config:
+    """Return a run's settings. Raises RunError where another version wrote them."""
+    try:
+        return Config.from_json(json.dumps(run.config))
+    except (TypeError, ValueError, KeyError) as error:
+        raise RunError(f"{run.path}: its settings are those of another version ({error})") from None
+
+
 def timed(run: Run) -> bool:
     """Return whether all agents have updates beyond the start."""
     return all(len(run.updates(rank)) > START + 1 for rank in range(run.agents))
 
 
 def rate(run: Run) -> float:
-    """Return the updates a second of all agents, the start left out."""
+    """Return the updates a second of all agents, from when each has done START until the first one ends.
+
+    NaN: they did not all train at the same time.
+    """
     tables = [table[START:] for table in map(run.updates, range(run.agents))]
-    return float(sum((len(t) - 1) / (3600 * np.ptp(t["hours"])) for t in tables if len(t) > 1))
+    ends = [max(table["hours"][0] for table in tables), min(table["hours"][-1] for table in tables)]
+    done = sum(float(np.ptp(np.interp(ends, table["hours"], table["update"]))) for table in tables)
+    return done / (3600 * (ends[1] - ends[0])) if ends[1] > ends[0] else np.nan
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import Synthetic, energy, paced, updates
 
+import simulate
 import throughput
-from gala_mpi.run import open_run
+from gala_mpi.run import RunError, open_run
 from groups import incomplete
 from script import Options
 
@@ -98,3 +99,63 @@ def test_a_resume_that_changed_nothing_is_one_stretch(tmp_path):
     run.write(0, after_update=100, updates=updates(100, after=100, begin=100 / 3600))
     assert [row["frames/s"] for row in rows(run.path)] == [pytest.approx(320)]
     assert incomplete([open_run(run.path)]) == []
+
+
+# The model.
+
+
+def simulated(path, **options) -> list[dict]:
+    said = simulate.answer([open_run(path)], simulate.Simulate(runs=(), updates=60, topologies=("ring",), **options))
+    return [dict(zip(said.table.headings, row)) for row in said.table.rows]
+
+
+@pytest.mark.parametrize("cores", [4, 8, 64])
+def test_efficiency_is_of_the_cores_that_the_ranks_have(tmp_path, cores):
+    """Of 100 ms an update, 10 are its exchange: 90%, if ranks share cores or not. (A node has room for 64 ranks.)"""
+    run = paced(tmp_path / "r", [0.1] * 2, [100] * 2)
+    [row] = simulated(run.path, ranks=(8,), cores=cores)
+    assert row["updates/s"] == pytest.approx(8 / 0.1 / max(1, 8 / cores), rel=0.03)
+    assert row["efficiency (%)"] == pytest.approx(90, rel=0.03)
+
+
+def test_the_newest_settings_are_simulated(tmp_path):
+    run = paced(tmp_path / "r", [0.1] * 2, [100] * 2, num_envs=8).resume(checkpoint=1, num_envs=32)
+    for rank in range(2):
+        run.write(rank, 100, updates=updates(50, 0.4, after=100, steps=320, begin=10 / 3600))
+    [row] = simulated(run.path, ranks=(8,), cores=64)
+    assert row["updates/s"] == pytest.approx(8 / 0.4, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "option, value, said",
+    [
+        ("ranks", (0,), "--ranks 0: a number of 1 or more is expected"),
+        ("cores", 0, "--cores 0: a number of 1 or more"),
+        ("cores", -8, "--cores -8: a number of 1 or more"),
+        ("ranks_per_node", 0, "--ranks-per-node 0: a number of 1 or more"),
+        ("bandwidth", 0.0, "--bandwidth 0: a number above 0"),
+        ("latency", -1.0, "--latency -1: a number of 0 or more"),
+        ("latency", float("nan"), "--latency nan: a number of 0 or more"),
+        ("straggler", float("inf"), "--straggler inf: a number of 0 or more"),
+        ("mtbf_hours", -1.0, "--mtbf-hours -1: a number above 0"),
+        ("seed", -1, "--seed -1: a number of 0 or more"),
+    ],
+)
+def test_senseless_numbers_are_refused(tmp_path, option, value, said):
+    run = paced(tmp_path / "r", [0.1] * 2, [10] * 2)
+    with pytest.raises(RunError, match=said):
+        simulated(run.path, **{option: value})
+
+
+def test_an_update_that_took_no_time_is_refused(tmp_path):
+    run = Synthetic(tmp_path / "r")
+    for rank in range(2):
+        run.write(rank, updates=updates(20, cpu=0))
+    with pytest.raises(RunError, match="no processor times beside the exchange are there"):
+        simulated(run.path)
+
+
+def test_measured_rates_are_those_while_all_train(tmp_path):
+    """Two agents of equal shares, one of which takes ten times as long."""
+    run = paced(tmp_path / "r", [1, 10], [200, 200])
+    assert simulate.rate(open_run(run.path)) == pytest.approx(1.1, rel=0.02)

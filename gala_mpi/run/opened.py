@@ -262,6 +262,11 @@ class Run:
         return [starts_of(parts, checkpoints) for parts in self.parts]
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata about its newest start."""
+        return self.starts[self._kept[-1]]
+
+    @property
     def _kept(self) -> list[int]:
         return [number for number in range(len(self.starts)) if number in self.kept]
 
