@@ -3,8 +3,10 @@
     python analysis/learning_curves.py runs/pong-gossip-...                       one run
     python analysis/learning_curves.py runs --by exchange --out curves.pdf        all runs in a folder, compared
     python analysis/learning_curves.py runs --statistic iqm                       over games and seeds
+    python analysis/learning_curves.py runs --axis steps --smooth 5 --log x --ylim -21 21
 
-Draws the training score against the steps of all agents, hours, and kilojoules where energy was measured.
+Draws the training score against the steps of all agents, hours, and kilojoules where energy was measured. Thick: a group; thin:
+each of its runs.
 
 Definitions:
 
@@ -12,26 +14,30 @@ Definitions:
   policy, 1 the human tester of Mnih et al. 2015.
 * steps (all agents): the steps of the agent at the end of the update in which the episode ended, times the agents.
 * energy: of all nodes, as their counters tell; whose counters stands on the axis.
-* line: from 0 to where the first run of the group ends (or to where all have a score, if that is later), x is cut into 100
-  equal bins (fewer if a run has under 3,000 episodes there, but 10 at least); a run's value in a bin is the mean score of
-  the episodes that ended in it, and that of the bin before where none did; drawn at the middle of the bin, from the first
-  bin in which every run has a value. The line is the mean of these values over runs (--statistic mean, a panel for each
-  game) or the interquartile mean of the normalised values over games × seeds (--statistic iqm; Agarwal et al., NeurIPS
-  2021).
+* line: from 0 to where the last run of the group ends, x is cut into 100 equal bins (fewer if a run would have under 30
+  episodes a bin, but 10 at least); a run's value in a bin is the mean score of the episodes that ended in it, and that of the
+  bin before where none did; drawn at the middle of the bin. A run goes from the bin of its first episode to that of its last
+  one (to the end, if that is the last bin but one). The line is the mean of these values over runs (--statistic mean, a panel
+  for each game) or the interquartile mean of the normalised values over games × seeds (--statistic iqm; Agarwal et al.,
+  NeurIPS 2021), from the first bin in which every run that still goes has a value to the last one in which every game has.
+* n: where a run ends, the line goes on with those that are left, and says how many these are. It may jump there.
 * band: of several runs, the 95% percentile bootstrap interval of the line, runs resampled within each game (2,000 times;
-  with few runs it is too narrow, with one run of a game there is none); of a single run, ± 1 standard deviation of the
-  scores of the episodes in the bin.
+  with few runs it is too narrow, with one run of a game there is none); of a group of a single run, ± 1 standard deviation of
+  the scores of the episodes in the bin.
+* --smooth K: each run's values are the means over K bins around each, of those that it has. Bands of single runs are not.
 * first, last: mean of the first and last 100 scores by time, over all agents; best: the largest mean of 100 successive
   scores. Of a run of fewer episodes, all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Optional
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 import checkout  # noqa: F401
@@ -53,6 +59,16 @@ class Curves(Options):
 
     statistic: Literal["mean", "iqm"] = "mean"
     """mean: over runs, a row of panels for each game; iqm: interquartile mean of normalised scores over games × seeds."""
+    axis: Optional[Literal["steps", "hours", "kilojoules"]] = None
+    """The only axis along which curves are drawn. None: all that were measured."""
+    smooth: int = 1
+    """Draw means over so many bins; 1: none."""
+    xlim: Optional[tuple[float, float]] = None
+    """The ends of the axis of --axis."""
+    ylim: Optional[tuple[float, float]] = None
+    """The ends of the axis of scores."""
+    log: Literal["none", "x", "y", "xy"] = "none"
+    """Axes that are logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -71,55 +87,91 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line and its band; (bins,) arrays."""
+    """A line and its band; (bins,) arrays.
+
+    Attributes:
+        episodes: that ended in each bin, of the runs that count there.
+        runs: how many these are.
+        each: the values of every run, [runs, bins], NaN before it begins and after it has ended.
+        until, end: where the line ends, and the last of its runs.
+    """
 
     x: np.ndarray
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
     episodes: np.ndarray
+    runs: np.ndarray
+    each: np.ndarray
+    until: float
+    end: float
 
 
 def answer(found: list[Run], options: Curves) -> Answer:
+    check(options)
     some = [run for run in found if len(run.scores)]
     notes = [f"{run.path}: no finished episode is there; it is left out" for run in found if run not in some]
     if not some:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
     groups = grouped(some, options.by)
     lines, more = by_game(groups) if options.statistic == "mean" else over_games(groups)
-    sources = {run.joules[2] for run in some}
-    axes = [axis for axis in AXES if axis != "kilojoules" or (len(sources) == 1 and "" not in sources)]
-    curves = {(n, axis): curve(line, axis) for n, line in enumerate(lines) for axis in axes}
-    names = list(dict.fromkeys(line.panel for line in lines))
-    figure, all_panels = panels(len(names) * len(axes), columns=1 if len(names) < 3 else len(axes))
-    order = labels([line.group for line in lines])
-    for (name, axis), ax in zip([(name, axis) for name in names for axis in axes], all_panels):
-        for n, line in enumerate(lines):
-            if line.panel == name:
-                plot(ax, curves[n, axis], line.group, order.index(line.group.label))
-        ylabel = "normalised score (0 random, 1 human)" if options.statistic == "iqm" else "score (points)"
-        ax.set(title=name, xlabel=AXES[axis].format(*sources), ylabel=ylabel, xlim=(0, None))
-        if axis == "steps":
-            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    legend(figure, all_panels)
+    axes = measured(some, options.axis)
+    curves = {(n, axis): curve(line, axis, options.smooth) for n, line in enumerate(lines) for axis in axes}
     statistic = {"mean": "mean", "iqm": "interquartile mean"}[options.statistic]
-    figure.suptitle(f"{statistic} of training scores\n{bands(lines)}", fontsize=10)
-    ends = [f"{line.group.label} ends at {curves[n, 'steps'].value[-1]:.3g} ({line.panel})" for n, line in enumerate(lines)]
+    figure = draw(lines, curves, axes, options)
+    smoothed = f", of {options.smooth} bins" if options.smooth > 1 else ""
+    figure.suptitle(f"{statistic} of training scores{smoothed}\n{bands(lines)}", fontsize=10)
+    first = next(iter(axes))
+    drawn = [(line, curves[n, first].value) for n, line in enumerate(lines)]
+    ends = [f"{line.group.label} ends at {value[-1]:.3g} ({line.panel})" for line, value in drawn if len(value)]
     alt = f"Lines of the {statistic} training score against {', '.join(axes)}: {'; '.join(ends)}."
-    notes += [*mixtures(groups), *more, *short(lines, axes)]
-    return Answer(table(groups), figure, alt, points(lines, curves), notes, answered(lines, curves))
+    notes += [*mixtures(groups), *more, *short(lines, curves)]
+    return Answer(table(groups), figure, alt, points(lines, curves), notes, answered(lines, curves, first))
 
 
-def answered(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> str:
-    """Return the answer in a sentence: of each panel which line ends highest, or how far its only line rises."""
+def answered(lines: list[Line], curves: dict[tuple[int, str], Curve], axis: str) -> str:
+    """Return the answer in a sentence: of each panel which line is highest where the first one ends, or how far its only line
+    rises."""
     words = []
     for panel in dict.fromkeys(line.panel for line in lines):
-        values = {line.group.label: curves[n, "steps"].value for n, line in enumerate(lines) if line.panel == panel}
-        best = max(values, key=lambda label: values[label][-1])
-        first, last = values[best][[0, -1]]
-        what = f"ends highest of {len(values)}, at" if len(values) > 1 else f"goes from {first:.4g} to"
-        words.append(f"{panel}: the score of {best} {what} {last:.4g}")
-    return "; ".join(words) + "."
+        drawn = {line.group.label: curves[n, axis] for n, line in enumerate(lines) if line.panel == panel}
+        drawn = {label: c for label, c in drawn.items() if len(c.x)}
+        if not drawn:
+            continue
+        end = min(c.x[-1] for c in drawn.values())
+        values = {label: np.interp(end, c.x, c.value) for label, c in drawn.items()}
+        best = max(values, key=values.get)
+        begin = f"goes from {drawn[best].value[0]:.4g} to {values[best]:.4g}"
+        where = f"{end:,.0f} steps" if axis == "steps" else f"{end:.4g} {axis}"
+        what = f"is the highest of {len(values)} at {where}, {values[best]:.4g}" if len(values) > 1 else begin
+        words.append(f"{panel}: the score of {best} {what}")
+    return "; ".join(words) + "." if words else ""
+
+
+def check(options: Curves) -> None:
+    """Raise RunError where options make no sense."""
+    if not 1 <= options.smooth <= MOST_BINS:
+        raise RunError(f"--smooth {options.smooth}: a number of bins from 1 to {MOST_BINS} is expected")
+    if options.xlim and not options.axis:
+        raise RunError("--xlim: --axis is expected with it, which says of which axis the ends are")
+    for name, logarithmic in (("xlim", "x" in options.log), ("ylim", "y" in options.log)):
+        low, high = getattr(options, name) or (1, 2)
+        if not (np.isfinite([low, high]).all() and low < high and (low > 0 or not logarithmic)):
+            above = ", above 0 on a logarithmic axis," if logarithmic else ""
+            raise RunError(f"--{name} {low:g} {high:g}: two finite numbers{above} are expected, the smaller one first")
+
+
+def measured(found: list[Run], wanted: str | None) -> dict[str, str]:
+    """Return the axes to draw along, with their names. Raises RunError where the wanted one was not measured."""
+    sources = {run.joules[2] for run in found}
+    axes = {axis: name for axis, name in AXES.items() if axis != "kilojoules"}
+    if len(sources) == 1 and "" not in sources:
+        axes["kilojoules"] = AXES["kilojoules"].format(*sources)
+    if wanted and wanted not in axes:
+        raise RunError(
+            f"--axis {wanted}: energy was not measured in all runs, or not alike; one of {', '.join(axes)} is expected"
+        )
+    return {wanted: axes[wanted]} if wanted else axes
 
 
 def by_game(groups: list[Group]) -> tuple[list[Line], list[str]]:
@@ -142,26 +194,55 @@ def over_games(groups: list[Group]) -> tuple[list[Line], list[str]]:
     return lines, notes
 
 
-def curve(line: Line, axis: str) -> Curve:
+def curve(line: Line, axis: str, smooth: int = 1) -> Curve:
     """Return the line and band along `axis`, a column of Run.scores; see the top of this file."""
     runs = [run for game in line.games for run in game]
-    first_end = min(float(run.scores[axis].max()) for run in runs)
-    end = max(first_end, max(float(run.scores[axis].min()) for run in runs))
-    fewest = min(np.count_nonzero(run.scores[axis] <= end) for run in runs)
-    edges = np.linspace(0, end, np.clip(fewest // EPISODES_PER_BIN, FEWEST_BINS, MOST_BINS) + 1)
-    binned = {id(run): bin_scores(run.scores[axis], line.scores(run), edges) for run in runs}
-    begun = max(np.flatnonzero(number)[0] for number, _, _ in binned.values())
-    strata = [np.array([carried(binned[id(run)][1])[begun:] for run in game]) for game in line.games]
+    ends = np.array([float(run.scores[axis].max()) for run in runs])
+    fewest = min(len(run.scores) * ends.max() / max(end, 1e-12) for run, end in zip(runs, ends))
+    edges = np.linspace(0, ends.max(), int(np.clip(fewest // EPISODES_PER_BIN, FEWEST_BINS, MOST_BINS)) + 1)
+    binned = [bin_scores(run.scores[axis], line.scores(run), edges) for run in runs]
+    number, means, deviations = (np.array(part) for part in zip(*binned))
+    going = np.array([lasts(row) for row in number])
+    each = np.array([smoothed(carried(row), on, smooth) for row, on in zip(means, going)])
+    bounds = np.cumsum([0, *map(len, line.games)])
+    games = [slice(*pair) for pair in itertools.pairwise(bounds)]  # the rows of each game
+    there = np.isfinite(each)
+    whole = (there == going).all(axis=0) & np.array([there[game].any(axis=0) for game in games]).all(axis=0)
+    shown = np.flatnonzero(whole)
+    value, low, high = (np.full(len(edges) - 1, np.nan) for _ in range(3))
     statistic = stats.iqm if line.normalise else stats.mean
-    value = statistic(strata)
-    if len(runs) > 1:
-        low, high = stats.interval(strata, statistic)
-    else:
-        deviation = carried(binned[id(runs[0])][2])[begun:]
+    for bins in stretches(there[:, shown]):
+        bins = shown[bins]
+        strata = [each[game][there[game, bins[0]]][:, bins] for game in games]
+        value[bins] = statistic(strata)
+        low[bins], high[bins] = stats.interval(strata, statistic)
+    if len(runs) == 1:
+        deviation = carried(deviations[0])
         low, high = value - deviation, value + deviation
-    episodes = sum(number for number, _, _ in binned.values())
     middles = (edges[:-1] + edges[1:]) / 2
-    return Curve(middles[begun:], value, low, high, episodes[begun:])
+    counts = np.where(there, number, 0).sum(axis=0), there.sum(axis=0)
+    until = edges[shown[-1] + 1] if len(shown) else 0.0
+    return Curve(*(row[..., shown] for row in (middles, value, low, high, *counts, each)), until, edges[-1])
+
+
+def lasts(number: np.ndarray) -> np.ndarray:
+    """Return in which bins a run has not ended yet, by the number of its episodes in each."""
+    last = np.flatnonzero(number)[-1]
+    return np.arange(len(number)) <= (last if last < len(number) - 2 else len(number))
+
+
+def smoothed(values: np.ndarray, going: np.ndarray, width: int) -> np.ndarray:
+    """Return the mean of `width` values around each, of those that are there; NaN where there is none or the run has ended."""
+    there = np.isfinite(values) & going
+    window = np.ones(width)
+    sums, counts = (np.convolve(row, window, "full")[width // 2 :][: len(row)] for row in (np.where(there, values, 0), there))
+    return np.where(there, sums / np.maximum(counts, 1), np.nan)
+
+
+def stretches(there: np.ndarray) -> list[np.ndarray]:
+    """Return the bins in a row in which the same runs are there, [runs, bins]."""
+    changes = np.flatnonzero((there[:, 1:] != there[:, :-1]).any(axis=0)) + 1
+    return [bins for bins in np.split(np.arange(there.shape[1]), changes) if len(bins)]
 
 
 def bin_scores(x: np.ndarray, score: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,22 +282,64 @@ def table(groups: list[Group]) -> Table:
     return rows
 
 
-def short(lines: list[Line], axes: list[str]) -> list[str]:
-    """Return a note for each line that ends well before some of its runs."""
+def short(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> list[str]:
+    """Return a note for each line that goes on without some of its runs."""
     notes = []
-    for line in lines:
-        for axis in axes:
-            ends = [float(run.scores[axis].max()) for run in line.group.runs]
-            if min(ends) < 0.9 * max(ends):
-                where = f"{min(ends):,.4g} {axis}, where one run ends (the last: {max(ends):,.4g})"
-                notes.append(f"{line.group.name}: drawn to {where}")
+    for (n, axis), c in curves.items():
+        name, every = f"{lines[n].group.name}, {axis}", len(c.each)
+        if not len(c.runs):
+            notes.append(f"{name}: the runs of one game end before those of another begin; no line is drawn")
+            continue
+        drops = [(x, here) for x, here, before in zip(c.x, c.runs, [every, *c.runs]) if here != before]
+        if drops:
+            said = ", ".join(f"n = {here} from {x:,.4g} on" for x, here in drops)
+            notes.append(f"{name}: the line goes on where some of its {every} runs have ended: {said}")
+        if c.until < c.end:
+            notes.append(f"{name}: the line ends at {c.until:,.4g}, where a game has no run left; others go on to {c.end:,.4g}")
     return notes
 
 
+def draw(lines: list[Line], curves: dict[tuple[int, str], Curve], axes: dict[str, str], options: Curves) -> Figure:
+    names = list(dict.fromkeys(line.panel for line in lines))
+    figure, all_panels = panels(len(names) * len(axes), columns=1 if len(names) < 3 else len(axes))
+    order = labels([line.group for line in lines])
+    for (name, axis), ax in zip([(name, axis) for name in names for axis in axes], all_panels):
+        for n, line in enumerate(lines):
+            if line.panel == name:
+                plot(ax, curves[n, axis], line.group, order.index(line.group.label))
+        ylabel = "normalised score (0 random, 1 human)" if options.statistic == "iqm" else "score (points)"
+        ax.set(title=name, xlabel=axes[axis], ylabel=ylabel, xlim=(0, None))
+        scaled(ax, options)
+        if axis == "steps":
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    legend(figure, all_panels)
+    return figure
+
+
+def scaled(ax: Axes, options: Curves) -> None:
+    """Set limits and scales of the axes. Raises RunError where scores have no logarithm."""
+    if "x" in options.log:
+        ax.set_xscale("log")
+        ax.autoscale(axis="x")
+    if "y" in options.log:
+        lowest = min(np.nanmin(line.get_ydata()) for line in ax.lines)
+        if lowest <= 0:
+            raise RunError(f"--log {options.log}: scores above 0 are expected, and {lowest:.4g} is drawn")
+        ax.set_yscale("log")
+    ax.set(xlim=options.xlim or ax.get_xlim(), ylim=options.ylim or ax.get_ylim())
+
+
 def plot(ax: Axes, curve: Curve, group: Group, number: int) -> None:
-    marker = "." if len(curve.x) < 20 else ""  # a single point has no line
-    ax.plot(curve.x, curve.value, label=group.counted, linewidth=1.8, marker=marker, **line_style(number))
-    ax.fill_between(curve.x, curve.low, curve.high, color=line_style(number)["color"], alpha=0.18, linewidth=0)
+    style = line_style(number)
+    dots = "." if len(curve.x) < 20 else ""  # a single point has no line
+    if len(curve.each) > 1:
+        ax.plot(curve.x, curve.each.T, linewidth=0.6, alpha=0.5, **style)
+    ax.plot(curve.x, curve.value, label=group.counted, linewidth=1.8, marker=dots, **style)
+    ax.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0)
+    for place in np.flatnonzero(np.diff(curve.runs)):
+        at = (curve.x[place + 1], curve.value[place + 1])
+        ax.plot(*at, marker="|", markersize=9, color=style["color"])
+        ax.annotate(f"n = {curve.runs[place + 1]}", at, (3, 9), textcoords="offset points", fontsize=8, color=style["color"])
 
 
 def bands(lines: list[Line]) -> str:
@@ -229,11 +352,14 @@ def bands(lines: list[Line]) -> str:
 
 
 def points(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> Table:
-    rows = Table(("env", "group", "axis", "x", "value", "low", "high", "episodes", "runs"))
+    """Return the points of all lines, those of groups without `run`."""
+    rows = Table(("env", "group", "axis", "x", "value", "low", "high", "episodes", "runs", "run"))
     for (n, axis), c in curves.items():
-        line = lines[n]
-        for point in zip(c.x, c.value, c.low, c.high, c.episodes):
-            rows.rows.append((line.group.env, line.group.label, axis, *point, len(line.group.runs)))
+        where, runs = (lines[n].group.env, lines[n].group.label, axis), [run for game in lines[n].games for run in game]
+        rows.rows += [(*where, *point, None) for point in zip(c.x, c.value, c.low, c.high, c.episodes, c.runs)]
+        for run, values in zip(runs, c.each) if len(runs) > 1 else ():
+            mine = [(x, value) for x, value in zip(c.x, values) if np.isfinite(value)]
+            rows.rows += [(*where, x, value, None, None, None, 1, str(run.path)) for x, value in mine]
     return rows
 
 

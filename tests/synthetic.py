@@ -15,7 +15,7 @@ definition. (`recorded.py` writes with the training's own writers instead: there
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -241,3 +241,15 @@ def paced(
             tables["energy"] = energy(int(last / 10), watts)
         run.write(rank, **tables)
     return run
+
+
+def scored(path: Path, number: int, score: Callable, seconds: float = 1.0, **settings) -> Path:
+    """A run of one agent that does so many updates of 80 steps and ends an episode in each.
+
+    Args:
+        score: of the steps done, float64 [updates], the scores of the episodes.
+    """
+    settings = {"total_steps": 80 * number, "exchange": "gossip", **settings}
+    run, rows = Synthetic(path, agents=1, **settings), updates(number, seconds)
+    run.write(0, updates=rows, episodes=episodes(rows, score(rows["steps"].astype(float))))
+    return path

@@ -43,25 +43,31 @@ def slow_points(run_dir: Path, axis: str) -> list[tuple[float, float]]:
 
 
 def slow_curve(run_dirs: list[Path], axis: str) -> list[tuple]:
-    """(x, mean, episodes, standard deviation of the episodes) of every bin from the first in which all runs have a value."""
+    """(x, mean, episodes, standard deviation of the first run's episodes, runs) of every bin in which all runs that have not
+    ended have a value."""
     of_runs = [slow_points(run_dir, axis) for run_dir in run_dirs]
-    end = min(max(x for x, _ in points) for points in of_runs)
-    fewest = min(sum(x <= end for x, _ in points) for points in of_runs)
-    bins = max(10, min(100, fewest // 30))
+    ends = [max(x for x, _ in points) for points in of_runs]
+    end = max(ends)
+    fewest = min(len(points) * end / own for points, own in zip(of_runs, ends))
+    bins = max(10, min(100, int(fewest // 30)))
     edges = np.linspace(0, end, bins + 1)
+
+    def inside(points: list, i: int) -> list[float]:
+        return [score for x, score in points if edges[i] <= x and (x < edges[i + 1] or (i == bins - 1 and x == end))]
+
+    last_bins = [max(i for i in range(bins) if inside(points, i)) for points in of_runs]
     curve, last = [], [None] * len(of_runs)
     for i in range(bins):
-        inside = [
-            [score for x, score in points if edges[i] <= x and (x < edges[i + 1] or (i == bins - 1 and x == end))]
-            for points in of_runs
-        ]
-        for run, values in enumerate(inside):
-            if values:
+        going = [run for run, last_bin in enumerate(last_bins) if i <= last_bin or last_bin >= bins - 2]
+        episodes = 0
+        for run in going:
+            if values := inside(of_runs[run], i):
                 mean = sum(values) / len(values)
                 last[run] = (mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values)))
-        if None not in last:
-            mean = sum(value for value, _ in last) / len(last)
-            curve.append(((edges[i] + edges[i + 1]) / 2, mean, sum(map(len, inside)), last[0][1]))
+                episodes += len(values)
+        if all(last[run] is not None for run in going):
+            mean = sum(last[run][0] for run in going) / len(going)
+            curve.append(((edges[i] + edges[i + 1]) / 2, mean, episodes, last[0] and last[0][1], len(going)))
     return curve
 
 
@@ -82,12 +88,14 @@ def line(run_dirs: list[Path]) -> learning_curves.Line:
 def test_curves_are_those_of_a_plain_loop(tmp_path, axis, sizes):
     run_dirs = [make(tmp_path / f"r{i}", i, number=number, last=last) for i, (number, last) in enumerate(sizes)]
     curve = learning_curves.curve(line(run_dirs), axis)
-    x, mean, episodes, deviation = np.array(slow_curve(run_dirs, axis)).T
-    np.testing.assert_allclose([curve.x, curve.value, curve.episodes], [x, mean, episodes], rtol=1e-9)
+    x, mean, episodes, deviation, runs = np.array(slow_curve(run_dirs, axis)).T
+    np.testing.assert_allclose([curve.x, curve.value, curve.episodes, curve.runs], [x, mean, episodes, runs], rtol=1e-9)
     if len(sizes) == 1:
         np.testing.assert_allclose([curve.low, curve.high], [mean - deviation, mean + deviation], rtol=1e-9)
     else:
-        assert (curve.low <= curve.value + 1e-9).all() and (curve.value <= curve.high + 1e-9).all()
+        several = curve.runs > 1
+        assert ((curve.low <= curve.value + 1e-9) & (curve.value <= curve.high + 1e-9))[several].all()
+        assert np.isnan([curve.low, curve.high])[:, ~several].all()
 
 
 def test_the_interquartile_mean_goes_over_games_and_seeds(tmp_path):
@@ -113,7 +121,8 @@ def test_the_command_on_one_run(tmp_path):
     run_dir = make(tmp_path / "r", 0)
     done = command("learning_curves", "r", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    header, row, _, *written = done.stdout.splitlines()
+    header, row, _, sentence, _, *written = done.stdout.splitlines()
+    assert sentence.startswith("CartPole-v1: the score of GALA ring goes from ")
     first, best, last = (f"{mean:.3g}" for mean in slow_windows(run_dir))
     assert header.split() == ["run", "group", "agents", "steps", "hours", "episodes", "first", "best", "last", "state"]
     assert row.split() == ["r", "CartPole-v1", "GALA", "ring", "2", "16,000", "2", "700", first, best, last, "finished"]
@@ -134,15 +143,6 @@ def test_an_episode_on_an_edge_is_in_the_bin_that_begins_there():
     np.testing.assert_array_equal(mean, [1, 3, np.nan, 8])
     np.testing.assert_array_equal(spread, [0, 1, np.nan, 0])
     np.testing.assert_array_equal(learning_curves.carried(mean), [1, 3, 3, 8])
-
-
-def test_a_line_that_ends_before_a_run_of_its_group_is_remarked(tmp_path):
-    make(tmp_path / "long", 0)
-    make(tmp_path / "short", 1, last=30)
-    drawn = line([tmp_path / "long", tmp_path / "short"])
-    longest, shortest = (max(x for x, _ in slow_points(tmp_path / name, "steps")) for name in ("long", "short"))
-    said = f"CartPole-v1 gossip: drawn to {shortest:,.4g} steps, where one run ends (the last: {longest:,.4g})"
-    assert said in learning_curves.short([drawn], ["steps"])
 
 
 def test_a_run_that_begins_where_another_has_ended_is_drawn(tmp_path):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from synthetic import Synthetic, episodes, updates
+from synthetic import scored
 
 import common
 import compare
@@ -20,14 +19,6 @@ from published import HUMAN, RANDOM
 from script import main
 
 STEPS = 80  # of an update
-
-
-def curve(path: Path, number: int, score, seconds: float = 1.0, **settings) -> Path:
-    """A run of one agent that ends an episode in every update, `score` (of the steps done) its score."""
-    settings = {"total_steps": STEPS * number, "exchange": "gossip", **settings}
-    run, rows = Synthetic(path, agents=1, **settings), updates(number, seconds, STEPS)
-    run.write(0, updates=rows, episodes=episodes(rows, score(rows["steps"].astype(float))))
-    return path
 
 
 def rows_of(said) -> list[dict]:
@@ -49,8 +40,8 @@ def closed():
 def test_runs_of_unequal_budgets_are_compared_at_a_common_step_and_hour(tmp_path):
     """Every run learns as the others do, by steps; those of A2C end after an eighth of them, at half the speed."""
     for seed in range(3):
-        curve(tmp_path / f"g{seed}", 1600, lambda s: s / 1000, seed=seed)
-        curve(tmp_path / f"a{seed}", 200, lambda s: s / 1000, seconds=2.0, seed=seed, exchange="allreduce")
+        scored(tmp_path / f"g{seed}", 1600, lambda s: s / 1000, seed=seed)
+        scored(tmp_path / f"a{seed}", 200, lambda s: s / 1000, seconds=2.0, seed=seed, exchange="allreduce")
     found, _ = load([tmp_path])
     said = compare.answer(found, compare.Compare(runs=()))
     by_steps, by_hours = rows_of(said)
@@ -71,10 +62,10 @@ def test_runs_of_unequal_budgets_are_compared_at_a_common_step_and_hour(tmp_path
 
 def test_a_run_that_was_cut_short_is_left_out_and_told(tmp_path):
     for seed in range(3):
-        curve(tmp_path / f"g{seed}", 200, lambda s: s / 1000, seed=seed)
-        curve(tmp_path / f"a{seed}", 200, lambda s: s / 2000, seed=seed, exchange="allreduce")
-    cut = curve(tmp_path / "cut", 20, lambda s: 0 * s - 21, seed=9, total_steps=16_000)
-    nearly = curve(tmp_path / "nearly", 190, lambda s: s / 1000, seed=10, total_steps=16_000)
+        scored(tmp_path / f"g{seed}", 200, lambda s: s / 1000, seed=seed)
+        scored(tmp_path / f"a{seed}", 200, lambda s: s / 2000, seed=seed, exchange="allreduce")
+    cut = scored(tmp_path / "cut", 20, lambda s: 0 * s - 21, seed=9, total_steps=16_000)
+    nearly = scored(tmp_path / "nearly", 190, lambda s: s / 1000, seed=10, total_steps=16_000)
     found, _ = load([tmp_path])
     point = common.point(grouped(found, "method"), "steps")
     assert point.x == 190 * STEPS and str(point) == "15,200 steps"
@@ -88,14 +79,14 @@ def test_a_run_that_was_cut_short_is_left_out_and_told(tmp_path):
 def test_groups_of_which_no_run_has_finished_count_with_their_longest(tmp_path):
     for exchange in ("gossip", "allreduce"):
         for number in (30, 150):
-            curve(tmp_path / f"{exchange}{number}", number, lambda s: s, exchange=exchange, total_steps=16_000)
+            scored(tmp_path / f"{exchange}{number}", number, lambda s: s, exchange=exchange, total_steps=16_000)
     point = common.point(grouped(load([tmp_path])[0], "method"), "steps")
     assert point.x == 150 * STEPS and [len(runs) for runs in point.groups.values()] == [1, 1]
 
 
 def test_scores_and_areas_at_a_step(tmp_path):
     """A score of 2 for 100 updates, then of 10 for another 100."""
-    run = open_run(curve(tmp_path / "r", 200, lambda s: np.where(s > 8000, 10, 2)))
+    run = open_run(scored(tmp_path / "r", 200, lambda s: np.where(s > 8000, 10, 2)))
     [group] = grouped([run], "method")
     for updates_done in (100, 150, 200):
         point = common.point([group], "steps", wanted=updates_done * STEPS)
@@ -112,9 +103,9 @@ def test_several_games_have_rows_of_their_own_and_one_together(tmp_path):
     for game in ours:
         for exchange, scores in (("gossip", ours[game]), ("allreduce", base[game])):
             for seed, score in enumerate(scores):
-                curve(tmp_path / f"{game}-{exchange}-{seed}", 100, lambda s, x=score: 0 * s + x, env=game, exchange=exchange)
-    curve(tmp_path / "c1", 100, lambda s: s, env="CartPole-v1")
-    curve(tmp_path / "c2", 100, lambda s: s, env="CartPole-v1", exchange="allreduce")
+                scored(tmp_path / f"{game}-{exchange}-{seed}", 100, lambda s, x=score: 0 * s + x, env=game, exchange=exchange)
+    scored(tmp_path / "c1", 100, lambda s: s, env="CartPole-v1")
+    scored(tmp_path / "c2", 100, lambda s: s, env="CartPole-v1", exchange="allreduce")
     said = compare.answer(load([tmp_path])[0], compare.Compare(runs=()))
     rows = {row["game"]: row for row in rows_of(said)[:4]}
     assert list(rows) == ["CartPole-v1", "breakout", "pong", "all games"]
@@ -138,7 +129,7 @@ def test_several_games_have_rows_of_their_own_and_one_together(tmp_path):
 def test_all_pairs_and_the_csv_holds_what_is_drawn(tmp_path, monkeypatch, capsys):
     for n, exchange in enumerate(("gossip", "allreduce", "none")):
         for seed in range(4):
-            curve(tmp_path / f"{exchange}{seed}", 100, lambda s, x=n + seed / 2: 0 * s + x, exchange=exchange)
+            scored(tmp_path / f"{exchange}{seed}", 100, lambda s, x=n + seed / 2: 0 * s + x, exchange=exchange)
     monkeypatch.chdir(tmp_path)
     main(compare.answer, compare.Compare, "", [".", "--all-pairs", "--out", "c.png", "--table", "t.csv"])
     table, drawn = (list(csv.DictReader(open(name))) for name in ("t.csv", "c.csv"))
@@ -159,10 +150,10 @@ def test_all_pairs_and_the_csv_holds_what_is_drawn(tmp_path, monkeypatch, capsys
 def test_times_to_a_threshold_have_intervals(tmp_path):
     """Runs of GALA reach 0 with the mean of 100 scores at known updates; one of A2C's three never does, and ends early."""
     for seed, first in enumerate((100, 150, 200, 300)):
-        curve(tmp_path / f"g{seed}", 400, lambda s, x=first: np.where(s > STEPS * x, 1, -1), seed=seed)
+        scored(tmp_path / f"g{seed}", 400, lambda s, x=first: np.where(s > STEPS * x, 1, -1), seed=seed)
     for seed, first in enumerate((120, 240)):
-        curve(tmp_path / f"a{seed}", 400, lambda s, x=first: np.where(s > STEPS * x, 1, -1), seed=seed, exchange="allreduce")
-    curve(tmp_path / "a2", 110, lambda s: 0 * s - 1, seed=3, exchange="allreduce")
+        scored(tmp_path / f"a{seed}", 400, lambda s, x=first: np.where(s > STEPS * x, 1, -1), seed=seed, exchange="allreduce")
+    scored(tmp_path / "a2", 110, lambda s: 0 * s - 1, seed=3, exchange="allreduce")
     said = compare.answer(load([tmp_path])[0], compare.Compare(runs=(), threshold={"pong": 0}))
     by_steps, by_hours = rows_of(said)
     ours = [STEPS * (first + 50) for first in (100, 150, 200, 300)]
@@ -174,9 +165,9 @@ def test_times_to_a_threshold_have_intervals(tmp_path):
 
 
 def test_a_base_of_a_game_that_no_other_has_is_not_taken(tmp_path):
-    curve(tmp_path / "a", 100, lambda s: s, env="breakout", exchange="allreduce")
-    curve(tmp_path / "g", 100, lambda s: s)
-    curve(tmp_path / "n", 100, lambda s: s, exchange="none")
+    scored(tmp_path / "a", 100, lambda s: s, env="breakout", exchange="allreduce")
+    scored(tmp_path / "g", 100, lambda s: s)
+    scored(tmp_path / "n", 100, lambda s: s, exchange="none")
     said = compare.answer(load([tmp_path])[0], compare.Compare(runs=()))
     assert [(row["group"], row["base"]) for row in rows_of(said)] == [("independent", "GALA ring")] * 2
     assert "A2C: has no runs of a game in common with the base; left out" in said.notes
@@ -207,8 +198,8 @@ def test_a_step_without_sense_is_refused(tmp_path, words, said, monkeypatch, cap
 
 
 def refused(tmp_path, module, words, said, monkeypatch, capsys):
-    curve(tmp_path / "g", 100, lambda s: s)
-    curve(tmp_path / "a", 100, lambda s: s, exchange="allreduce")
+    scored(tmp_path / "g", 100, lambda s: s)
+    scored(tmp_path / "a", 100, lambda s: s, exchange="allreduce")
     monkeypatch.chdir(tmp_path)
     options = {compare: compare.Compare, robustness: robustness.Robustness}[module]
     with pytest.raises(SystemExit) as ended:
