@@ -43,6 +43,7 @@ from published import GAMES, normalised
 from robustness import check_thresholds, thresholds
 from script import Answer, Options, Table, legend, line_style, main, panels
 from stats import Estimate, Strata
+from tables import show
 
 FEW = 3  # runs
 ALL = "all games"
@@ -123,9 +124,7 @@ def answer(found: list[Run], options: Compare) -> Answer:
         raise RunError(f"{names}: no other group has runs of the same game; --by tells what makes a group")
     table = Table(HEADINGS, [pair.row(limits, by_place) for pair in pairs])
     figure, points = draw(pairs, table, at["steps"], labels(groups))
-    said = [
-        f"{row[0]} scores more than {row[1]} with probability {row[6].value:.2f} ({row[2]}, {row[3]})" for row in table.rows
-    ]
+    said = [f"{row[0]} scores more than {row[1]} with probability {show(row[6])} ({row[2]}, {row[3]})" for row in table.rows]
     notes = [note for axis in AXES for point in at[axis].values() for note in point.notes]
     notes += few(pairs) + without(pairs, groups) + late(groups, limits)
     notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]

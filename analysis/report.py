@@ -20,6 +20,7 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 import tyro
 
+import aggregates
 import checkout  # noqa: F401
 import compare
 import consensus
@@ -38,6 +39,7 @@ from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave
 CHAPTERS: dict[ModuleType, type[Options]] = {
     learning_curves: learning_curves.Curves,
     scores: Options,
+    aggregates: aggregates.Aggregates,
     compare: compare.Compare,
     robustness: robustness.Robustness,
     throughput: Options,

@@ -35,6 +35,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,  # whole numbers on axes
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "svg.fonttype": "path",

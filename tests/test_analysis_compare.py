@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from synthetic import scored
 
+import aggregates
 import common
 import compare
 import robustness
@@ -205,3 +206,49 @@ def refused(tmp_path, module, words, said, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(module.answer, options, "", [".", *words])
     assert (ended.value.code, capsys.readouterr().err) == (2, f"{sys.modules[module.__name__].__name__}.py: {said}\n")
+
+
+# Groups over games.
+
+
+def test_aggregates_are_those_of_a_plain_loop(tmp_path):
+    """Constant scores: an area is a score."""
+    scores = {"pong": [9, 12, 14, -21], "breakout": [10, 20, 31.8]}
+    for game, values in scores.items():
+        for seed, score in enumerate(values):
+            scored(tmp_path / f"{game}{seed}", 100, lambda s, x=score: 0 * s + x, env=game, seed=seed)
+    scored(tmp_path / "c", 100, lambda s: 0 * s + 7, env="CartPole-v1")
+    scored(tmp_path / "n", 100, lambda s: 0 * s + 7, exchange="none")
+    said = aggregates.answer(load([tmp_path])[0], aggregates.Aggregates(runs=()))
+    rows = {(row["game"], row["group"]): row for row in rows_of(said)}
+    assert list(rows)[-1] == ("all games", "GALA ring") and len(rows) == 5
+    pong = rows["pong", "GALA ring"]
+    assert (pong["runs"], pong["at"], pong["scores"], pong["median"]) == (4, "8,000 steps", "points", None)
+    assert (pong["mean"].value, pong["IQM"].value, pong["area"].value) == (14 / 4, (9 + 12) / 2, 14 / 4)
+    normal = {
+        game: [(s - RANDOM.scores[game][0]) / (HUMAN.scores[game][0] - RANDOM.scores[game][0]) for s in values]
+        for game, values in scores.items()
+    }
+    gaps = {game: sum(max(0, 1 - s) for s in values) / len(values) for game, values in normal.items()}
+    assert pong["optimality gap"].value == pytest.approx(gaps["pong"])
+    both = rows["all games", "GALA ring"]
+    means = [sum(values) / len(values) for values in normal.values()]
+    everything = sorted(normal["pong"] + normal["breakout"])
+    assert both["mean"].value == both["median"].value == pytest.approx(sum(means) / 2)
+    assert both["IQM"].value == pytest.approx(sum(everything[1:6]) / 5)
+    assert both["optimality gap"].value == pytest.approx(sum(gaps.values()) / 2)
+    assert both["area"].value == pytest.approx(sum(means) / 2) and both["IQM"].low < both["IQM"].value < both["IQM"].high
+    assert rows["CartPole-v1", "GALA ring"]["optimality gap"] is None
+    assert "all games: without CartPole-v1, which has no normalised score" in said.notes
+    assert "independent: has no runs of breakout; its row of all games is not there" in said.notes
+    assert dict(zip(said.points.headings, said.points.rows[0]))["IQM"] == 7
+
+
+def test_aggregates_are_taken_at_a_common_hour_if_that_is_asked_for(tmp_path):
+    scored(tmp_path / "g", 400, lambda s: s)
+    scored(tmp_path / "a", 200, lambda s: s, seconds=3.0, exchange="allreduce")
+    for at, place, updates in (("steps", "16,000 steps", (200, 200)), ("hours", "0.1111 hours", (133, 400))):
+        rows = rows_of(aggregates.answer(load([tmp_path])[0], aggregates.Aggregates(runs=(), at=at)))
+        assert [row["at"] for row in rows] == [place] * 2
+        expected = [mean_until(STEPS * number, lambda s: s) for number in updates]
+        assert [row["mean"].value for row in rows] == pytest.approx(expected)

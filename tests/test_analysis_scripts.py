@@ -30,6 +30,7 @@ from recorded import (
     write,
 )
 
+import aggregates
 import compare
 import learning_curves
 import report
@@ -43,6 +44,7 @@ from without_training import TRAINING, run_without
 
 SCRIPTS = {
     "learning_curves": learning_curves.Curves,
+    "aggregates": aggregates.Aggregates,
     "staleness": Options,
     "throughput": Options,
     "scores": Options,
