@@ -1,4 +1,4 @@
-"""Published scores, with the protocol they were measured by and where they were read: published.csv.
+"""Published scores, with what was trained for them, how they were measured and where they were read: published.csv.
 
 A normalised score is 0 where a random policy scores and 1 where the human tester of Mnih et al. 2015 does:
 (score - random) / (human - random).
@@ -16,9 +16,17 @@ GAMES = ("beam_rider", "breakout", "pong", "qbert", "seaquest", "space_invaders"
 
 @dataclass(frozen=True)
 class Reference:
-    """Scores of one publication: game → (score, spread as it was published or "")."""
+    """Scores of one publication: game → (score, spread as it was published or "").
+
+    Attributes:
+        steps: of training, over all environments; None: not stated where it was read.
+        environments: side by side in training (the papers' simulators or processes); None: not stated.
+        protocol: of the evaluation.
+    """
 
     method: str
+    steps: int | None
+    environments: int | None
     protocol: str
     source: str
     scores: dict[str, tuple[float, str]]
@@ -28,7 +36,16 @@ def load() -> list[Reference]:
     """Return all references; those of `random` and `human` come first."""
     with open(FILE, newline="") as file:
         rows = list(csv.DictReader(file))
-    return [Reference(r["method"], r["protocol"], r["source"], {g: _score(r[g]) for g in GAMES if r[g]}) for r in rows]
+    return [
+        Reference(
+            r["method"],
+            *(int(r[name]) if r[name] else None for name in ("steps", "environments")),
+            r["protocol"],
+            r["source"],
+            {game: _score(r[game]) for game in GAMES if r[game]},
+        )
+        for r in rows
+    ]
 
 
 def _score(cell: str) -> tuple[float, str]:

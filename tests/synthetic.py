@@ -130,12 +130,13 @@ class Synthetic:
         return self
 
     def save(self, *checkpoints: int) -> Synthetic:
-        """Make the folders of checkpoints with these numbers; their files hold nothing."""
+        """Make the files of checkpoints with these numbers, which say how many agents there are and no more."""
         for number in checkpoints:
             folder = self.path / "checkpoints" / f"{number:06d}"
             folder.mkdir()
             for rank in range(self.agents):
-                h5py.File(folder / f"rank{rank:05d}.h5", "w").close()
+                with h5py.File(folder / f"rank{rank:05d}.h5", "w") as file:
+                    file.attrs["agents"] = self.agents
         return self
 
     def lose(self, rank: int, update: int) -> Synthetic:
