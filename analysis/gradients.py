@@ -9,14 +9,17 @@ Definitions:
 
 * gradient: of an agent's own loss, before any averaging over agents and before clipping, at equal updates of both agents.
 * correlation: the cosine of the angle between two gradients, from their sketches (standard error at most 0.016 an update),
-  averaged over the sketched updates and the group's runs.
+  averaged over a run's sketched updates, and these means over the group's runs.
 * peers: pairs of which one has mixed the other's parameters; framed in the heat map.
-* ±: standard error of the mean over updates. Successive updates are hundreds of updates apart, and taken as independent.
+* ±: standard error of the mean. Of several runs: over runs, each of which counts once. Of one run: over its updates, which are as
+  good as fewer that are independent, by their autocorrelation (`stats.standard_error_in_a_row`).
+* a run that was resumed with other settings, or on another number of ranks, is several.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -25,7 +28,7 @@ from matplotlib.patches import Rectangle
 import checkout  # noqa: F401
 import stats
 from gala_mpi.run import Run, RunError
-from groups import Group, grouped, mixtures
+from groups import Group, grouped, mixtures, stretches
 from script import Answer, Options, Table, main, panels
 
 LEAST_SCALE = 0.2  # of the colours: what is next to nothing looks so
@@ -37,12 +40,12 @@ class Correlation:
     """Of one group and number of agents.
 
     Attributes:
-        matrices: [updates, agents, agents], over all runs.
+        runs: of each run the cosines, [updates, agents, agents].
         peers: [agents, agents]: whether row has mixed column's parameters.
     """
 
     group: Group
-    matrices: np.ndarray
+    runs: list[np.ndarray]
     peers: np.ndarray
 
     @property
@@ -50,23 +53,36 @@ class Correlation:
         return len(self.peers)
 
     @property
+    def updates(self) -> int:
+        return sum(map(len, self.runs))
+
+    @property
+    def counted(self) -> str:
+        runs = f" of {len(self.runs)} runs" if len(self.runs) > 1 else ""
+        return f"{self.updates:,} updates{runs}"
+
+    @property
     def mean(self) -> np.ndarray:
-        return self.matrices.mean(axis=0)
+        return np.mean([matrices.mean(axis=0) for matrices in self.runs], axis=0)
 
     def over(self, pairs: np.ndarray) -> tuple[float, float]:
-        """Return the mean over `pairs` (a mask) and updates, and its standard error; NaN where there are no pairs."""
+        """Return the mean over `pairs` (a mask), and its standard error; NaN where there are no pairs."""
         if not pairs.any():
             return np.nan, np.nan
-        values = self.matrices[:, pairs].mean(axis=1)
-        return float(values.mean()), stats.standard_error(values)
+        means = [matrices[:, pairs].mean(axis=1) for matrices in self.runs]
+        if len(means) == 1:
+            return float(means[0].mean()), stats.standard_error_in_a_row(means[0])
+        of_runs = np.array([values.mean() for values in means])
+        return float(of_runs.mean()), stats.standard_error(of_runs)
 
 
 def answer(found: list[Run], options: Options) -> Answer:
-    sketched = [run for run in found if run.agents > 1 and all(len(run.sketches(rank)) for rank in range(run.agents))]
+    pieces = [piece for run in found for piece in stretches(run)]
+    sketched = [run for run in pieces if run.agents > 1 and all(len(run.sketches(rank)) for rank in range(run.agents))]
     if not sketched:
         raise RunError(f"{found[0].path}: no sketches of 2 agents or more are there (--sketch-updates of gala_mpi.train)")
     groups = grouped(sketched, options.by)
-    shown = [c for group in groups for c in correlations(group) if len(c.matrices)]
+    shown = [c for group in groups for c in correlations(group) if c.runs]
     if not shown:
         raise RunError(f"{sketched[0].path}: no two agents have sketches of equal updates yet")
     largest = max(LEAST_SCALE, *(np.abs(c.mean[~np.eye(c.agents, dtype=bool)]).max() for c in shown))
@@ -77,8 +93,9 @@ def answer(found: list[Run], options: Options) -> Answer:
         axes[0].images[0], ax=axes, label="correlation of gradients (cosine)", shrink=0.7, location="bottom", aspect=40
     )
     table, points = tables(shown)
-    said = "; ".join(f"{row[0]} on {row[1]} agents {row[3]:.3f}" for row in table.rows)
-    notes = [f"{run.path}: no sketches, or a single agent; left out" for run in found if run not in sketched]
+    said = "; ".join(f"{row[0]} on {row[1]} agents {row[4]:.3f}" for row in table.rows)
+    left_out = dict.fromkeys(str(run.path) for run in pieces if run not in sketched)
+    notes = [f"{path}: no sketches of every agent, or a single one; left out" for path in left_out]
     notes += mixtures(groups, apart={"agents", "environments"})
     alt = f"Heat maps of the correlation of agents' gradients. Means over pairs: {said}."
     return Answer(table, figure, alt, points, notes, answered(shown))
@@ -104,7 +121,11 @@ def correlations(group: Group) -> list[Correlation]:
             for rank in range(agents):
                 read = np.unique(run.mixes(rank)["peer"])
                 peers[rank, read[read < agents]] = True  # others have left the run since
-        shown.append(Correlation(group, np.concatenate([cosines(run) for run in mine]), peers))
+        of_runs: dict[Path, list[np.ndarray]] = {}  # the stretches of one run are no two runs
+        for run in mine:
+            of_runs.setdefault(run.path, []).append(cosines(run))
+        matrices = [np.concatenate(found) for found in of_runs.values()]
+        shown.append(Correlation(group, [cosine for cosine in matrices if len(cosine)], peers))
     return shown
 
 
@@ -115,7 +136,7 @@ def cosines(run: Run) -> np.ndarray:
     gradients = [table["gradient"][np.searchsorted(table["update"], common)] for table in sketches]
     stacked = np.array(gradients, float).transpose(1, 0, 2)
     lengths = np.linalg.norm(stacked, axis=2, keepdims=True)
-    whole = (lengths > 0).all(axis=(1, 2))
+    whole = ((lengths > 0) & np.isfinite(lengths)).all(axis=(1, 2))
     unit = stacked[whole] / lengths[whole]
     return unit @ unit.transpose(0, 2, 1)
 
@@ -140,17 +161,17 @@ def draw(ax, c: Correlation, largest: float) -> None:
         ax.set_xticks(range(c.agents))
         ax.set_yticks(range(c.agents))
     ax.grid(False)
-    ax.set(title=f"{c.group.name}, {len(c.matrices)} updates", xlabel="agent", ylabel="agent (framed: reads)")
+    ax.set(title=f"{c.group.name}, {c.counted}", xlabel="agent", ylabel="agent (framed: reads)")
 
 
 def tables(shown: list[Correlation]) -> tuple[Table, Table]:
-    people = Table(("group", "agents", "updates", "correlation", "±", "of peers", "± ", "of others", "±  "))
+    people = Table(("group", "agents", "runs", "updates", "correlation", "±", "of peers", "± ", "of others", "±  "))
     points = Table(("env", "group", "agents", "row", "column", "correlation", "peers"))
     for c in shown:
         pairs = np.triu(np.ones((c.agents, c.agents), bool), 1)
         peers = c.peers | c.peers.T
         few = (c.over(pairs), c.over(pairs & peers), c.over(pairs & ~peers) if peers.any() else (np.nan, np.nan))
-        people.rows.append((c.group.name, c.agents, len(c.matrices), *(value for pair in few for value in pair)))
+        people.rows.append((c.group.name, c.agents, len(c.runs), c.updates, *(value for pair in few for value in pair)))
         for row, column in np.ndindex(c.agents, c.agents):
             points.rows.append(
                 (c.group.env, c.group.label, c.agents, row, column, c.mean[row, column], bool(peers[row, column]))

@@ -132,6 +132,21 @@ def standard_error(values: np.ndarray) -> float:
     return float(stats.sem(values)) if len(values) > 1 else float("nan")
 
 
+def standard_error_in_a_row(values: np.ndarray) -> float:
+    """Return the standard error of the mean of values that follow each other, and so may be alike; NaN for one value.
+
+    It is that of n / (1 + 2 Σ_k ρ_k) independent values (n at most), with the autocorrelations ρ_k of lag 1, 2, ... until the
+    first that is not positive (Sokal, Monte Carlo Methods in Statistical Mechanics, 1997).
+    """
+    n, deviations = len(values), values - values.mean()
+    products = np.correlate(deviations, deviations, "full")[n:]  # of lag 1, 2, ...
+    positive = products[: np.argmax(np.append(products, 0) <= 0)]
+    variance = deviations @ deviations
+    return (
+        standard_error(values) * float(np.sqrt(1 + 2 * positive.sum() / variance)) if variance > 0 else standard_error(values)
+    )
+
+
 def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Return the means of `width` values in a row (all, where there are fewer), [values - width + 1]."""
     width = min(width, len(values))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
-from synthetic import paced
+from synthetic import Synthetic, paced, sketches, updates
 
+import gradients
 import scores
+import stats
 from gala_mpi.run import RunError, open_run
 from script import Answer, Options
 
@@ -82,3 +85,72 @@ def test_what_was_trained_stands_beside_every_score(tmp_path):
     assert (theirs["steps"], theirs["environments"]) == (10_000_000, 16) and "sampled actions" in theirs["protocol"]
     pole = paced(tmp_path / "s", [1, 1], [10, 10], env="CartPole-v1").evaluate(9, {-1: [500]})
     assert row(said(pole), "GALA ring")["protocol"] == "most probable actions, ± SE"
+
+
+# Correlation of gradients.
+
+
+def alike(path, cosines: np.ndarray, **settings) -> Synthetic:
+    """A run of two agents whose gradients have these cosines, one an update."""
+    run, rows = Synthetic(path, **settings), updates(len(cosines))
+    vectors = [np.array([[1, 0]] * len(cosines)), np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)]
+    for rank, gradient in enumerate(vectors):
+        run.write(rank, updates=rows, sketches=sketches(rows, every=1, gradient=gradient))
+    return run
+
+
+def correlation(*runs) -> dict:
+    answer = gradients.answer([open_run(run.path) for run in runs], Options(runs=()))
+    return dict(zip(answer.table.headings, answer.table.rows[0]))
+
+
+def test_the_error_of_several_runs_is_their_spread(tmp_path):
+    """Three runs of 0.2, 0.4 and 0.9 on average, of 10, 20 and 30 updates that hardly differ."""
+    means = np.array([0.2, 0.4, 0.9])
+    runs = [alike(tmp_path / f"{n}", mean + 0.01 * np.cos(np.arange(10 * (n + 1)) * np.pi)) for n, mean in enumerate(means)]
+    row = correlation(*runs)
+    assert (row["runs"], row["updates"]) == (3, 60)
+    assert row["correlation"] == pytest.approx(0.5, abs=1e-6)
+    assert row["±"] == pytest.approx(np.std(means, ddof=1) / 3**0.5, abs=1e-6)
+
+
+def autocorrelated(random: np.random.Generator, number: int, rho: float) -> np.ndarray:
+    values = [random.normal()]
+    for noise in random.normal(size=number - 1):
+        values.append(rho * values[-1] + (1 - rho**2) ** 0.5 * noise)
+    return np.array(values)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.2, 0.8])
+def test_the_error_of_updates_that_are_alike_is_that_of_fewer(rho):
+    """Of many series of 400 values, the means spread as the errors say."""
+    random = np.random.default_rng(0)
+    series = [autocorrelated(random, 400, rho) for _ in range(300)]
+    spread = np.std([values.mean() for values in series], ddof=1)
+    assert np.mean([stats.standard_error_in_a_row(values) for values in series]) == pytest.approx(spread, rel=0.12)
+    assert np.isnan(stats.standard_error_in_a_row(np.ones(1))) and stats.standard_error_in_a_row(np.ones(5)) == 0
+
+
+def test_the_error_of_one_run_heeds_how_alike_its_updates_are(tmp_path):
+    cosines = 0.3 + 0.05 * autocorrelated(np.random.default_rng(1), 300, 0.8)
+    row = correlation(alike(tmp_path / "r", cosines))
+    assert row["correlation"] == pytest.approx(cosines.mean(), abs=1e-6)
+    assert row["±"] == pytest.approx(stats.standard_error_in_a_row(cosines), rel=1e-3)
+    assert row["±"] > 1.3 * stats.standard_error(cosines)
+
+
+def test_stretches_of_one_run_are_no_two_runs(tmp_path):
+    """Resumed with other settings, grouped as one method; then on three ranks."""
+    run = alike(tmp_path / "r", np.full(20, 0.5), num_envs=8).resume(checkpoint=1, num_envs=32)
+    rows = updates(20, after=20)
+    for rank in range(2):
+        run.write(rank, after_update=20, updates=rows, sketches=sketches(rows, every=1, gradient=np.ones((20, 1))))
+    row = correlation(run)
+    assert (row["runs"], row["updates"], row["correlation"]) == (1, 40, pytest.approx(0.75, abs=1e-6))
+    run.resume(agents=3, checkpoint=2)
+    rows = updates(5, after=40)
+    for rank in range(3):
+        run.write(rank, after_update=40, updates=rows, sketches=sketches(rows, every=1, gradient=np.ones((5, 1))))
+    answer = gradients.answer([open_run(run.path)], Options(runs=()))
+    found = {row[1]: row[3:5] for row in answer.table.rows}
+    assert found == {2: (40, pytest.approx(0.75, abs=1e-6)), 3: (5, pytest.approx(1, abs=1e-6))}
