@@ -11,8 +11,8 @@ Definitions:
 * correlation: the cosine of the angle between two gradients, from their sketches (standard error at most 0.016 an update),
   averaged over a run's sketched updates, and these means over the group's runs.
 * peers: pairs of which one has mixed the other's parameters; framed in the heat map.
-* ±: standard error of the mean. Of several runs: over runs, each of which counts once. Of one run: over its updates, which are as
-  good as fewer that are independent, by their autocorrelation (`stats.standard_error_in_a_row`).
+* ±: standard error of the mean. Of several runs: over runs, each of which counts once. Of one run: over its updates, which are
+  as good as fewer that are independent, by their autocorrelation (`stats.standard_error_in_a_row`).
 * a run that was resumed with other settings, or on another number of ranks, is several.
 """
 
