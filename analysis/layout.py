@@ -63,13 +63,19 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def save(figure: Figure, file: Any, **options: Any) -> None:
     """Write a figure, as `Figure.savefig` does, after breaking lines that are longer than there is room."""
     write_as_it_stands(figure)
-    broken = break_names(figure)
-    figure.draw_without_rendering()  # which moves the panels
+    broken, words = break_names(figure), {text: text.get_text() for text, _ in rooms(figure)}
+
+    def break_all() -> None:
+        for text, room in [*rooms(figure)]:
+            text.set_text(words[text])
+            break_lines(text, room)
+
+    break_all()  # roughly, so that the panels have room
+    figure.draw_without_rendering()  # which moves them
     if broken:
         grow(figure, broken)
         figure.draw_without_rendering()
-    for text, room in [*rooms(figure)]:
-        break_lines(text, room)
+    break_all()
     figure.savefig(file, **options)
 
 
