@@ -124,7 +124,7 @@ def answer(found: list[Run], options: Compare) -> Answer:
         raise RunError(f"{names}: no other group has runs of the same game; --by tells what makes a group")
     table = Table(HEADINGS, [pair.row(limits, by_place) for pair in pairs])
     figure, points = draw(pairs, table, at["steps"], labels(groups))
-    said = [f"{row[0]} scores more than {row[1]} with probability {show(row[6])} ({row[2]}, {row[3]})" for row in table.rows]
+    said = [likelier(*row[:2], row[6], *row[2:4]) for row in table.rows]
     notes = [note for axis in AXES for point in at[axis].values() for note in point.notes]
     notes += few(pairs) + without(pairs, groups) + late(groups, limits)
     notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]
@@ -132,6 +132,14 @@ def answer(found: list[Run], options: Compare) -> Answer:
     clearest = int(np.argmax(np.nan_to_num([abs(row[6].value - 0.5) for row in table.rows])))
     sentence = f"{said[clearest]}{f': the clearest of {len(said)} comparisons' if len(said) > 1 else ''}."
     return Answer(table, figure, alt, points, list(dict.fromkeys(notes)), sentence)
+
+
+def likelier(ours: str, base: str, improvement: Estimate, game: str, at: str) -> str:
+    """Say which of the two scores more, and how likely that is."""
+    if improvement.value < 0.5:
+        ours, base = base, ours
+        improvement = Estimate(1 - improvement.value, 1 - improvement.high, 1 - improvement.low)
+    return f"{ours} scores more than {base} with probability {show(improvement)} ({game}, {at})"
 
 
 def choose(groups: list[Group], options: Compare) -> list[tuple[str, str]]:

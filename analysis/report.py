@@ -2,15 +2,14 @@
 
     python analysis/report.py runs/pong-gossip-... runs/pong-allreduce-... --out report.html
 
-Asks every script of this folder and puts what each says on one page: figures, tables, definitions, and what could not be
-shown and why. The page is one file: pictures lie inside it, it loads nothing, and has no script.
+Asks every script of this folder and puts what each says on one page: answers in a sentence, figures, tables, definitions, and
+what could not be shown and why. Groups can be hidden. The page is one file: pictures lie inside it, it loads nothing, and has
+no script. A chapter that fails is named, and the others are there.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import sys
 import time
 from dataclasses import dataclass
@@ -33,8 +32,10 @@ import scores
 import staleness
 import throughput
 from gala_mpi.run import Run, RunError
-from groups import grouped, incomplete, load
-from script import STYLE, Answer, Options, Table, check_folder, reader_may_leave, save, whole
+from groups import Group, grouped, incomplete, labels, load
+from script import STYLE, Answer, Options, Table, check_folder, progress, reader_may_leave, whole
+from tables import ENCODING
+from webpage import boxes, picture, tabled, whole_page
 
 CHAPTERS: dict[ModuleType, type[Options]] = {
     learning_curves: learning_curves.Curves,
@@ -49,46 +50,6 @@ CHAPTERS: dict[ModuleType, type[Options]] = {
     gradients: Options,
     health: Options,
 }
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 1rem; color: #1a1a1a }}
-h1 {{ font-size: 1.5rem; line-height: 1.2 }}
-h2 {{ font-size: 1.2rem; margin: 2.5rem 0 .5rem; line-height: 1.25 }}
-img {{ display: block; width: 100%; max-width: 44rem; height: auto; margin: .5rem auto }}
-.wide {{ overflow-x: auto; margin: .5rem 0 }}
-table {{ border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }}
-th, td {{ max-width: 16rem; overflow-wrap: break-word }}
-th {{ border-bottom: 2px solid #888 }}
-td.number, th.number {{ text-align: right; white-space: nowrap }}
-.notes {{ font-size: .85rem; color: #7a3b00; padding-left: 1.2rem; overflow-wrap: anywhere }}
-details {{ font-size: .85rem; margin: .5rem 0 }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: inherit }}
-nav a {{ color: #00558a; display: inline-block; margin-right: 1rem }}
-@media print {{
-  body {{ max-width: none; padding: 0; font-size: 10pt }}
-  nav {{ display: none }}
-  .wide {{ overflow: visible }}
-  table {{ font-size: 6.5pt }}
-  th, td {{ padding: .1rem .2rem; overflow-wrap: anywhere }}
-  img, tr {{ break-inside: avoid }}
-  h2 {{ break-after: avoid }}
-}}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
 
 
 @dataclass(frozen=True)
@@ -107,23 +68,26 @@ class Report:
 
 def page(found: list[Run], problems: list[str], wanted: Report) -> str:
     """Return the page, and what the runs say, as HTML."""
-    chapters, absent = [], []
+    groups = grouped(found, wanted.by)
+    chapters, sentences, absent, failed = [], [], [], []
     with plt.rc_context(STYLE):
-        for module, options in CHAPTERS.items():
+        for module, options in progress(list(CHAPTERS.items()), "report"):
             try:
                 said = module.answer(found, options(runs=wanted.runs, by=wanted.by))
+                chapters.append(chapter(module, said, groups))
+                sentences.append((module, said.sentence))
             except RunError as error:
                 absent.append(f"{question(module)} {error}")
-                continue
-            chapters.append((module, chapter(module, said)))
-            plt.close(said.figure)
+            except Exception as error:  # of one chapter, which must not cost the others
+                failed.append(f"{name(module)}.py: {type(error).__name__}: {error}")
+                print(f"report.py: {failed[-1]}; its chapter is left out", file=sys.stderr)
+            finally:
+                plt.close("all")
     games = ", ".join(sorted({run.config["env"] for run in found}))
-    links = "".join(f'<a href="#{name(module)}">{html.escape(question(module))}</a> ' for module, _ in chapters)
-    parts = [f"<nav>{links}</nav>", overview(found), *(text for _, text in chapters)]
-    parts += [listed("What these runs cannot show", absent), listed("Notes", [*problems, *incomplete(found)])]
+    parts = [summary(sentences), listed("Failed", failed), listed("Notes", [*problems, *incomplete(found)])]
+    parts += [boxes(labels(groups)), overview(groups), *chapters, listed("What these runs cannot show", absent)]
     parts.append(f"<p>Written {time.strftime('%Y-%m-%d %H:%M %Z')}.</p>")
-    title = html.escape(f"{games}: {len(found)} run{'s' * (len(found) > 1)}")
-    return PAGE.format(title=title, body="\n".join(parts))
+    return whole_page(f"{games}: {len(found)} run{'s' * (len(found) > 1)}", parts, labels(groups))
 
 
 def name(module: ModuleType) -> str:
@@ -134,46 +98,46 @@ def question(module: ModuleType) -> str:
     return module.__doc__.splitlines()[0]
 
 
-def chapter(module: ModuleType, said: Answer) -> str:
-    """Return one script's figure, table, notes and definitions."""
+def summary(sentences: list[tuple[ModuleType, str]]) -> str:
+    """Return each question with its answer; the question leads to its chapter."""
+    lines = (
+        f'<dt><a href="#{name(module)}">{html.escape(question(module))}</a></dt><dd>{html.escape(sentence)}</dd>'
+        for module, sentence in sentences
+    )
+    return f'<section class="summary" id="summary"><h2>In short</h2><dl>{"".join(lines)}</dl></section>'
+
+
+def chapter(module: ModuleType, said: Answer, groups: list[Group]) -> str:
+    """Return one script's answer, figure, table, notes and definitions."""
     definitions = module.__doc__.partition("\n\n")[2].partition("\n\n")[2]  # without the question and the commands
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in said.notes)
+    shown = picture(said.figure, said.alt, name(module), groups, labels(groups)) if said.figure else ""
     return (
-        f'<section id="{name(module)}">\n<h2>{html.escape(question(module))}</h2>\n{picture(said)}\n{tabled(said.table)}\n'
+        f'<section id="{name(module)}">\n<h2>{html.escape(question(module))}</h2>\n'
+        f'<p class="answer">{html.escape(said.sentence)}</p>\n{shown}\n{tabled(said.table, groups, labels(groups))}\n'
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
         + f"<details><summary>Definitions</summary><pre>{html.escape(definitions)}</pre></details>\n</section>"
     )
 
 
-def picture(said: Answer) -> str:
-    file = io.BytesIO()
-    save(said.figure, file, format="svg", metadata={"Date": None})
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{html.escape(said.alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
-
-
-def tabled(table: Table) -> str:
-    kinds = [' class="number"' if table.numeric(n) else "" for n in range(len(table.headings))]
-    head = "".join(f"<th{kind}>{html.escape(heading)}</th>" for kind, heading in zip(kinds, table.headings))
-    rows = ("".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, cells)) for cells in table.cells())
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def overview(found: list[Run]) -> str:
+def overview(groups: list[Group]) -> str:
     """Return a table of what was run, a row a run."""
-    table = Table(("run", "env", "method", "agents", "environments", "steps", "hours", "state", "started", "hosts", "commit"))
-    for run in found:
-        s, first = run.settings(), run.starts[0]
-        hosts = ", ".join(dict.fromkeys(first.get("hosts", [])))
-        metadata = (first.get("time", ""), hosts, first.get("commit", "")[:10])
-        table.rows.append(
-            (str(run.path), s["env"], s["method"], run.agents, s["environments"], run.steps, run.hours, run.state, *metadata)
-        )
+    headings = ("run", "group", "env", "agents", "environments", "steps", "hours", "state", "started", "hosts", "commit")
+    table = Table(headings)
+    for group in groups:
+        for run in group.runs:
+            s, first = run.settings(), run.starts[0]
+            hosts = ", ".join(dict.fromkeys(first.get("hosts", [])))
+            metadata = (first.get("time", ""), hosts, first.get("commit", "")[:10])
+            sizes = (s["env"], run.agents, s["environments"], run.steps, run.hours)
+            table.rows.append((str(run.path), group.label, *sizes, run.state, *metadata))
+    found = [run for group in groups for run in group.runs]
     commands = "".join(f"<li>{html.escape(run.starts[0].get('command', ''))}</li>" for run in found)
     versions = sorted({line for run in found for line in [run.starts[0].get("mpi", ""), *run.starts[0].get("packages", [])]})
     more = f"<ul>{commands}</ul><p>{html.escape('; '.join(versions))}</p>"
-    return f"{tabled(table)}<details><summary>Commands and versions</summary>{more}</details>"
+    shown = tabled(table, groups, labels(groups))
+    more = f"<details><summary>Commands and versions</summary>{more}</details>"
+    return f'<section id="runs"><h2>What was run</h2>{shown}{more}</section>'
 
 
 def listed(heading: str, lines: list[str]) -> str:
@@ -188,10 +152,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise RunError(f"--out {wanted.out}: a file name that ends in .html is expected")
         check_folder(wanted.out)
         found, problems = load(wanted.runs, wanted.where)
-        grouped(found, wanted.by)  # refuses what is no setting; each script groups for itself
         text = page(found, problems, wanted)
         with whole(wanted.out) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, **ENCODING)
     except (RunError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -229,33 +229,68 @@ LOOK = """
 <script>
 window.onerror = message => { document.title = "error " + message };
 window.onload = () => {
-  const seen = [...document.images].map(image => ({
-    complete: image.complete && image.naturalWidth > 0 && image.getBoundingClientRect().width > 100, alt: image.alt.length }));
+  const shown = element => element.getClientRects().length > 0;
+  const look = () => ({ rows: [...document.querySelectorAll("tr.g0")].filter(shown).length,
+    parts: [...document.querySelectorAll('[id*="-g0-"]')].filter(shown).length,
+    others: [...document.querySelectorAll("tr.g1, [id*='-g1-']")].filter(shown).length });
+  const figures = [...document.querySelectorAll("figure svg")].map(svg => ({
+    wide: svg.getBoundingClientRect().width > 100, alt: svg.getAttribute("aria-label").length }));
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  document.body.dataset.seen = JSON.stringify({ images: seen, wide: wide });
+  const before = look();
+  document.getElementById("group-0").click();
+  document.body.dataset.seen = JSON.stringify({ figures: figures, wide: wide, before: before, after: look() });
 };
 </script>
 """
 
 
-def test_the_page_holds_every_answer_and_loads_nothing(states, tmp_path):
-    found, problems = load(states["live"])
-    text = report.page(found, problems, report.Report(runs=tuple(states["live"])))
+def written(states: list[Path]) -> str:
+    found, problems = load(states)
+    return report.page(found, problems, report.Report(runs=tuple(states)))
+
+
+@pytest.fixture(scope="module")
+def finished(states) -> str:
+    return written(states["finished"])
+
+
+def test_the_page_holds_every_answer_and_loads_nothing(states):
+    text = written(states["live"])
     for name in SCRIPTS:
         assert f'<section id="{name}">' in text, name
+        chapter = text.partition(f'<section id="{name}">')[2].partition("</section>")[0]
+        [sentence] = re.findall(r'<p class="answer">(.+?)</p>', chapter)
+        assert f"</a></dt><dd>{sentence}</dd>" in text.partition("</section>")[0]  # in short, at the top
     assert "60% done; read as far as it goes" in text
     assert "<script" not in text
     for address in re.findall(r'(?:src|href)="([^"]*)"', text):
         assert address.startswith(("data:", "#")), address
 
 
+def test_every_reference_of_the_page_has_one_target(finished):
+    names = re.findall(r'\bid="([^"]*)"', finished)
+    assert len(set(names)) == len(names) > 100
+    aimed = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', finished))
+    assert {a or b for a, b in aimed} <= set(names)
+
+
+def test_a_chapter_that_fails_does_not_lose_the_page(states, monkeypatch, capsys):
+    monkeypatch.setattr(report.gradients, "answer", lambda found, options: 1 / 0)
+    few = {module: options for module, options in report.CHAPTERS.items() if module.__name__ in ("gradients", "staleness")}
+    monkeypatch.setattr(report, "CHAPTERS", few)
+    text = written(states["finished"])
+    assert "gradients.py: ZeroDivisionError: division by zero" in text and 'id="gradients"' not in text
+    assert 'id="staleness"' in text
+    assert capsys.readouterr().err == "report.py: gradients.py: ZeroDivisionError: division by zero; its chapter is left out\n"
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium (make packages installs it as root)")
 @pytest.mark.parametrize("width", [1200, 390])
-def test_the_page_in_a_browser(states, tmp_path, width):
-    """Every figure is there and visible and has words for those who cannot see it; nothing is wider than the screen."""
-    assert report.main([str(states["finished"][0]), "--out", str(tmp_path / "r.html")]) is None
+def test_the_page_in_a_browser(finished, tmp_path, width):
+    """Every figure is there and visible and has words for those who cannot see it; nothing is wider than the screen; a group
+    that is not wanted is nowhere, and the others are where they were."""
     page = tmp_path / "framed.html"
-    page.write_text((tmp_path / "r.html").read_text().replace("</body>", LOOK + "</body>"))
+    page.write_text(finished.replace("</body>", LOOK + "</body>"))
     # A window of headless Chromium is 500 pixels wide at least; a frame is as narrow as it is told to be.
     outer = tmp_path / "outer.html"
     outer.write_text(f'<iframe src="framed.html" style="width:{width}px;height:900px;border:0"></iframe>')
@@ -267,9 +302,16 @@ def test_the_page_in_a_browser(states, tmp_path, width):
     assert "CONSOLE" not in done.stderr, done.stderr
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     seen = json.loads(found[1].replace("&quot;", '"'))
-    assert len(seen["images"]) == len(SCRIPTS)
-    assert all(image["complete"] and image["alt"] > 30 for image in seen["images"])
+    assert len(seen["figures"]) == len(SCRIPTS)
+    assert all(figure["wide"] and figure["alt"] > 30 for figure in seen["figures"])
     assert seen["wide"] <= 0
+    assert seen["before"]["rows"] > 5 and seen["before"]["parts"] > 5 and seen["before"]["others"] > 10
+    assert seen["after"] == {"rows": 0, "parts": 0, "others": seen["before"]["others"] - shared(page.read_text())}
+
+
+def shared(text: str) -> int:
+    """Return how many rows are of the first two groups together: of comparisons."""
+    return len(re.findall(r'<tr class="g0 g1">', text))
 
 
 def test_bad_input_of_the_report(tmp_path):
