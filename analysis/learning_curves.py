@@ -12,8 +12,8 @@ Definitions:
 
 * score: the sum of real (never clipped) rewards of one whole training episode, of any agent. Normalised: 0 is a random
   policy, 1 the human tester of Mnih et al. 2015.
-* steps (all agents): the steps of the agent at the end of the update in which the episode ended, times the agents.
-* energy: of all nodes, as their counters tell; whose counters stands on the axis.
+* steps (all agents): the sum over agents of the steps that each had done at the end of the update in which the episode ended.
+* energy: of all nodes, as their counters tell; whose counters stands on the axis. Drawn where all runs have the same.
 * line: from 0 to where the last run of the group ends, x is cut into 100 equal bins (fewer if a run would have under 30
   episodes a bin, but 10 at least); a run's value in a bin is the mean score of the episodes that ended in it, and that of the
   bin before where none did; drawn at the middle of the bin. A run goes from the bin of its first episode to that of its last
@@ -125,7 +125,7 @@ def answer(found: list[Run], options: Curves) -> Answer:
     drawn = [(line, curves[n, first].value) for n, line in enumerate(lines)]
     ends = [f"{line.group.label} ends at {value[-1]:.3g} ({line.panel})" for line, value in drawn if len(value)]
     alt = f"Lines of the {statistic} training score against {', '.join(axes)}: {'; '.join(ends)}."
-    notes += [*mixtures(groups), *more, *short(lines, curves)]
+    notes += [*mixtures(groups), *more, *unmeasured(some), *short(lines, curves)]
     return Answer(table(groups), figure, alt, points(lines, curves), notes, answered(lines, curves, first))
 
 
@@ -172,6 +172,17 @@ def measured(found: list[Run], wanted: str | None) -> dict[str, str]:
             f"--axis {wanted}: energy was not measured in all runs, or not alike; one of {', '.join(axes)} is expected"
         )
     return {wanted: axes[wanted]} if wanted else axes
+
+
+def unmeasured(found: list[Run]) -> list[str]:
+    """Say why there is no axis of energy, if some runs have measured it."""
+    sources: dict[str, list[str]] = {}
+    for run in found:
+        sources.setdefault(run.joules[2] or "nothing", []).append(str(run.path))
+    if len(sources) == 1:
+        return []
+    said = "; ".join(f"{source} in {', '.join(paths[:3])}{', ...' * (len(paths) > 3)}" for source, paths in sources.items())
+    return [f"energy is not drawn: not all runs have measured the same ({said})"]
 
 
 def by_game(groups: list[Group]) -> tuple[list[Line], list[str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from synthetic import DTYPES, Synthetic, energy, episodes, paced, updates
 
+import learning_curves
 from gala_mpi.run import open_run
 from gala_mpi.run.tables import TABLES
 from groups import incomplete
@@ -92,6 +94,20 @@ def test_agents_that_cannot_be_read_are_as_far_as_the_others(tmp_path):
     assert read.scores["steps"].max() == 3 * 100 * 80 and read.state == "finished, metrics of 2 of 3 agents"
 
 
+@pytest.mark.parametrize("seconds, numbers", [([1, 2], [200, 100]), ([1, 1, 1, 10], [100] * 4)])
+def test_a_score_that_only_rises_is_drawn_rising(tmp_path, seconds, numbers):
+    """The score of an episode is the number of steps that all agents had done when it ended."""
+    run = Synthetic(tmp_path / "r", agents=len(seconds), total_steps=80 * sum(numbers))
+    for rank, (took, number) in enumerate(zip(seconds, numbers)):
+        rows = updates(number, took)
+        run.write(rank, updates=rows, episodes=episodes(rows, score=done(rows["hours"], seconds, numbers)))
+    said = learning_curves.answer([open_run(run.path)], learning_curves.Curves(runs=()))
+    x, value = np.array([(row[3], row[4]) for row in said.points.rows if row[2] == "steps"]).T
+    assert (np.diff(value) > 0).all() and x[-1] < 80 * sum(numbers)
+    np.testing.assert_allclose(value, x, atol=(x[1] - x[0]) / 2)
+    plt.close("all")
+
+
 # Who is missing, and when.
 
 
@@ -174,6 +190,26 @@ def test_a_node_without_gpus_has_used_none(tmp_path):
     run.write(0, after_update=100, updates=updates(100, after=100, begin=100 / 3600), energy=power)
     _, joules, whose = open_run(run.path).joules
     assert (joules[-1], whose) == (pytest.approx(10_000 + 60_000), "CPU and GPU")
+
+
+def test_a_missed_reading_does_not_take_the_energy_of_others(tmp_path):
+    """Two runs of 10 readings, one of which was missed; a third, which measured nothing, does."""
+    found = []
+    for name, missed in (("a", 0), ("b", 1)):
+        run, rows, power = Synthetic(tmp_path / name, agents=1), updates(100), energy(10, 100)
+        power["cpu_joules"][:missed] = np.nan
+        run.write(0, updates=rows, episodes=episodes(rows), energy=power)
+        found.append(open_run(run.path))
+    options = learning_curves.Curves(runs=())
+    said = learning_curves.answer(found, options)
+    assert {row[2] for row in said.points.rows} == {"steps", "hours", "kilojoules"} and not any(
+        "energy" in n for n in said.notes
+    )
+    found.append(open_run(paced(tmp_path / "c", [1], [100]).path))
+    said = learning_curves.answer(found, options)
+    reason = f"not all runs have measured the same (CPU in {found[0].path}, {found[1].path}; nothing in {found[2].path})"
+    assert f"energy is not drawn: {reason}" in said.notes
+    plt.close("all")
 
 
 # Odd rows.
