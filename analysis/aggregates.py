@@ -147,6 +147,8 @@ def draw(rows: list[Row], said: list[dict[str, Estimate | None]], order: list[st
         ax.set_ylim(len(mine) - 0.5, -0.5)
         unit = "normalised" if name != "IQM" or game == ALL else "points"
         ax.locator_params(axis="x", nbins=4)
+        if name == "optimality gap":
+            ax.set_xlim(0, max(1.0, 1.05 * ax.get_xlim()[1]))
         ax.set(title=game, xlabel=f"{name} ({unit})")
         if not any(estimate for _, estimate in mine):
             ax.text(0.5, 0.5, "no normalised score", ha="center", va="center", transform=ax.transAxes, fontsize=9)

@@ -46,6 +46,7 @@ from stats import Estimate, Strata
 from tables import show
 
 FEW = 3  # runs
+MOST_SAID = 3  # pairs, in a sentence
 ALL = "all games"
 __doc__ = __doc__.format(common=common.__doc__.partition("\n\n")[2].rstrip())
 
@@ -129,8 +130,9 @@ def answer(found: list[Run], options: Compare) -> Answer:
     notes += few(pairs) + without(pairs, groups) + late(groups, limits)
     notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]
     alt = f"Probability of improvement with intervals: {'; '.join(said)}. Below, performance profiles."
-    clearest = int(np.argmax(np.nan_to_num([abs(row[6].value - 0.5) for row in table.rows])))
-    sentence = f"{said[clearest]}{f': the clearest of {len(said)} comparisons' if len(said) > 1 else ''}."
+    last = {(row[0], row[1]): words for pair, row, words in zip(pairs, table.rows, said) if pair.axis == "steps"}
+    more = f"; and {len(last) - MOST_SAID} more pairs" if len(last) > MOST_SAID else ""
+    sentence = f"{'; '.join([*last.values()][:MOST_SAID])}{more}."  # over all games, where there are several
     return Answer(table, figure, alt, points, list(dict.fromkeys(notes)), sentence)
 
 

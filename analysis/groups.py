@@ -39,10 +39,6 @@ class Group:
     def name(self) -> str:
         return self.env if self.label == self.env else f"{self.env} {self.label}"
 
-    @property
-    def counted(self) -> str:
-        return f"{self.label} ({len(self.runs)} run{'s' * (len(self.runs) > 1)})"
-
 
 def load(paths: Iterable[str | Path], where: str = "") -> tuple[list[Run], list[str]]:
     """Return the runs at `paths` whose settings are as `where` says (see `chosen`), and a line for each that cannot be opened.

@@ -49,6 +49,7 @@ from script import Answer, Options, Table, legend, line_style, main, panels
 
 MOST_BINS, FEWEST_BINS = 100, 10
 EPISODES_PER_BIN = 30  # wanted on average, at least
+LATE = 0.1  # of a curve: where it is remarked that it begins
 WINDOW = 100  # episodes behind first, best and last
 AXES = {"steps": "steps (all agents)", "hours": "training time (hours)", "kilojoules": "energy (kJ, {})"}
 
@@ -92,8 +93,9 @@ class Curve:
     Attributes:
         episodes: that ended in each bin, of the runs that count there.
         runs: how many these are.
-        each: the values of every run, [runs, bins], NaN before it begins and after it has ended.
         until, end: where the line ends, and the last of its runs.
+        every: the middles of all bins, (all bins,), where the line goes or not.
+        each: the values of every run in these, [runs, all bins], NaN before it begins and after it has ended.
     """
 
     x: np.ndarray
@@ -102,9 +104,10 @@ class Curve:
     high: np.ndarray
     episodes: np.ndarray
     runs: np.ndarray
-    each: np.ndarray
     until: float
     end: float
+    every: np.ndarray
+    each: np.ndarray
 
 
 def answer(found: list[Run], options: Curves) -> Answer:
@@ -233,7 +236,7 @@ def curve(line: Line, axis: str, smooth: int = 1) -> Curve:
     middles = (edges[:-1] + edges[1:]) / 2
     counts = np.where(there, number, 0).sum(axis=0), there.sum(axis=0)
     until = edges[shown[-1] + 1] if len(shown) else 0.0
-    return Curve(*(row[..., shown] for row in (middles, value, low, high, *counts, each)), until, edges[-1])
+    return Curve(*(row[shown] for row in (middles, value, low, high, *counts)), until, edges[-1], middles, each)
 
 
 def lasts(number: np.ndarray) -> np.ndarray:
@@ -305,6 +308,8 @@ def short(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> list[str]:
         if drops:
             said = ", ".join(f"n = {here} from {x:,.4g} on" for x, here in drops)
             notes.append(f"{name}: the line goes on where some of its {every} runs have ended: {said}")
+        if c.x[0] > LATE * c.end:
+            notes.append(f"{name}: the line begins at {c.x[0]:,.4g}, where every run has ended an episode")
         if c.until < c.end:
             notes.append(f"{name}: the line ends at {c.until:,.4g}, where a game has no run left; others go on to {c.end:,.4g}")
     return notes
@@ -317,7 +322,7 @@ def draw(lines: list[Line], curves: dict[tuple[int, str], Curve], axes: dict[str
     for (name, axis), ax in zip([(name, axis) for name in names for axis in axes], all_panels):
         for n, line in enumerate(lines):
             if line.panel == name:
-                plot(ax, curves[n, axis], line.group, order.index(line.group.label))
+                plot(ax, curves[n, axis], counted(line.group.label, lines), order.index(line.group.label))
         ylabel = "normalised score (0 random, 1 human)" if options.statistic == "iqm" else "score (points)"
         ax.set(title=name, xlabel=axes[axis], ylabel=ylabel, xlim=(0, None))
         scaled(ax, options)
@@ -340,12 +345,19 @@ def scaled(ax: Axes, options: Curves) -> None:
     ax.set(xlim=options.xlim or ax.get_xlim(), ylim=options.ylim or ax.get_ylim())
 
 
-def plot(ax: Axes, curve: Curve, group: Group, number: int) -> None:
+def counted(label: str, lines: list[Line]) -> str:
+    """Return a label with its number of runs, which may not be the same in all games."""
+    numbers = [len(line.group.runs) for line in lines if line.group.label == label]
+    low, high = min(numbers), max(numbers)
+    return f"{label} ({low if low == high else f'{low}–{high}'} run{'s' * (high > 1)})"
+
+
+def plot(ax: Axes, curve: Curve, label: str, number: int) -> None:
     style = line_style(number)
     dots = "." if len(curve.x) < 20 else ""  # a single point has no line
     if len(curve.each) > 1:
-        ax.plot(curve.x, curve.each.T, linewidth=0.6, alpha=0.5, **style)
-    ax.plot(curve.x, curve.value, label=group.counted, linewidth=1.8, marker=dots, **style)
+        ax.plot(curve.every, curve.each.T, linewidth=0.6, alpha=0.5, **style)
+    ax.plot(curve.x, curve.value, label=label, linewidth=1.8, marker=dots, **style)
     ax.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0)
     for place in np.flatnonzero(np.diff(curve.runs)):
         at = (curve.x[place + 1], curve.value[place + 1])
@@ -369,7 +381,7 @@ def points(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> Table:
         where, runs = (lines[n].group.env, lines[n].group.label, axis), [run for game in lines[n].games for run in game]
         rows.rows += [(*where, *point, None) for point in zip(c.x, c.value, c.low, c.high, c.episodes, c.runs)]
         for run, values in zip(runs, c.each) if len(runs) > 1 else ():
-            mine = [(x, value) for x, value in zip(c.x, values) if np.isfinite(value)]
+            mine = [(x, value) for x, value in zip(c.every, values) if np.isfinite(value)]
             rows.rows += [(*where, x, value, None, None, None, 1, str(run.path)) for x, value in mine]
     return rows
 

@@ -155,7 +155,7 @@ def draw(ax, counts: list[Count], order: list[str]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
-    ax.margins(x=0.15)
+    ax.set_xlim(ticks[0] / SPREAD, ticks[-1] * SPREAD)
     ax.set(xlabel="environments (all agents)", ylabel="convergent runs (%)", ylim=(-5, 108))
 
 

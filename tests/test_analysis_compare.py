@@ -252,3 +252,12 @@ def test_aggregates_are_taken_at_a_common_hour_if_that_is_asked_for(tmp_path):
         assert [row["at"] for row in rows] == [place] * 2
         expected = [mean_until(STEPS * number, lambda s: s) for number in updates]
         assert [row["mean"].value for row in rows] == pytest.approx(expected)
+
+
+def test_the_sentence_is_about_all_games_and_not_about_the_luckiest(tmp_path):
+    for env, gain in (("pong", 1), ("breakout", -1)):
+        for seed in range(4):
+            scored(tmp_path / f"{env}-g{seed}", 100, lambda s, x=seed + gain: 0 * s + x, env=env, seed=seed)
+            scored(tmp_path / f"{env}-a{seed}", 100, lambda s, x=seed: 0 * s + x, env=env, seed=seed, exchange="allreduce")
+    said = compare.answer(load([tmp_path])[0], compare.Compare(runs=()))
+    assert "with probability 0.5 [" in said.sentence and said.sentence.endswith("(all games, common steps).")

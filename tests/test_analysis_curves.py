@@ -7,7 +7,7 @@ import csv
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from synthetic import scored
+from synthetic import Synthetic, episodes, scored, updates
 
 import learning_curves
 from groups import grouped, load
@@ -136,3 +136,21 @@ def test_the_command_writes_all_that_is_drawn(tmp_path, monkeypatch, capsys):
     main(learning_curves.answer, Curves, "", [".", "--out", "c.svg"])
     rows = list(csv.DictReader(open("c.csv")))
     assert {(row["axis"], row["run"]) for row in rows} == {(a, r) for a in ("steps", "hours") for r in ("", "s0", "s1")}
+
+
+def test_a_run_with_one_late_episode_does_not_hide_the_others(tmp_path):
+    """The group's line needs all of its runs; the others are seen from their first episode on."""
+    scored(tmp_path / "whole", 100, lambda s: s / 1000)
+    run, rows = Synthetic(tmp_path / "late", agents=1, total_steps=8000, seed=1), updates(100)
+    run.write(0, updates=rows, episodes=episodes(rows, 3.0, every=100))
+    said = learning_curves.answer(load([tmp_path])[0], Curves(runs=(), axis="steps"))
+    of_runs = {name: [row[3] for row in said.points.rows if row[-1] == name] for name in (str(tmp_path / "whole"), None)}
+    assert len(of_runs[str(tmp_path / "whole")]) == 10 and of_runs[None] == [7600]
+    assert "pong GALA ring, steps: the line begins at 7,600, where every run has ended an episode" in said.notes
+
+
+def test_a_label_of_unequal_numbers_of_runs_stands_once_in_the_legend(tmp_path):
+    for number, env in enumerate(("pong", "pong", "breakout")):
+        scored(tmp_path / str(number), 100, lambda s: s, env=env, seed=number)
+    said = learning_curves.answer(load([tmp_path])[0], Curves(runs=(), axis="steps"))
+    assert [text.get_text() for text in said.figure.legends[0].get_texts()] == ["GALA ring (1–2 runs)"]
