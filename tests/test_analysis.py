@@ -13,6 +13,7 @@ import pytest
 from recorded import STEPS, begin, command, episode_rows, evaluate, make, mix_rows, update_rows, write
 
 import compare
+import curves
 import learning_curves
 import published
 import robustness
@@ -78,7 +79,7 @@ def slow_windows(run_dir: Path) -> tuple[float, float, float]:
     return means[0], max(means), means[-1]
 
 
-def line(run_dirs: list[Path]) -> learning_curves.Line:
+def line(run_dirs: list[Path]) -> curves.Line:
     [group] = grouped([open_run(path) for path in run_dirs], "exchange")
     return learning_curves.by_game([group])[0][0]
 
@@ -87,7 +88,7 @@ def line(run_dirs: list[Path]) -> learning_curves.Line:
 @pytest.mark.parametrize("sizes", [[(350, 100)], [(350, 100), (200, 80)], [(3, 100), (5, 60), (350, 100)]])
 def test_curves_are_those_of_a_plain_loop(tmp_path, axis, sizes):
     run_dirs = [make(tmp_path / f"r{i}", i, number=number, last=last) for i, (number, last) in enumerate(sizes)]
-    curve = learning_curves.curve(line(run_dirs), axis)
+    curve = curves.curve(line(run_dirs), axis)
     x, mean, episodes, deviation, runs = np.array(slow_curve(run_dirs, axis)).T
     np.testing.assert_allclose([curve.x, curve.value, curve.episodes, curve.runs], [x, mean, episodes, runs], rtol=1e-9)
     if len(sizes) == 1:
@@ -105,7 +106,7 @@ def test_the_interquartile_mean_goes_over_games_and_seeds(tmp_path):
         for seed in range(4):
             found.append(open_run(make(tmp_path / f"{env}{seed}", seed, env=env)))
     [all_games], notes = learning_curves.over_games(grouped(found, "exchange"))
-    curve = learning_curves.curve(all_games, "steps")
+    curve = curves.curve(all_games, "steps")
     assert notes == []
     values = []
     for run in found:
@@ -136,13 +137,13 @@ def test_the_command_on_one_run(tmp_path):
 
 
 def test_an_episode_on_an_edge_is_in_the_bin_that_begins_there():
-    number, mean, spread = learning_curves.bin_scores(
+    number, mean, spread = curves.bin_scores(
         np.array([0.0, 1.0, 1.5, 4.0, 4.5]), np.array([1.0, 2.0, 4.0, 8.0, 16.0]), np.array([0.0, 1.0, 2.0, 3.0, 4.0])
     )
     assert number.tolist() == [1, 2, 0, 1]  # what lies beyond the last edge is in none
     np.testing.assert_array_equal(mean, [1, 3, np.nan, 8])
     np.testing.assert_array_equal(spread, [0, 1, np.nan, 0])
-    np.testing.assert_array_equal(learning_curves.carried(mean), [1, 3, 3, 8])
+    np.testing.assert_array_equal(curves.carried(mean), [1, 3, 3, 8])
 
 
 def test_a_run_that_begins_where_another_has_ended_is_drawn(tmp_path):
@@ -153,7 +154,7 @@ def test_a_run_that_begins_where_another_has_ended_is_drawn(tmp_path):
             episodes = episode_rows(np.random.default_rng(seed), 20, last, first)
             write(run_dir, rank, 0, updates=update_rows(1, last), episodes=episodes)
     found, _ = load([tmp_path])
-    drawn = learning_curves.curve(line([tmp_path / "0", tmp_path / "1"]), "steps")
+    drawn = curves.curve(line([tmp_path / "0", tmp_path / "1"]), "steps")
     assert np.isfinite(drawn.value).all() and drawn.x[-1] >= 50 * STEPS * 2 * 0.9
     learning_curves.answer(found, learning_curves.Curves(runs=()))
     plt.close("all")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from synthetic import Synthetic, episodes, scored, updates
 
+import curves
 import learning_curves
 from groups import grouped, load
 from learning_curves import Curves
@@ -29,7 +30,7 @@ def test_a_group_goes_on_where_a_run_ends_and_says_how_many_are_left(tmp_path):
     """Constant scores of 1, 2 and 6; the last two end after 300 and 150 of 600 updates."""
     for score, number in ((1, 600), (2, 300), (6, 150)):
         scored(tmp_path / f"s{score}", number, lambda s, x=score: 0 * s + x, seed=score)
-    curve = learning_curves.curve(line(tmp_path), "steps")
+    curve = curves.curve(line(tmp_path), "steps")
     assert len(curve.x) == 20 and curve.x[-1] == pytest.approx(48_000 * 39 / 40)
     # Of 20 bins of 2,400 steps each: the last episodes are at 12,000 and 24,000 steps, where a bin begins.
     assert curve.runs.tolist() == [3] * 6 + [2] * 5 + [1] * 9
@@ -66,8 +67,8 @@ def test_smoothing_is_the_mean_of_bins_around(tmp_path, width):
     random = np.random.default_rng(0)
     for seed, number in enumerate((600, 450)):
         scored(tmp_path / f"s{seed}", number, lambda s: random.normal(size=len(s)), seed=seed)
-    raw = learning_curves.curve(line(tmp_path), "steps").each
-    found = learning_curves.curve(line(tmp_path), "steps", width).each
+    raw = curves.curve(line(tmp_path), "steps").each
+    found = curves.curve(line(tmp_path), "steps", width).each
     assert found.shape == raw.shape == (2, 20)
     for run, values in enumerate(raw):
         known = [i for i in range(20) if np.isfinite(values[i])]
