@@ -71,16 +71,24 @@ def show(value: Any) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print a table. On a terminal too narrow for it, a block of columns after the other, each with the first column: nothing
-    is cut off."""
-    cells = table.cells()
-    widths = [max(map(cell_len, column)) for column in zip(table.headings, *cells)]
+    """Print a table. On a terminal too narrow for it, a block of columns after the other, each with the columns that tell the
+    rows apart, or with their numbers where these are too wide: nothing is cut off."""
+    headings, cells = list(table.headings), table.cells()
+    right = [table.numeric(n) for n in range(len(headings))]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells)]
     natural = sum(widths) + GAP * (len(widths) - 1)
     console = Console(width=None if sys.stdout.isatty() else max(natural, 1), markup=False, highlight=False)
-    for number, block in enumerate(blocks(widths, console.width)):
+    repeated = 1
+    if natural > console.width:
+        repeated = distinct(cells)
+        if sum(widths[:repeated]) + GAP * repeated > console.width // 2:
+            numbers = [str(n) for n in range(1, len(cells) + 1)]
+            headings, cells, right = ["#", *headings], [[n, *row] for n, row in zip(numbers, cells)], [True, *right]
+            widths, repeated = [max(map(len, ["#", *numbers])), *widths], 1
+    for number, block in enumerate(blocks(widths, console.width, repeated)):
         drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
         for n in block:
-            drawn.add_column(table.headings[n], justify="right" if table.numeric(n) else "left", overflow="fold")
+            drawn.add_column(headings[n], justify="right" if right[n] else "left", overflow="fold")
         for row in cells:
             drawn.add_row(*(row[n] for n in block))
         if number:
@@ -88,17 +96,24 @@ def print_table(table: Table) -> None:
         console.print(drawn)
 
 
-def blocks(widths: list[int], width: int) -> list[list[int]]:
-    """Return which columns stand side by side within `width` characters, the first one in every block.
+def distinct(cells: list[list[str]]) -> int:
+    """Return how many of the first columns tell all rows apart; all columns, where they do not either."""
+    columns = range(1, len(cells[0]) + 1) if cells else [1]
+    return next((n for n in columns if len({tuple(row[:n]) for row in cells}) == len(cells)), columns[-1])
+
+
+def blocks(widths: list[int], width: int, repeated: int) -> list[list[int]]:
+    """Return which columns stand side by side within `width` characters, the first `repeated` ones in every block.
 
     A column that is too wide all the same has a block of its own, in which its words are broken.
     """
-    first = min(widths[0], width // 2)
-    packed, used = [[0]], first
-    for n, own in enumerate(widths[1:], 1):
-        if used + GAP + own > width and len(packed[-1]) > 1:
-            packed.append([0])
-            used = first
+    first = list(range(repeated))
+    begin = sum(widths[:repeated]) + GAP * (repeated - 1)
+    packed, used = [[*first]], begin
+    for n, own in enumerate(widths[repeated:], repeated):
+        if used + GAP + own > width and len(packed[-1]) > repeated:
+            packed.append([*first])
+            used = begin
         packed[-1].append(n)
         used += GAP + own
     return packed

@@ -159,7 +159,19 @@ def test_nothing_is_cut_on_a_narrow_terminal(width, monkeypatch, capsys):
     for cell in ("steps", "3,204,112", "12", "0.512", "[0.25,", "0.75]", "17.2", "GALA", "ring", "A2C"):
         assert cell in words, cell
     assert not Counter("".join(cell for row in WIDE.cells() for cell in row)) - Counter("".join(lines))  # words may be broken
-    assert (width < 200) == (words.count("runs/b") > 1)  # every block has the first column
+    names, blocks = words.count("runs/b"), 1 + lines.count("")
+    assert (blocks > 1) == (width < 200)
+    numbered = width // 2 < len("runs/pong-gossip-2026") + 2  # the first column is too wide to stand in every block
+    assert (names, words.count("#")) == ((1, blocks) if numbered else (blocks, 0))
+
+
+def test_blocks_have_the_columns_that_tell_rows_apart(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [("pong", "GALA", 1, "x" * 30), ("pong", "A2C", 2, "y" * 30), ("breakout", "A2C", 3, "z" * 30)]
+    tables.print_table(Table(("env", "method", "a very long heading of a number", "words"), rows))
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith(("pong", "breakout"))] == [[*row[:2]] for row in rows] * 2
 
 
 def test_a_table_that_no_terminal_sees_has_a_line_a_row(capsys):
