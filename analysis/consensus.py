@@ -56,6 +56,7 @@ class Drift:
         agents: ‖x_i - x̄‖, [updates, agents].
         rounding: the distance that may be rounding alone.
         prior: the a priori bound; NaN where it is none.
+        broken: updates left out because a sketch is not finite.
     """
 
     run: Run
@@ -65,6 +66,7 @@ class Drift:
     bound: np.ndarray
     prior: float
     beta: float
+    broken: int
 
     @property
     def distance(self) -> np.ndarray:
@@ -104,9 +106,20 @@ def answer(found: list[Run], options: Options) -> Answer:
         for run, d in ((run, drifts[id(run)]) for run in sketched)
         for first in d.updates[d.alarms][:1]
     ]
-    notes += [f"{d.run.path}: no a priori bound: its agents were not in lock-step" for d in drifts.values() if no_prior(d)]
+    notes += [f"{d.run.path}: no a priori bound: it holds in lock-step alone" for d in drifts.values() if no_prior(d)]
+    notes += [note for d in drifts.values() for note in gaps(d)]
     alt = f"Distance of agents to their mean over updates, with its bound. {sentence}"
     return Answer(table, figure, alt, points, notes, sentence)
+
+
+def gaps(d: Drift) -> list[str]:
+    """Return what is missing of one run's updates, a line each."""
+    lines = [f"{d.run.path}: {d.broken} updates left out: a number of a sketch is not finite"] if d.broken else []
+    absent = int(np.isnan(d.bound).sum())
+    if absent and reads_over_a_graph(d.run) and len(d.run.starts) == 1:
+        why = "it rests on rows that cannot be read, or on steps whose length is not finite"
+        lines.append(f"{d.run.path}: no bound at {absent} of {len(d.bound)} updates: {why}")
+    return lines
 
 
 def no_prior(d: Drift) -> bool:
@@ -145,16 +158,18 @@ def drift(run: Run) -> Drift:
     x = np.array([t["parameters"][np.searchsorted(t["update"], chosen)] for t in sketches]).astype(
         float
     )  # [agents, updates, 4096]
+    whole = np.isfinite(x).all(axis=(0, 2)) if len(chosen) else np.zeros(0, bool)
+    chosen, x, broken = chosen[whole], x[:, whole], int((~whole).sum())
     agents = np.linalg.norm(x - x.mean(axis=0), axis=2).T
     rounding = ROUNDING * np.linalg.norm(x, axis=(0, 2))
     if not reads_over_a_graph(run) or len(run.starts) > 1 or not len(chosen):
-        return Drift(run, chosen, agents, rounding, np.full(len(chosen), np.nan), np.nan, np.nan)
+        return Drift(run, chosen, agents, rounding, np.full(len(chosen), np.nan), np.nan, np.nan, broken)
     mixing, steps = Mixing(run), step_norms(run)
     bounds = np.array([bound(mixing, steps, update) for update in progress(chosen.tolist(), f"{run.path}: bound")])
     beta, period = run.starts[-1].get("beta", np.nan), run.starts[-1].get("period", 1)
     ratio = beta / (1 - beta) if beta < 1 - 1e-12 else np.inf  # such a graph need not bring its agents together
-    prior = steps.max() * (period - 1 + period * ratio) if in_lock_step(run) else np.nan
-    return Drift(run, chosen, agents, rounding, bounds, prior, beta)
+    prior = steps.max() * (period - 1 + period * ratio) if np.isfinite(beta) and in_lock_step(run) else np.nan
+    return Drift(run, chosen, agents, rounding, bounds, prior, beta, broken)
 
 
 def in_lock_step(run: Run) -> bool:
@@ -192,7 +207,7 @@ def bound(mixing: Mixing, steps: np.ndarray, update: int) -> float:
         shares.append(share)
         if (most := np.abs(left).max(initial=0)) < NEGLIGIBLE:  # averaging never makes them larger
             earlier = mixing.version[: block.first].max(initial=0)
-            rest = most * len(left) * n * earlier * steps.max()  # what all earlier steps could still add
+            rest = most * len(left) * n * earlier * np.nanmax(steps)  # what all earlier steps could still add
             break
     end = block.first + sum(map(len, shares))
     versions, ranks = mixing.version[block.first : end], mixing.rank[block.first : end]

@@ -148,7 +148,7 @@ def answered(some: list[Run], wrong: dict[int, list[str]]) -> str:
     """Return the answer in a sentence."""
     bad = [run for run in some if wrong[id(run)] or run.skipped]
     if not bad:
-        return f"Nothing went wrong in {len(some)} run{'s' * (len(some) > 1)}: no update was skipped, and no alarm is raised."
+        return f"No update was skipped, and no alarm is raised, in {len(some)} run{'s' * (len(some) > 1)}."
     alarmed = sum(bool(wrong[id(run)]) for run in bad)
     skipped = sum(sum(run.skipped.values()) for run in bad)
     named = ", ".join(str(run.path) for run in bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")

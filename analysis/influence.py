@@ -60,7 +60,7 @@ class Influence:
         moments: π, the newest first, [moments, agents].
         steps: share of the steps.
         updates: done in the newest start.
-        traced: the newest update of every agent that could be traced.
+        clipped: how many messages of each agent were newer than all its rows that can be read.
         lost: whether the agent was lost.
     """
 
@@ -68,7 +68,7 @@ class Influence:
     moments: np.ndarray
     steps: np.ndarray
     updates: np.ndarray
-    traced: np.ndarray
+    clipped: np.ndarray
     lost: np.ndarray
 
     @property
@@ -111,7 +111,7 @@ def mixes(run: Run) -> bool:
 
 def influence(run: Run) -> Influence:
     """Go back from the final policy through everything it is made of."""
-    mixing = Mixing(run)
+    mixing = Mixing(run, clip=True)
     dead = np.isin(np.arange(run.agents), list(lost(run.path)))
     dead &= ~dead.all()
     newest = np.array([mixing.newest(rank) for rank in range(run.agents)])
@@ -133,7 +133,7 @@ def influence(run: Run) -> Influence:
         lengths[mine] = np.nan_to_num(steps["step_norm"][np.searchsorted(steps["update"], version[mine])])
     walked = np.bincount(rank, coefficients * lengths, run.agents)
     steps = walked / walked.sum() if walked.sum() else np.full(run.agents, np.nan)
-    return Influence(run, np.array(moments), steps, mixing.last - mixing.begun, newest, dead)
+    return Influence(run, np.array(moments), steps, mixing.last - mixing.begun, mixing.clipped, dead)
 
 
 def remarks(found: Influence) -> list[str]:
@@ -143,10 +143,9 @@ def remarks(found: Influence) -> list[str]:
         lines.append(f"{found.run.path}: resumed; the influence is that since its newest start")
     if found.lost.any():
         lines.append(f"{found.run.path}: lost: agent {', '.join(map(str, np.flatnonzero(found.lost)))}")
-    behind = [rank for rank in range(found.run.agents) if found.traced[rank] < found.run.updates(rank)["update"].max(initial=0)]
-    if behind:
-        where = ", ".join(f"agent {rank} to update {found.traced[rank]:,}" for rank in behind[:4])
-        lines.append(f"{found.run.path}: some messages rest on rows that cannot be read (yet): traced of {where}")
+    for agent in np.flatnonzero(found.clipped):
+        what = f"{found.clipped[agent]:,} messages of agent {agent} are newer than its rows that can be read"
+        lines.append(f"{found.run.path}: {what}; they count as its newest that is there")
     return lines
 
 

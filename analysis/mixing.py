@@ -46,16 +46,22 @@ class Mixing:
     The order is that of time, but each node comes after those that it is made of. The first node of an agent is what it began
     with. Nodes that rest on rows that cannot be read are left out.
 
+    Args:
+        clip: take for a message that is newer than all rows of its agent that can be read (a killed agent's last ones, or those
+            that a live one has yet to write) the newest that there is of this agent. Else nothing is made of it.
+
     Attributes:
         agents: how many there are.
+        clipped: how many messages of each agent were taken so, [agents].
         begun: the update counter of every agent at the start, [agents].
         last: its newest one that was read.
         rank: whose a node is, [nodes].
         version: the update counter at which it was published, [nodes].
     """
 
-    def __init__(self, run: Run):
-        self.agents = run.agents
+    def __init__(self, run: Run, clip: bool = False):
+        self.agents, self._clip = run.agents, clip
+        self.clipped = np.zeros(run.agents, int)
         self.begun = np.array([beginning(run, rank) for rank in range(run.agents)])
         tables = [_after(run.updates(rank), begun) for rank, begun in enumerate(self.begun)]
         counts = np.array([np.cumprod(t["update"] == b + 1 + np.arange(len(t))).sum() for t, b in zip(tables, self.begun)], int)
@@ -78,6 +84,9 @@ class Mixing:
             rows = rows[rows["update"] <= self.last[rank]]
             sender = np.minimum(rows["peer"], self.agents - 1)
             version = np.maximum(rows["version"], self.begun[sender])
+            if self._clip:
+                self.clipped += np.bincount(sender[version > self.last[sender]], minlength=self.agents)
+                version = np.minimum(version, self.last[sender])
             known = (version <= self.last[sender]) & (rows["peer"] < self.agents)
             peers.append(np.where(known, self._offset[sender] + version - self.begun[sender], -1))
             weights.append(rows["weight"])

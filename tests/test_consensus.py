@@ -176,6 +176,18 @@ def test_the_a_priori_bound_is_of_lock_step_alone(tmp_path):
     asynchronous = gossip_run(tmp_path / "late", topology.build(Graph("ring"), 3), 20, late=0.3)
     row, notes, _ = notes_of(asynchronous)
     assert math.isnan(row["a priori"]) and row["bound, last"] > 0
-    assert f"{asynchronous}: no a priori bound: its agents were not in lock-step" in notes
+    assert f"{asynchronous}: no a priori bound: it holds in lock-step alone" in notes
     row, notes, _ = notes_of(gossip_run(tmp_path / "step", topology.build(Graph("ring"), 3), 20))
     assert row["a priori"] > 0 and not any("a priori" in note for note in notes)
+
+
+def test_what_is_not_finite_is_left_out_and_said(tmp_path):
+    run_dir = gossip_run(tmp_path / "r", topology.build(Graph("ring"), 3), 20)
+    with h5py.File(run_dir / "metrics/rank00001.h5", "r+", locking=False) as file:
+        sketches, updates = file["sketches"][:], file["updates"][:]
+        sketches["parameters"][4, 7], updates["step_norm"][14] = np.nan, np.nan
+        file["sketches"][:], file["updates"][:] = sketches, updates
+    row, notes, _ = notes_of(run_dir)
+    assert np.isfinite(row["distance, last"])
+    assert f"{run_dir}: 1 updates left out: a number of a sketch is not finite" in notes
+    assert any(note.startswith(f"{run_dir}: no bound at 6 of 19 updates: ") for note in notes)  # from 15 on

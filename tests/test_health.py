@@ -77,7 +77,7 @@ def test_a_good_run_raises_no_alarm(tmp_path, columns):
     assert alarms(run) == []
     said = health.answer([run], Options(runs=()))
     plt.close("all")
-    assert said.sentence == "Nothing went wrong in 1 run: no update was skipped, and no alarm is raised."
+    assert said.sentence == "No update was skipped, and no alarm is raised, in 1 run."
 
 
 def test_many_sick_agents_are_one_line(tmp_path):

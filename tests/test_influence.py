@@ -130,13 +130,18 @@ def test_of_a_resumed_run_the_newest_start_is_looked_at(tmp_path):
     assert f"{run.path}: resumed; the influence is that since its newest start" in notes
 
 
-def test_what_rests_on_unread_rows_is_said(tmp_path):
-    """A live run: agent 1's rows are written up to update 20, and agent 0 has mixed later ones."""
+def test_messages_newer_than_all_rows_count_as_the_newest_that_is_there(tmp_path):
+    """A killed agent had written its rows up to update 20; agent 0 has mixed ten later ones."""
     run = Synthetic(tmp_path / "r", agents=2)
     run.write(0, updates=updates(30), mixes=mixes(updates(30), peer=1))
     run.write(1, updates=updates(20), mixes=mixes(updates(20), peer=0))
-    _, notes, _ = row_of(run.path)
-    assert any("cannot be read (yet): traced of agent 0 to update 20" in note for note in notes)
+    run.lose(1, 30)
+    row, notes, _ = row_of(run.path)
+    what = "10 messages of agent 1 are newer than its rows that can be read; they count as its newest that is there"
+    assert f"{run.path}: {what}" in notes
+    found = influence.influence(open_run(run.path))
+    np.testing.assert_allclose(found.moments[0], [1 / 8, 7 / 8])  # averaged three times with the same message since then
+    assert row["slowest's (%)"] + row["lost agents' (%)"] == pytest.approx(100)
 
 
 def test_runs_that_mix_nothing_are_named(tmp_path):
