@@ -194,12 +194,12 @@ def mixes(rows: np.ndarray, peer: int, lag: int | np.ndarray = 0, weight: float 
 
 
 def sketches(rows: np.ndarray, every: int = 10, seed: int = 0, **columns: np.ndarray) -> np.ndarray:
-    """Return a sketch of every so many of these updates, of normal random numbers; or `columns` [sketches, up to 4096]."""
-    number = len(rows[every - 1 :: every])
-    found, random = np.zeros(number, DTYPES["sketches"]), np.random.default_rng(seed)
-    found["update"] = rows["update"][every - 1 :: every]
+    """Return sketches of the updates that are multiples of `every`: random numbers, or `columns` [sketches, up to 4096]."""
+    sketched = rows["update"][rows["update"] % every == 0]
+    found, random = np.zeros(len(sketched), DTYPES["sketches"]), np.random.default_rng(seed)
+    found["update"] = sketched
     for name in ("parameters", "gradient"):
-        values = columns.get(name, random.standard_normal((number, 4096)))
+        values = columns.get(name, random.standard_normal((len(sketched), 4096)))
         found[name][:, : values.shape[1]] = values
     return found
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
+import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from synthetic import DTYPES, Synthetic, energy, episodes, paced, updates
 
 import learning_curves
-from gala_mpi.run import open_run
+from gala_mpi.run import RunError, open_run
 from gala_mpi.run.tables import TABLES
 from groups import incomplete
 
@@ -230,3 +232,31 @@ def test_rows_without_a_time_are_left_out_and_counted(tmp_path):
     read = open_run(run.path)
     assert len(read.updates(0)) == 98 and np.isfinite(read.hours)
     assert read.problems == [f"{path}: 2 rows do not say when they were written; left out"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"config": "[]"}, "its settings lack env"),
+        ({"config": '{"env": "pong"}'}, "its settings lack exchange"),
+        ({"config": "no JSON"}, "Expecting value"),
+        ({"num_envs": 0}, "num_envs 0; a number of 1 or more is expected"),
+        ({"total_steps": None}, "total_steps None; a number of 1 or more is expected"),
+        ({"agents": 0}, "agents 0; a number of 1 or more is expected"),
+    ],
+)
+def test_a_run_file_that_makes_no_sense_is_one_line(tmp_path, change, said):
+    run = Synthetic(tmp_path / "r")
+    settings = {name: value for name, value in change.items() if name in run.settings}
+    with h5py.File(run.path / "run.h5", "r+") as file:
+        file.attrs.update({"config": json.dumps(run.settings | settings)} if settings else change)
+    with pytest.raises(RunError, match=rf"run\.h5: cannot be read \({said}"):
+        open_run(run.path)
+
+
+def test_an_evaluation_of_other_columns_is_one_line(tmp_path):
+    run = Synthetic(tmp_path / "r")
+    with h5py.File(run.path / "run.h5", "r+") as file:
+        file["evaluations/0"] = np.zeros(3, [("points", "<f4")])
+    with pytest.raises(RunError, match=r"an evaluation has columns \('points',\); policy and score are expected"):
+        open_run(run.path)

@@ -19,6 +19,8 @@ from gala_mpi.run.files import Node, reading
 from gala_mpi.run.opened import Run, one_line
 from gala_mpi.run.parts import UNREADABLE, Part, check_format, open_part, read_rows
 
+NEEDED = ("env", "exchange", "topology", "total_steps", "num_envs", "rollout_length")  # settings, of every version
+
 __all__ = ["Run", "RunError", "find_runs", "open_run", "read_agents", "read_config", "read_rows", "read_starts"]
 
 
@@ -62,10 +64,15 @@ def open_run(path: str | Path) -> Run:
         with reading(layout.run_file(path)) as file:
             check_format(file)
             agents = int(file.attrs["agents"])
-            config = json.loads(file.attrs["config"])
-            starts = [{**start, "config": json.loads(start["config"])} for start in _starts(file)]
+            at_least_one("agents", agents)
+            config = _settings(file.attrs["config"])
+            starts = [{**start, "config": _settings(start["config"])} for start in _starts(file)]
+            at_least_one("starts", len(starts))
             evaluated = file.get("evaluations", {})
             evaluations = [(evaluated[name][:], _metadata(evaluated[name])) for name in sorted(evaluated, key=int)]
+            for episodes, _ in evaluations:
+                if not {"policy", "score"} <= {*(episodes.dtype.names or ())}:
+                    raise ValueError(f"an evaluation has columns {episodes.dtype.names}; policy and score are expected")
     except UNREADABLE as error:
         raise RunError(f"{layout.run_file(path)}: cannot be read ({one_line(error)})") from None
     problems: list[str] = []
@@ -74,6 +81,22 @@ def open_run(path: str | Path) -> Run:
     wanted = [rank < agents or rank in files for rank in ranks]
     parts = [_open_parts(path, rank, files.get(rank, {}), problems) if wanted[rank] else [] for rank in ranks]
     return Run(path, config, agents, starts, evaluations, parts, problems)
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Return the settings that a run has stored. Raises KeyError, TypeError or ValueError where others are no use."""
+    settings = dict(json.loads(text))
+    for name in NEEDED:
+        if name not in settings:
+            raise ValueError(f"its settings lack {name}")
+    for name in ("total_steps", "num_envs", "rollout_length"):
+        at_least_one(name, settings[name])
+    return settings
+
+
+def at_least_one(name: str, number: Any) -> None:
+    if not (isinstance(number, int) and number >= 1):
+        raise ValueError(f"{name} {number}; a number of 1 or more is expected")
 
 
 def _open_parts(run: Path, rank: int, files: dict[int, Path], problems: list[str]) -> list[Part]:
