@@ -241,8 +241,8 @@ def draw(pairs: list[Pair], table: Table, at: dict[str, Point], order: list[str]
         range(len(rows)), [f"{name}, {game}" if games else name for name, (*_, game) in zip(names, rows)], fontsize=9
     )
     than = f"a run of {rows[0][1]}" if one else "one of the other group"
-    top.set(xlim=(-0.03, 1.03), xlabel=f"P(a run scores more than {than}), 95% bootstrap interval")
-    top.set(title="filled: at the common step, hollow: at the common hour", ylim=(len(rows) - 0.5, -0.5))
+    top.set(xlim=(-0.03, 1.03), xlabel=f"P(a run scores more than {than})")
+    top.set(title="filled: common step, hollow: common hour, bars: 95% interval", ylim=(len(rows) - 0.5, -0.5))
     points.rows += profiles(bottom, pairs, at, order)
     legend(figure, [bottom])
     return figure, points

@@ -82,7 +82,7 @@ def answer(found: list[Run], options: Curves) -> Answer:
     curves = {(n, axis): curve(line, axis, options.smooth) for n, line in enumerate(lines) for axis in axes}
     statistic = {"mean": "mean", "iqm": "interquartile mean"}[options.statistic]
     figure = draw(lines, curves, axes, options)
-    smoothed = f", of {options.smooth} bins" if options.smooth > 1 else ""
+    smoothed = f", smoothed over {options.smooth} bins" if options.smooth > 1 else ""
     figure.suptitle(f"{statistic} of training scores{smoothed}\n{bands(lines)}", fontsize=10)
     first = next(iter(axes))
     drawn = [(line, curves[n, first].value) for n, line in enumerate(lines)]
