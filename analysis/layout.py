@@ -63,6 +63,7 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def save(figure: Figure, file: Any, **options: Any) -> None:
     """Write a figure, as `Figure.savefig` does, after breaking lines that are longer than there is room."""
     write_as_it_stands(figure)
+    break_legends(figure)
     broken, words = break_names(figure), {text: text.get_text() for text, _ in rooms(figure)}
 
     def break_all() -> None:
@@ -90,6 +91,19 @@ def write_as_it_stands(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
+def break_legends(figure: Figure) -> None:
+    """Break names in legends under a figure that is narrower than they were made for, and let it grow by the new lines."""
+    for legend in figure.legends:
+        texts = legend.get_texts()
+        samples = 5 * texts[0].get_fontsize() * figure.dpi / 72  # the line before each name, and gaps
+        room, lines = figure.bbox.width / legend._ncols - samples, [text.get_text().count("\n") for text in texts]
+        for text in texts:
+            text.set_text(text.get_text().replace("\n", " "))
+            break_lines(text, room)
+        more = sum(text.get_text().count("\n") - before for text, before in zip(texts, lines))
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, more) / legend._ncols)
+
+
 def break_names(figure: Figure) -> list[Axes]:
     """Break names beside an axis that would take up more than WIDEST_NAMES of the figure; return the axes that have such."""
     room, broken = WIDEST_NAMES * figure.bbox.width, []
@@ -99,6 +113,7 @@ def break_names(figure: Figure) -> list[Axes]:
             for label in labels:
                 break_lines(label, room)
             ax.set_yticks(ax.get_yticks(), [label.get_text() for label in labels], fontsize=labels[0].get_fontsize())
+        if any("\n" in label.get_text() for label in labels):
             broken.append(ax)
     return broken
 
@@ -135,5 +150,5 @@ def break_lines(text: Text, room: float) -> None:
     length = box.height if text.get_rotation() == 90 else box.width
     if length > room:
         characters = max(8, int(0.97 * room / length * max(map(len, words.splitlines()))))
-        lines = [line for old in words.splitlines() for line in textwrap.wrap(old, characters)]
+        lines = [line for old in words.splitlines() for line in textwrap.wrap(old, characters) or [""]]
         text.set_text("\n".join(lines))

@@ -177,7 +177,6 @@ def fit_legends(figure: Figure) -> None:
     for place, legend in [*places, *((ax, ax.get_legend()) for ax in figure.axes)]:
         if legend is None:
             continue
-        figure.draw_without_rendering()
         room = (0.95 if place is figure else 0.62) * figure.bbox.width  # beside a panel's own stand its names
         wide = legend.get_window_extent().width / room
         if wide > 1:

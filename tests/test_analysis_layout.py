@@ -105,6 +105,20 @@ def test_a_figure_grows_with_its_legend():
     plt.close("all")
 
 
+def test_names_in_a_legend_are_whole_in_a_narrower_figure():
+    """As on the report's page."""
+    figure, [ax] = layout.panels(1)
+    for number in range(3):
+        ax.plot([0, 1], label=NAME % number)
+    layout.legend(figure, [ax])
+    figure.set_figwidth(4.5)
+    layout.save(figure, io.BytesIO())
+    assert [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()] == [NAME % n for n in range(3)]
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and ax.get_window_extent().height > 1.5 * figure.dpi
+    plt.close("all")
+
+
 def test_numbers_on_logarithmic_axes_are_still_set(tmp_path):
     figure, [ax] = layout.panels(1)
     ax.plot([1, 10, 100], [1, 1000, 100_000])
