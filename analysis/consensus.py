@@ -92,9 +92,10 @@ def answer(found: list[Run], options: Options) -> Answer:
     drawn = [group for group in groups if any(len(drifts[id(run)].updates) for run in group.runs)]
     if not drawn:
         raise RunError(f"{sketched[0].path}: no two agents have sketches of equal updates yet")
+    order = labels(grouped(found, options.by))  # a group has the same colour in every script
     figure, axes = panels(len(drawn), height=2.9)
     for ax, group in zip(axes, drawn):
-        draw(ax, group, [drifts[id(run)] for run in group.runs], labels(drawn).index(group.label))
+        draw(ax, group, [drifts[id(run)] for run in group.runs], order.index(group.label))
     legend(figure, axes)
     table, points = tables(drawn, drifts)
     sentence = answered([drifts[id(run)] for group in drawn for run in group.runs if len(drifts[id(run)].updates)])

@@ -55,13 +55,14 @@ def answer(found: list[Run], options: Options) -> Answer:
     lines = {(id(run), rank): binned(run.updates(rank)) for run in some for rank in range(run.agents)}
     games = sorted({group.env for group in groups})
     figure, axes = panels(len(PANELS) * len(games), height=1.9, columns=min(3, len(games)))
+    order = labels(grouped(found, options.by))  # a group has the same colour in every script
     places = [(column, game) for column in PANELS for game in games]
     if len(games) > 3:  # one game after the other, not side by side
         places = [(column, game) for game in games for column in PANELS]
     for ax, (column, game) in zip(axes, places):
         for group in groups:
             if group.env == game:
-                draw(ax, group, column, lines, labels(groups).index(group.label))
+                draw(ax, group, column, lines, order.index(group.label))
         dress(ax, column, f"{game}: {PANELS[column]}" if len(games) > 1 else PANELS[column])
     legend(figure, axes)
     wrong = {id(run): alarms.alarms(run) for run in some}

@@ -92,10 +92,11 @@ def answer(found: list[Run], options: Options) -> Answer:
     groups = grouped(mixing, options.by)
     influences = {id(run): influence(run) for run in progress(mixing, "influence")}
     shown = [(group, agents) for group in groups for agents in sorted({run.agents for run in group.runs})]
+    order = labels(grouped(found, options.by))  # a group has the same colour in every script
     figure, axes = panels(len(shown), height=2.8)
     for ax, (group, agents) in zip(axes, shown):
         mine = [influences[id(run)] for run in group.runs if run.agents == agents]
-        draw(ax, group, mine, labels(groups).index(group.label))
+        draw(ax, group, mine, order.index(group.label))
     legend(figure, axes)
     table, points = tables(groups, influences)
     sentence = answered(list(influences.values()))
