@@ -268,8 +268,9 @@ def absent(run: Run) -> list[str]:
     for words, ranks in (("been lost", early.keys() & run.lost), ("ended before the others", early.keys() - run.lost)):
         if ranks:
             last = sorted(early[rank] for rank in ranks)
-            when = " to ".join(dict.fromkeys(f"{hours:.3g}" for hours in (last[0], last[-1])))
-            lines.append(f"{_agents(sorted(ranks))} {words}; the last update was at {when} of {run.hours:.3g} h")
+            scale, unit = (1, "h") if run.hours > 0.1 else (3600, "s")
+            when = " to ".join(dict.fromkeys(f"{scale * hours:.3g}" for hours in (last[0], last[-1])))
+            lines.append(f"{_agents(sorted(ranks))} {words}; the last update was at {when} of {scale * run.hours:.3g} {unit}")
     return lines
 
 

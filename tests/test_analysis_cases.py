@@ -104,7 +104,7 @@ def lost(folder: Path) -> str:
         run.lose(2, 30)
 
     both(folder, make)
-    return "agent 2 has been lost; the last update was at 0.00833 of 0.0278 h"
+    return "agent 2 has been lost; the last update was at 30 of 100 s"
 
 
 def revived(folder: Path) -> str:
