@@ -261,3 +261,13 @@ def test_the_sentence_is_about_all_games_and_not_about_the_luckiest(tmp_path):
             scored(tmp_path / f"{env}-a{seed}", 100, lambda s, x=seed: 0 * s + x, env=env, seed=seed, exchange="allreduce")
     said = compare.answer(load([tmp_path])[0], compare.Compare(runs=()))
     assert "with probability 0.5 [" in said.sentence and said.sentence.endswith("(all games, common steps).")
+
+
+def test_the_shortest_finished_run_says_where_runs_are_compared(tmp_path):
+    for name, number, exchange in (("g1", 150, "gossip"), ("g2", 300, "gossip"), ("a", 200, "allreduce")):
+        scored(tmp_path / name, number, lambda s: s, exchange=exchange)
+    point = common.point(grouped(load([tmp_path])[0], "method"), "steps")
+    assert point.x == 150 * STEPS and {label: len(runs) for label, runs in point.groups.items()} == {"A2C": 1, "GALA ring": 2}
+    assert point.notes == [
+        f"pong: compared at 12,000 steps, where {tmp_path / 'g1'} ends; the longest run goes on to 24,000 steps"
+    ]

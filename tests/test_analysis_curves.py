@@ -155,3 +155,11 @@ def test_a_label_of_unequal_numbers_of_runs_stands_once_in_the_legend(tmp_path):
         scored(tmp_path / str(number), 100, lambda s: s, env=env, seed=number)
     said = learning_curves.answer(load([tmp_path])[0], Curves(runs=(), axis="steps"))
     assert [text.get_text() for text in said.figure.legends[0].get_texts()] == ["GALA ring (1–2 runs)"]
+
+
+def test_a_run_whose_last_episode_ends_a_little_before_the_others_does_not_count_as_cut_short(tmp_path):
+    """Of 20 bins of 30 updates each, the second run's last episode is in the last but one."""
+    scored(tmp_path / "a", 600, lambda s: 0 * s)
+    scored(tmp_path / "b", 560, lambda s: 0 * s + 2, seed=1)
+    scored(tmp_path / "c", 530, lambda s: 0 * s + 4, seed=2)
+    assert curves.curve(line(tmp_path), "steps").runs.tolist() == [3] * 18 + [2] * 2

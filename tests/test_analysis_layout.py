@@ -92,6 +92,7 @@ def test_no_two_of_a_hundred_groups_are_drawn_alike():
     plt.close("all")
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_figure_grows_with_its_legend():
     heights = []
     for groups in (3, 40):
