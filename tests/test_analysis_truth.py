@@ -128,6 +128,8 @@ def test_who_ends_early_is_named(tmp_path):
     slow = open_run(paced(tmp_path / "s", [1, 1, 10], [1000, 500, 100]).path)
     assert f"{slow.path}: agent 1 has ended before the others; the last update was at 0.139 of 0.278 h" in incomplete([slow])
     assert open_run(paced(tmp_path / "t", [1, 1.1], [100, 90]).path).early == {}
+    live = paced(tmp_path / "u", [0.1, 0.1], [200, 180])  # the rows of 2 s wait to be written
+    assert open_run(live.path).early == {} and open_run(live.lose(1, 180).path).early == {1: pytest.approx(18 / 3600)}
 
 
 def test_the_hours_of_a_revived_rank_are_the_run_s(tmp_path):
@@ -144,7 +146,7 @@ def test_the_hours_of_a_revived_rank_are_the_run_s(tmp_path):
         assert 3600 * table(1)["hours"][[29, 30, -1]] == pytest.approx([30, 101, 150])
         assert 3600 * table(0)["hours"][[99, 100, -1]] == pytest.approx([100, 101, 150])
     assert 3600 * read.energy(1)["hours"] == pytest.approx([110, 120, 130, 140, 150])
-    assert read.early == {} and read.hours == pytest.approx(150 / 3600)
+    assert read.early == {} and 3600 * read.newest["hours"] == pytest.approx([150, 150])
 
 
 # Energy.

@@ -20,7 +20,7 @@ from gala_mpi.run.energy import COUNTERS, Node, counters, metered, power
 from gala_mpi.run.parts import UNREADABLE, Part, counted, last_updates, newest_row, written_rows
 from gala_mpi.run.starts import hours_behind, starts_of
 from gala_mpi.run.steps import Steps
-from gala_mpi.run.tables import TABLES
+from gala_mpi.run.tables import SECONDS_BETWEEN_WRITES, TABLES
 from gala_mpi.topology import Graph
 
 DEFAULTS: dict[str, Any] = json.loads(Config().to_json())  # of settings that an older version did not have
@@ -216,16 +216,18 @@ class Run:
 
     @property
     def early(self) -> dict[int, float]:
-        """Return when each agent ended that did so long before the run, in hours by rank; NaN: it did no update.
+        """Return when each agent ended that was lost, or did so long before the run, in hours by rank; NaN: it did no update.
 
-        Long: longer than three times its slowest update, and than a twentieth of the run's time.
+        Long: longer than three times its slowest update, than a twentieth of the run's time, and than rows wait to be written.
         """
-        early = {}
+        early, lost = {}, self.lost
         for rank in range(self.agents):
             ended = self._newest(rank)["hours"]
             if not len(ended) and self.parts[rank]:
                 early[rank] = math.nan
-            elif len(ended) and (gap := self.hours - ended[0]) > self.hours / 20:
+            elif len(ended) and rank in lost:
+                early[rank] = float(ended[0])
+            elif len(ended) and (gap := self.hours - ended[0]) > max(self.hours / 20, 2 * SECONDS_BETWEEN_WRITES / 3600):
                 hours = self.updates(rank)["hours"]
                 early |= {rank: float(hours[-1])} if gap > 3 * np.diff(hours).max(initial=0) else {}
         return early
@@ -305,6 +307,7 @@ class Run:
         for part, end, start in reversed(list(zip(self.parts[rank], ends, self._starts_of[rank]))):
             try:
                 if start in self.kept and len(rows := newest_row(part, "updates", end)):
+                    rows["hours"] += self._behind.get((rank, start), 0.0)
                     return rows
             except UNREADABLE as error:
                 self._report(f"{part.path}: updates cannot be read ({one_line(error)})")
