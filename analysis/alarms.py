@@ -1,8 +1,8 @@
 """What tells that a run went wrong, from the table `updates` of its agents; every script says so.
 
-The thresholds stand between what goes wrong and what good runs do: 80 agents in runs of CartPole, Taxi, Blackjack, FrozenLake,
-MiniGrid, HalfCheetah and Pong. In these the gradient's level (below) never rises more than 3 times, resident memory less than
-1%, and the entropy of the last updates stays above 0.06 nats.
+The thresholds stand between what goes wrong and what good runs did: some 80 agents in runs of CartPole, Taxi, Blackjack,
+FrozenLake, MiniGrid and HalfCheetah. In these the gradient's level (below) never rose more than 3 times above the highest one
+before, resident memory less than 1%, and the entropy of the last 100 updates reached 0.06 nats and more.
 
 * not finite: a loss, the entropy, or the length of a gradient or step is NaN or infinite in some update.
 * skipped: updates from which nothing was learnt, as the agent counted them.
