@@ -21,6 +21,7 @@ import numpy as np
 
 import checkout  # noqa: F401
 from gala_mpi.run import Run
+from gala_mpi.run.parts import counted
 
 NUMBERS = ("policy_loss", "value_loss", "entropy", "grad_norm", "step_norm")
 WINDOW = 100  # updates
@@ -44,7 +45,8 @@ def not_finite(rows: np.ndarray) -> list[tuple[str, str]]:
     lines = []
     for name in NUMBERS:
         broken = ~np.isfinite(rows[name])
-        if broken.any() and not np.isnan(rows[name]).all():  # all: an older version did not record it
+        unrecorded = np.isnan(rows[name]).all() and not counted(rows["skipped"])  # by an older version
+        if broken.any() and not unrecorded:
             first = rows["update"][broken.argmax()]
             lines.append((f"{name} is not finite", f"in {broken.sum():,} updates from {first:,} on"))
     return lines

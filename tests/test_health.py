@@ -41,6 +41,10 @@ def ramp(column: str, factor: float) -> dict[str, np.ndarray]:
 SICK = [
     (with_values("policy_loss", slice(700, 703), np.nan), "policy_loss is not finite: agent 1 in 3 updates from 701 on"),
     (with_values("value_loss", slice(10, 11), np.inf), "value_loss is not finite: agent 1 in 1 updates from 11 on"),
+    (
+        {"value_loss": np.full(N, np.nan), "skipped": np.arange(N)},
+        "value_loss is not finite: agent 1 in 1,000 updates from 1 on",
+    ),
     (with_values("entropy", slice(-100, None), 0.009), "the entropy has collapsed to 0: agent 1 at update 1,000"),
     (ramp("grad_norm", 1000), "grad_norm explodes: agent 1 to "),
     (ramp("step_norm", 1000), "step_norm explodes: agent 1 to "),
