@@ -65,9 +65,10 @@ class Speed:
 
 def answer(found: list[Run], options: Options) -> Answer:
     pieces = [piece for run in found for piece in stretches(run)]
-    timed = [piece for piece in pieces if span(updates(piece))]
+    untimed = {piece: reason for piece in pieces if (reason := unmeasurable(piece))}
+    timed = [piece for piece in pieces if piece not in untimed]
     if not timed:
-        raise RunError(f"{found[0].path}: fewer than two updates are there; two or more are expected")
+        raise RunError(f"{found[0].path}: {untimed[pieces[0]]}; two or more, one after the other, are expected")
     groups = grouped(timed, options.by)
     speeds = [measure(run, group) for group in groups for run in group.runs]
     measured = any(np.isfinite(speed.watts) for speed in speeds)
@@ -87,8 +88,7 @@ def answer(found: list[Run], options: Options) -> Answer:
         without = dict.fromkeys(str(speed.run.path) for speed in speeds if not np.isfinite(speed.watts))
         notes += [f"{path}: energy is not available" for path in without]
     notes += mixtures(groups, apart=SIZE)
-    left_out = dict.fromkeys(str(run.path) for run in pieces if run not in timed)
-    notes += [f"{path}: fewer than two updates; left out" for path in left_out]
+    notes += [f"{piece.path}: {reason}; left out" for piece, reason in untimed.items()]
     return Answer(table(speeds), figure, alt, points(speeds), notes, f"{sentence}.")
 
 
@@ -97,10 +97,17 @@ def updates(run: Run) -> list[np.ndarray]:
     return [rows for rows in map(run.updates, range(run.agents)) if len(rows)]
 
 
-def span(tables: list[np.ndarray]) -> float:
-    """Return the seconds from where the first agent began to where the last one ended; 0 where no agent did two updates."""
+def unmeasurable(run: Run) -> str:
+    """Return why a run's rates cannot be told, in words; empty: they can."""
+    tables = updates(run)
     if not any(len(rows) > 1 for rows in tables):
-        return 0.0
+        return "fewer than two updates are there"
+    rising = all((np.diff(rows["hours"]) >= 0).all() for rows in tables)
+    return "" if rising and span(tables) > 0 else "its updates do not follow each other in time"
+
+
+def span(tables: list[np.ndarray]) -> float:
+    """Return the seconds from where the first agent began to where the last one ended."""
     began = min(from_its_beginning(rows)["hours"][0] for rows in tables)
     return 3600 * float(max(rows["hours"][-1] for rows in tables) - began)
 

@@ -101,6 +101,18 @@ def test_a_resume_that_changed_nothing_is_one_stretch(tmp_path):
     assert incomplete([open_run(run.path)]) == []
 
 
+@pytest.mark.parametrize("hours", [0.0, -1.0])
+def test_clocks_that_stand_or_go_back_are_no_rate(tmp_path, hours):
+    run = paced(tmp_path / "r", [1], [100])
+    odd, wrong = Synthetic(tmp_path / "s", agents=1), updates(20)
+    wrong["hours"] = 1 + hours * wrong["hours"]
+    odd.write(0, updates=wrong)
+    said = throughput.answer([open_run(run.path), open_run(odd.path)], Options(runs=()))
+    assert f"{odd.path}: its updates do not follow each other in time; left out" in said.notes
+    with pytest.raises(RunError, match="its updates do not follow each other in time"):
+        rows(odd.path)
+
+
 # The model.
 
 
