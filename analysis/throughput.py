@@ -155,14 +155,15 @@ def efficiency(speed: Speed, speeds: list[Speed], same: Callable[[Speed], int]) 
 
 
 def against_ranks(ax: Axes, speeds: list[Speed], order: list[str], value: Callable[[Speed], float], label: str) -> None:
-    """Draw a line for each group (its colour) and number of environments a rank (its marker)."""
+    """Draw a line for each group (its colour) and game and number of environments a rank (its marker)."""
     lines: dict[tuple[str, int], list[Speed]] = {}
     for speed in speeds:
         lines.setdefault((speed.group.name, speed.run.config["num_envs"]), []).append(speed)
-    sizes = sorted({environments for _, environments in lines})
+    kinds = sorted({(mine[0].group.env, environments) for (_, environments), mine in lines.items()})
     for (name, environments), mine in lines.items():
         style = line_style(order.index(mine[0].group.label))
-        symbol = MARKERS[(sizes.index(environments) + order.index(mine[0].group.label) // len(COLOURS)) % len(MARKERS)]
+        kind = kinds.index((mine[0].group.env, environments))
+        symbol = MARKERS[(kind + order.index(mine[0].group.label) // len(COLOURS)) % len(MARKERS)]
         ranks = sorted({speed.ranks for speed in mine})
         middle = [np.mean([value(speed) for speed in mine if speed.ranks == n]) for n in ranks]
         ax.plot(ranks, middle, **style)
