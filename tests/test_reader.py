@@ -47,6 +47,14 @@ def test_the_reference_s_examples_run(tmp_path):
         subprocess.run(["h5dump", "-d", "/updates", "-c", "3", "runs/pong/metrics/rank00000.h5"], cwd=tmp_path, check=True)
 
 
+def test_settings_are_of_words_and_numbers_and_those_of_old_runs_have_what_they_lacked(tmp_path):
+    run = open_run(begin(tmp_path / "r", wrappers=("TimeLimit:5", "mine:wrap")))
+    assert run.settings()["wrappers"] == "TimeLimit:5 mine:wrap"
+    for name in ("env_workers", "wrappers"):  # which there were not always
+        del run.config[name]
+    assert (run.settings()["env_workers"], run.settings()["wrappers"]) == (0, "")
+
+
 def test_a_run_reads_back_as_written(tmp_path):
     random = np.random.default_rng(0)
     run_dir = begin(tmp_path / "r", exchange="allreduce", a2c=A2CSettings(gae_lambda=0.95))
