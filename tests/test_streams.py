@@ -1,4 +1,4 @@
-"""Streams of random numbers: environments that draw from global ones repeat, and do not disturb the agent."""
+"""What an agent tells its environments: streams of random numbers, those of global ones too, and how messages number them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.distributions import Independent, Normal
 
 from gala_mpi import pulse
 from gala_mpi.config import Config
+from gala_mpi.envs import registry
 from gala_mpi.job import build
 from gala_mpi.mpi.world import World
 from gala_mpi.networks.distributions import Discrete, Gaussian, Masked, Several
@@ -112,3 +113,16 @@ def test_actions_are_drawn_as_from_a_global_stream_of_the_same_seed():
         assert torch.equal(policy.sample(torch.Generator().manual_seed(7)), expected)
         torch.manual_seed(7)
         assert torch.equal(policy.sample(), expected)
+
+
+def test_messages_count_the_environments_of_an_agent_over_both_halves(world, monkeypatch):
+    made, make = [], registry.make
+
+    def counted(env, number, *, first, **options):
+        made.append((first, number))
+        return make(env, number, first=first, **options)
+
+    monkeypatch.setattr(registry, "make", counted)
+    agent = build.build(Config(env="pong", network="gala", precision="fp32", num_envs=4, overlap=True), world.comm, 0, 1)
+    assert made == [(0, 2), (2, 2)]
+    agent.close()
