@@ -72,6 +72,7 @@ def trains(job: Job, run: Path) -> None:
     job.wait_until(lambda: (run / "metrics" / "rank00001.h5").exists() and flushed(run, 1) > 0)
 
 
+@pytest.mark.long  # tests/test_env_workers.py asks the same of the environments alone
 def test_a_run_with_workers_learns_the_same_bit_for_bit_and_is_evaluated_by_them(tmp_path):
     train(2, tmp_path / "one", *SMALL, *IN_STEP)
     for name, flags in (("workers", ("--env-workers", 2)), ("halves", ("--env-workers", 4, "--overlap"))):
