@@ -132,7 +132,8 @@ def test_an_environment_that_cannot_be_closed_or_leaves_costs_no_work(tmp_path):
     run = tmp_path / "run"
     flags = ("--env", "stubborn_pole:StubbornPole-v0", "--num-envs", 4, "--precision", "fp32", "--total-steps", 4000)
     done = mpirun(2, *TRAIN, *flags, "--run-dir", run, cwd=HERE)
-    assert done.returncode == errors.FAILED and "RuntimeError: the pole stays" in done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("warning: environments of ")]
+    assert done.returncode == errors.FINISHED and "rank 1 cannot be closed (RuntimeError: the pole stays, in " in said[0]
     assert sum(int(state.learner["steps"]) for state in states(run, 2)) >= 4000
     done = mpirun(2, "-m", "gala_mpi.evaluate", run, cwd=HERE)
     assert done.returncode == errors.FAILED and "RuntimeError: the pole stays" in done.stderr
