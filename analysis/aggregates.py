@@ -82,7 +82,7 @@ def answer(found: list[Run], options: Aggregates) -> Answer:
     scored = [run for run in found if len(run.scores)]
     if not scored:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
-    groups = grouped(scored, options.by)
+    groups = grouped(scored, options.by, known=found)
     points = common.points(groups, options.at)
     rows = [row for label in labels(groups) for row in of_label(label, points)]
     rows.sort(key=lambda row: (row.game == ALL, row.game))
@@ -98,7 +98,7 @@ def answer(found: list[Run], options: Aggregates) -> Answer:
     words = [f"{row.game}: {row.label} has the largest IQM, {show(summaries['IQM'])}" for row, summaries in best]
     notes = [note for point in points.values() for note in point.notes] + left_out(rows, points)
     notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]
-    figure = draw(rows, said, labels(groups))
+    figure = draw(rows, said, labels(grouped(found, options.by)))
     alt = f"Interquartile means and optimality gaps of every group with intervals, a panel each. {'; '.join(words)}."
     return Answer(table, figure, alt, table.flat(), notes, f"{'; '.join(words)}.")
 

@@ -114,7 +114,7 @@ def answer(found: list[Run], options: Compare) -> Answer:
     if not scored:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
     check_thresholds(options.threshold, found)
-    groups = grouped(scored, options.by)
+    groups = grouped(scored, options.by, known=found)
     by_place = {(group.env, group.label): group for group in groups}
     limits = thresholds({group.env for group in groups}, options.threshold)
     at = {axis: common.points(groups, axis, getattr(options, axis)) for axis in AXES}
@@ -124,7 +124,7 @@ def answer(found: list[Run], options: Compare) -> Answer:
         names = ", ".join(dict.fromkeys(base for _, base in sides))
         raise RunError(f"{names}: no other group has runs of the same game; --by tells what makes a group")
     table = Table(HEADINGS, [pair.row(limits, by_place) for pair in pairs])
-    figure, points = draw(pairs, table, at["steps"], labels(groups))
+    figure, points = draw(pairs, table, at["steps"], labels(grouped(found, options.by)))
     said = [likelier(*row[:2], row[6], *row[2:4]) for row in table.rows]
     notes = [note for axis in AXES for point in at[axis].values() for note in point.notes]
     notes += few(pairs) + without(pairs, groups) + late(groups, limits)

@@ -87,7 +87,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     sketched = [run for run in found if run.agents > 1 and all(len(run.sketches(rank)) for rank in range(run.agents))]
     if not sketched:
         raise RunError(f"{found[0].path}: no sketches of 2 agents or more are there (--sketch-updates of gala_mpi.train)")
-    groups = grouped(sketched, options.by)
+    groups = grouped(sketched, options.by, known=found)
     drifts = {id(run): drift(run) for run in sketched}
     drawn = [group for group in groups if any(len(drifts[id(run)].updates) for run in group.runs)]
     if not drawn:

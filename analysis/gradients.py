@@ -81,7 +81,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     sketched = [run for run in pieces if run.agents > 1 and all(len(run.sketches(rank)) for rank in range(run.agents))]
     if not sketched:
         raise RunError(f"{found[0].path}: no sketches of 2 agents or more are there (--sketch-updates of gala_mpi.train)")
-    groups = grouped(sketched, options.by)
+    groups = grouped(sketched, options.by, known=found)
     shown = [c for group in groups for c in correlations(group) if c.runs]
     if not shown:
         raise RunError(f"{sketched[0].path}: no two agents have sketches of equal updates yet")

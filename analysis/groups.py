@@ -133,8 +133,11 @@ def check_setting(name: str, found: list[Run], flag: str) -> None:
         raise RunError(f"{flag} {name}: no such setting; one of {', '.join(known)} is expected")
 
 
-def grouped(found: list[Run], by: str) -> list[Group]:
+def grouped(found: list[Run], by: str, known: Iterable[Run] = ()) -> list[Group]:
     """Return the runs that agree in their env and in the settings `by` ("exchange,topology"), ordered by these.
+
+    Args:
+        known: all runs, where `found` are some of them: a group is called the same whichever of them are there.
 
     Raises:
         RunError: there is no such setting.
@@ -142,14 +145,27 @@ def grouped(found: list[Run], by: str) -> list[Group]:
     names = [setting(name) for name in by.split(",")]
     for name in names:
         check_setting(name, found, "--by")
-    groups: dict[tuple, Group] = {}
+    described, members = {}, {}
+    for run in [*found, *known]:
+        values = [run.settings().get(name) for name in names]
+        described[tuple(map(_rank, values))] = ", ".join(map(_describe, names, values))
+    called = told_apart(described)
     for run in found:
-        values = [(name, run.settings().get(name)) for name in names]
-        env = run.config["env"]
-        key = (env, *(_rank(value) for _, value in values))
-        label = ", ".join(_describe(name, value) for name, value in values)
-        groups.setdefault(key, Group(env, label, [])).runs.append(run)
-    return [groups[key] for key in sorted(groups)]
+        values = tuple(_rank(run.settings().get(name)) for name in names)
+        members.setdefault((run.config["env"], values), []).append(run)
+    return [Group(env, called[values], members[env, values]) for env, values in sorted(members)]
+
+
+def told_apart(described: dict[tuple, str]) -> dict[tuple, str]:
+    """Return the same labels, with a number behind each that several have, as graphs of one name on other nodes."""
+    alike: dict[str, list[tuple]] = {}
+    for values in sorted(described):
+        alike.setdefault(described[values], []).append(values)
+    return {
+        values: f"{label} ({number})" if len(several) > 1 else label
+        for label, several in alike.items()
+        for number, values in enumerate(several, 1)
+    }
 
 
 def labels(groups: list[Group]) -> list[str]:

@@ -51,7 +51,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     some = [run for run in found if any(len(run.updates(rank)) for rank in range(run.agents))]
     if not some:
         raise RunError(f"{found[0].path}: no update is there yet; one or more is expected")
-    groups = grouped(some, options.by)
+    groups = grouped(some, options.by, known=found)
     lines = {(id(run), rank): binned(run.updates(rank)) for run in some for rank in range(run.agents)}
     games = sorted({group.env for group in groups})
     figure, axes = panels(len(PANELS) * len(games), height=1.9, columns=min(3, len(games)))

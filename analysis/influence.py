@@ -89,7 +89,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     mixing = [run for run in found if mixes(run)]
     if not mixing:
         raise RunError(f"{found[0].path}: no run whose agents mixed messages over a graph is there (--exchange gossip)")
-    groups = grouped(mixing, options.by)
+    groups = grouped(mixing, options.by, known=found)
     influences = {id(run): influence(run) for run in progress(mixing, "influence")}
     shown = [(group, agents) for group in groups for agents in sorted({run.agents for run in group.runs})]
     order = labels(grouped(found, options.by))  # a group has the same colour in every script

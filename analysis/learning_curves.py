@@ -76,12 +76,12 @@ def answer(found: list[Run], options: Curves) -> Answer:
     notes = [f"{run.path}: no finished episode is there; it is left out" for run in found if run not in some]
     if not some:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
-    groups = grouped(some, options.by)
+    groups = grouped(some, options.by, known=found)
     lines, more = by_game(groups) if options.statistic == "mean" else over_games(groups)
     axes = measured(some, options.axis)
     curves = {(n, axis): curve(line, axis, options.smooth) for n, line in enumerate(lines) for axis in axes}
     statistic = {"mean": "mean", "iqm": "interquartile mean"}[options.statistic]
-    figure = draw(lines, curves, axes, options)
+    figure = draw(lines, curves, axes, options, labels(grouped(found, options.by)))
     smoothed = f", smoothed over {options.smooth} bins" if options.smooth > 1 else ""
     figure.suptitle(f"{statistic} of training scores{smoothed}\n{bands(lines)}", fontsize=10)
     first = next(iter(axes))
@@ -204,10 +204,11 @@ def short(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> list[str]:
     return notes
 
 
-def draw(lines: list[Line], curves: dict[tuple[int, str], Curve], axes: dict[str, str], options: Curves) -> Figure:
+def draw(
+    lines: list[Line], curves: dict[tuple[int, str], Curve], axes: dict[str, str], options: Curves, order: list[str]
+) -> Figure:
     names = list(dict.fromkeys(line.panel for line in lines))
     figure, all_panels = panels(len(names) * len(axes), columns=1 if len(names) < 3 else len(axes))
-    order = labels([line.group for line in lines])
     for (name, axis), ax in zip([(name, axis) for name in names for axis in axes], all_panels):
         for n, line in enumerate(lines):
             if line.panel == name:

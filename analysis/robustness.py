@@ -73,11 +73,11 @@ def answer(found: list[Run], options: Robustness) -> Answer:
         raise RunError(
             f"{scored[0].config['env']}: no threshold is known; --threshold {scored[0].config['env']} SCORE is expected"
         )
-    groups = grouped(judged, options.by)
+    groups = grouped(judged, options.by, known=found)
     counts = [count for group in groups for count in count_runs(group, limits[group.env])]
     games = sorted({group.env for group in groups})
     figure, axes = panels(len(games))
-    order = labels(groups)
+    order = labels(grouped(found, options.by))  # a group has the same colour in every script
     for ax, game in zip(axes, games):
         draw(ax, [count for count in counts if count.group.env == game], order)
         ax.set(title=f"{game}: convergent at a score of {limits[game]:.4g}, bars: Wilson's 95% interval")

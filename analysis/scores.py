@@ -77,7 +77,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     evaluated = [run for run in found if of_runs[run]]
     if not evaluated:
         raise RunError(f"{notes[0]}; one of a final policy is expected" if found[0].evaluations else missing(found[0]))
-    groups = grouped(evaluated, options.by)
+    groups = grouped(evaluated, options.by, known=found)
     results = [Result(group, [of_runs[run] for run in group.runs]) for group in groups]
     table = Table((*HEADINGS, "source"))
     for game in sorted({group.env for group in groups}):
@@ -87,7 +87,7 @@ def answer(found: list[Run], options: Options) -> Answer:
             words = f"{score:,.5g}" + (f" ± {spread}" if spread else "")
             trained = (None, None, r.steps, r.environments, r.protocol, r.source)
             table.rows.append((game, r.method, None, None, words, normalised(game, score), *trained))
-    figure, alt = draw(results)
+    figure, alt = draw(results, labels(grouped(found, options.by)))
     notes += [line for result in results for final in result.final for line in unevaluated(final)]
     return Answer(table, figure, alt, points(results), [*notes, *mixtures(groups)], answered(results))
 
@@ -146,14 +146,14 @@ def points(results: list[Result]) -> Table:
     return rows
 
 
-def draw(results: list[Result]) -> tuple[Figure, str]:
+def draw(results: list[Result], order: list[str]) -> tuple[Figure, str]:
+    """Draw final policies, and evaluations over checkpoints; `order`: of all groups, which is that of their colours."""
     games = sorted({result.group.env for result in results})
     several = [game for game in games if any(len(run) > 1 for r in results if r.group.env == game for run in r.runs)]
     lines = {game: [r for r in results if r.group.env == game] for game in games}
     names = {game: [r.group.label for r in lines[game]] + [r.method for r in PUBLISHED if game in r.scores] for game in games}
     heights = [0.3 * len(names[game]) + 1.1 for game in games] + [2.8] * len(several)
     figure, axes = panels(len(heights), height=sum(heights) / len(heights), height_ratios=heights)
-    order = labels([result.group for result in results])
     for ax, game in zip(axes, games):
         draw_final(ax, game, lines[game], names[game], order)
     for ax, game in zip(axes[len(games) :], several):

@@ -38,7 +38,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     mixing = [run for run in found if mixes_messages(run)]
     if not mixing:
         raise RunError("no run of --exchange gossip or server on 2 agents or more is there; messages are what this is about")
-    groups = grouped(mixing, options.by)
+    groups = grouped(mixing, options.by, known=found)
     lags = [edge_lags(group) for group in groups]
     if not any(lags):
         raise RunError("no message was mixed in these runs; one or more is expected")

@@ -69,17 +69,20 @@ def answer(found: list[Run], options: Options) -> Answer:
     timed = [piece for piece in pieces if piece not in untimed]
     if not timed:
         raise RunError(f"{found[0].path}: {untimed[pieces[0]]}; two or more, one after the other, are expected")
-    groups = grouped(timed, options.by)
+    groups = grouped(timed, options.by, known=found)
     speeds = [measure(run, group) for group in groups for run in group.runs]
     measured = any(np.isfinite(speed.watts) for speed in speeds)
+    order = list(
+        dict.fromkeys([*labels(grouped(found, options.by)), *labels(groups)])
+    )  # a stretch may have its own
     bars = means(speeds)
     heights = [3.4, 0.38 * len(bars) + 1.6] + [3.2] * measured
     figure, axes = panels(len(heights), height=sum(heights) / len(heights), height_ratios=heights)
-    against_ranks(axes[0], speeds, labels(groups), lambda speed: speed.frames, "frames/s (all agents)")
+    against_ranks(axes[0], speeds, order, lambda speed: speed.frames, "frames/s (all agents)")
     draw_sections(axes[1], bars)
     legend(figure, axes[:1])
     if measured:
-        against_ranks(axes[2], speeds, labels(groups), lambda speed: speed.watts, "power (W, all nodes)")
+        against_ranks(axes[2], speeds, order, lambda speed: speed.watts, "power (W, all nodes)")
     fastest = max(speeds, key=lambda speed: speed.frames)
     sentence = f"The fastest is {fastest.group.name} on {fastest.ranks} ranks, with {fastest.frames:,.0f} frames/s"
     alt = f"Frames per second against ranks. {sentence}; and bars of an update's time by section."

@@ -1,0 +1,94 @@
+"""Groups keep their names and their colours whichever of them a script can show."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.colors import to_hex
+from synthetic import Synthetic, episodes, mixes, scored, updates
+
+import aggregates
+import compare
+import learning_curves
+import robustness
+import scores
+import throughput
+from groups import grouped, labels, load
+from layout import line_style
+from script import Options
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def hierarchical(nodes: list[int]) -> dict:
+    return {"topology": {"name": "hierarchical:2", "text": "", "nodes": nodes}}
+
+
+@pytest.fixture
+def graphs(tmp_path):
+    """Runs on two graphs of one name, two on each, and one on a ring; constant scores."""
+    for seed, (nodes, score) in enumerate((([0, 0], 1), ([0, 0], 2), ([0, 1], 10), ([0, 1], 11))):
+        scored(tmp_path / f"h{seed}", 100, lambda s, x=score: 0 * s + x, seed=seed, **hierarchical(nodes))
+    scored(tmp_path / "ring", 100, lambda s: 0 * s + 5)
+    return tmp_path
+
+
+CALLED = ["hierarchical:2 (1)", "hierarchical:2 (2)", "ring"]
+
+
+def test_graphs_of_one_name_are_two_groups_everywhere(graphs):
+    found, _ = load([graphs])
+    groups = grouped(found, "topology")
+    assert [(group.label, len(group.runs)) for group in groups] == list(zip(CALLED, (2, 2, 1)))
+    said = aggregates.answer(found, aggregates.Aggregates(runs=(), by="topology"))
+    rows = [dict(zip(said.table.headings, row)) for row in said.table.rows]
+    assert [(row["group"], row["runs"], row["mean"].value) for row in rows] == list(zip(CALLED, (2, 2, 1), (1.5, 10.5, 5)))
+    said = compare.answer(found, compare.Compare(runs=(), by="topology", base="ring"))
+    rows = [dict(zip(said.table.headings, row)) for row in said.table.rows]
+    assert {row["group"]: (row["runs"], row["P(improvement)"].value) for row in rows} == dict(zip(CALLED, ((2, 0), (2, 1))))
+
+
+def test_a_group_is_called_the_same_where_its_namesake_is_not_there(graphs):
+    found, _ = load([graphs])
+    assert [group.label for group in grouped(found[2:], "topology", known=found)] == CALLED[1:]
+    assert [group.label for group in grouped(found[2:], "topology")] == ["hierarchical:2", "ring"]
+
+
+def test_graphs_have_one_name_in_all_games(tmp_path):
+    scored(tmp_path / "a", 10, lambda s: s, **hierarchical([0, 0]))
+    scored(tmp_path / "b", 10, lambda s: s, **hierarchical([0, 1]))
+    scored(tmp_path / "c", 10, lambda s: s, env="breakout", **hierarchical([0, 1]))
+    groups = grouped(load([tmp_path])[0], "topology")
+    assert [group.name for group in groups] == [f"breakout {CALLED[1]}", f"pong {CALLED[0]}", f"pong {CALLED[1]}"]
+
+
+ASKED = {
+    aggregates: aggregates.Aggregates,
+    compare: compare.Compare,
+    learning_curves: learning_curves.Curves,
+    robustness: robustness.Robustness,
+    scores: Options,
+    throughput: Options,
+}
+
+
+@pytest.mark.parametrize("module", ASKED, ids=lambda module: module.__name__)
+def test_a_group_has_the_same_colour_where_others_cannot_be_shown(tmp_path, module):
+    """The first of three groups has no episode, no evaluation, and too few updates for its speed."""
+    for n in range(3):
+        run, rows = Synthetic(tmp_path / f"r{n}", agents=2, lr=0.001 * (n + 1), total_steps=16_000), updates(100 if n else 1)
+        for rank in range(2):
+            run.write(rank, updates=rows, mixes=mixes(rows, 1 - rank), **({"episodes": episodes(rows, 1.0 * n)} if n else {}))
+        if n:
+            run.evaluate(1, {-1: [5.0 + n, 6.0 + n]})
+    found, _ = load([tmp_path])
+    expected = {line_style(n)["color"] for n in range(1, 3)}
+    figure = module.answer(found, ASKED[module](runs=(), by="lr")).figure
+    shown = {to_hex(line.get_color()) for ax in figure.axes for line in ax.lines}
+    assert labels(grouped(found, "lr")) == ["lr 0.001", "lr 0.002", "lr 0.003"]
+    shown -= {"#000000", "#555555"}  # the line of no difference, and published scores
+    assert shown and shown <= {colour.lower() for colour in expected}
