@@ -23,7 +23,7 @@ import checkout  # noqa: F401
 import events
 from gala_mpi.run import Run, RunError
 from groups import incomplete, load
-from script import Table, progress, reader_may_leave, whole, write_csv
+from script import Table, print_codes, progress, reader_may_leave, whole, write_csv
 
 AXIS = ("update", "steps", "hours", "simulator")
 EVENTS = "events.out.tfevents.0.gala_mpi"
@@ -82,6 +82,7 @@ def write_events(run: Run, rank: int, tables: dict[str, np.ndarray], path: Path)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    print_codes()
     wanted = tyro.cli(Export, prog="export.py", description=__doc__, args=arguments)
     try:
         found, problems = load(wanted.runs, wanted.where)

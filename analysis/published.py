@@ -34,7 +34,7 @@ class Reference:
 
 def load() -> list[Reference]:
     """Return all references; those of `random` and `human` come first."""
-    with open(FILE, newline="") as file:
+    with open(FILE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [
         Reference(

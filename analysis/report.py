@@ -33,7 +33,7 @@ import staleness
 import throughput
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, incomplete, labels, load
-from script import STYLE, Answer, Options, Table, check_folder, progress, reader_may_leave, whole
+from script import STYLE, Answer, Options, Table, check_folder, print_codes, progress, reader_may_leave, whole
 from tables import ENCODING
 from webpage import boxes, picture, tabled, whole_page
 
@@ -146,6 +146,7 @@ def listed(heading: str, lines: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    print_codes()
     wanted = tyro.cli(Report, prog="report.py", description=__doc__, args=arguments)
     try:
         if wanted.out.suffix != ".html":

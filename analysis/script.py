@@ -94,6 +94,7 @@ def main(
     Exit status 2 and one line where runs or options make no sense.
     """
     name = Path(sys.modules[answer.__module__].__file__).stem
+    print_codes()
     chosen = tyro.cli(options, prog=f"{name}.py", description=about, args=arguments)
     try:
         if not chosen.runs:
@@ -101,7 +102,7 @@ def main(
         found, problems = load(chosen.runs, chosen.where)
         path = target(chosen.out, found, name)
         if chosen.table:
-            check_table(chosen.table)
+            check_table(chosen.table, path.with_suffix(".csv"))
         with plt.rc_context(STYLE):
             said = answer(found, chosen)
             bring_out(said, path)
@@ -120,6 +121,11 @@ def main(
     if written := [*written, chosen.table] if chosen.table else written:
         with reader_may_leave():
             print("", *written, sep="\n")
+
+
+def print_codes() -> None:
+    """Print the code of a character that the terminal's encoding does not have, instead of an error."""
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -56,8 +56,10 @@ def show(value: Any) -> str:
     if isinstance(value, Estimate):
         known = not np.isnan(value.low) and not np.isnan(value.high)
         return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]" if known else show(value.value)
-    if isinstance(value, (bool, np.bool_, str)):
+    if isinstance(value, (bool, np.bool_)):
         return str(value)
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(map(printable, value))
     if value is None or np.isnan(value):
         return "–"
     if np.isinf(value):
@@ -65,6 +67,11 @@ def show(value: Any) -> str:
     if isinstance(value, (int, np.integer)) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def printable(character: str) -> str:
+    """Return the character, or its code where it is a line break or another one that names of files may have."""
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 # On a terminal.
@@ -77,7 +84,7 @@ def print_table(table: Table) -> None:
     right = [table.numeric(n) for n in range(len(headings))]
     widths = [max(map(cell_len, column)) for column in zip(headings, *cells)]
     natural = sum(widths) + GAP * (len(widths) - 1)
-    console = Console(width=None if sys.stdout.isatty() else max(natural, 1), markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else max(natural, 1), markup=False, emoji=False, highlight=False)
     repeated = 1
     if natural > console.width:
         repeated = distinct(cells)
@@ -191,12 +198,14 @@ FORMS: dict[str, Callable[[Table], str]] = {".md": markdown, ".tex": latex, ".tx
 FILES = (".csv", ".md", ".parquet", ".tex", ".txt")
 
 
-def check_table(path: Path) -> None:
-    """Raise RunError unless a table can be written to `path`."""
+def check_table(path: Path, drawn: Path) -> None:
+    """Raise RunError unless a table can be written to `path`, beside the CSV with the numbers drawn."""
     if path.suffix not in FILES:
         raise RunError(f"--table {path}: a file name that ends in {', '.join(FILES)} is expected")
     if not path.parent.is_dir():
         raise RunError(f"--table {path}: there is no folder {path.parent}; a folder that is there is expected")
+    if path.resolve() == drawn.resolve():
+        raise RunError(f"--table {path}: the numbers of the figure are written there; another name is expected")
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

@@ -72,9 +72,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     groups = grouped(timed, options.by, known=found)
     speeds = [measure(run, group) for group in groups for run in group.runs]
     measured = any(np.isfinite(speed.watts) for speed in speeds)
-    order = list(
-        dict.fromkeys([*labels(grouped(found, options.by)), *labels(groups)])
-    )  # a stretch may have its own
+    order = list(dict.fromkeys([*labels(grouped(found, options.by)), *labels(groups)]))  # a stretch may have its own
     bars = means(speeds)
     heights = [3.4, 0.38 * len(bars) + 1.6] + [3.2] * measured
     figure, axes = panels(len(heights), height=sum(heights) / len(heights), height_ratios=heights)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 from recorded import ANALYSIS, begin, command, episode_rows, make, update_rows, write
+from synthetic import scored
 
 import export
 import learning_curves
@@ -260,3 +263,46 @@ def test_a_table_that_cannot_be_written_is_refused(timed, file, said, monkeypatc
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith(f"throughput.py: --table {file}: ") and said in error
     assert error.count("\n") == 1 and not (timed / "throughput.png").exists()
+
+
+@pytest.mark.parametrize("table", ["f.csv", "../{}/f.csv"])
+def test_a_table_in_the_place_of_the_figures_numbers_is_refused(timed, table, monkeypatch, capsys):
+    monkeypatch.chdir(timed.parent)
+    table = table.format(timed.parent.name)
+    with pytest.raises(SystemExit) as ended:
+        main(throughput.answer, Options, "", [timed.name, "--table", table, "--out", "f.png"])
+    said = f"throughput.py: --table {table}: the numbers of the figure are written there; another name is expected\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, said)
+    assert not list(timed.parent.glob("f.*"))
+
+
+# Names as odd as they may be.
+
+ODD = Table(("run", "steps"), [("runs/:100:/a\nb\r\tc", 7), ("plain", 8)])
+
+
+def test_a_name_is_printed_as_it_is_and_in_one_line(capsys):
+    tables.print_table(ODD)
+    _, odd, plain = capsys.readouterr().out.splitlines()
+    assert odd.split() == [r"runs/:100:/a\nb\r\tc", "7"] and plain.split() == ["plain", "8"]
+
+
+@pytest.mark.parametrize("form, lines", [("md", 4), ("tex", 6), ("txt", 3)])
+def test_a_line_break_in_a_name_breaks_no_row(tmp_path, form, lines):
+    tables.write_table(ODD, tmp_path / f"t.{form}")
+    assert len((tmp_path / f"t.{form}").read_text().splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    "script, environment",
+    [
+        ("learning_curves", {"PYTHONIOENCODING": "latin-1"}),
+        ("aggregates", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    ],
+)
+def test_terminals_without_unicode(tmp_path, script, environment):
+    scored(tmp_path / "∞", 20, lambda s: s)
+    call = [sys.executable, str(ANALYSIS / f"{script}.py"), "∞", "--by", "topology"]
+    done = subprocess.run(call, cwd=tmp_path, env=os.environ | environment, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode("latin-1")
+    assert b"\\u" in done.stdout or b"\\x" in done.stdout
