@@ -31,7 +31,7 @@ from groups import grouped, labels, mixtures
 from published import GAMES, normalised
 from script import Answer, Options, Table, line_style, main, panels
 from stats import Estimate, Strata
-from tables import show
+from tables import highest, listed, show
 
 ALL = "all games"
 SUMMARIES = {"mean": stats.mean, "median": stats.median, "IQM": stats.iqm}
@@ -92,15 +92,25 @@ def answer(found: list[Run], options: Aggregates) -> Answer:
         where = f"common {options.at}" if row.game == ALL else str(row.points[row.game])
         unit = "normalised" if row.game == ALL else "points"
         table.rows.append((row.game, row.label, row.runs, where, unit, *summaries.values()))
-    best = [
-        max((pair for pair in zip(rows, said) if pair[0].game == game), key=lambda p: p[1]["IQM"].value) for game in games(rows)
+    words = [
+        largest(game, {row.label: summaries["IQM"] for row, summaries in zip(rows, said) if row.game == game})
+        for game in games(rows)
     ]
-    words = [f"{row.game}: {row.label} has the largest IQM, {show(summaries['IQM'])}" for row, summaries in best]
     notes = [note for point in points.values() for note in point.notes] + left_out(rows, points)
     notes += [*mixtures(groups), *(f"{run.path}: no finished episode is there; left out" for run in found if run not in scored)]
     figure = draw(rows, said, labels(grouped(found, options.by)))
     alt = f"Interquartile means and optimality gaps of every group with intervals, a panel each. {'; '.join(words)}."
     return Answer(table, figure, alt, table.flat(), notes, f"{'; '.join(words)}.")
+
+
+def largest(game: str, means: dict[str, Estimate]) -> str:
+    """Say which group has the largest interquartile mean of a game."""
+    best, *others = highest({label: mean.value for label, mean in means.items()})
+    if others:
+        most = f", the largest of {len(means)}" if len(means) > 1 + len(others) else ""
+        return f"{game}: {listed([best, *others])} score alike, with an IQM of {show(means[best].value)}{most}"
+    what = "the largest IQM," if len(means) > 1 else "an IQM of"
+    return f"{game}: {best} has {what} {show(means[best])}"
 
 
 def of_label(label: str, points: dict[str, Point]) -> list[Row]:

@@ -71,13 +71,17 @@ def point(groups: list[Group], axis: str, wanted: float | None = None) -> Point:
     """
     runs = [run for group in groups for run in group.runs]
     ends = {id(run): float(run.scores[axis].max()) for run in runs}
+    begins = {id(run): float(run.scores[axis].min()) for run in runs}
     limit = wanted or min(reached(group, ends) for group in groups)
     near = [run for run in runs if ends[id(run)] >= NEAR * limit]
     x = min([limit, *(ends[id(run)] for run in near)])
-    there = {id(run) for run in near if run.scores[axis].min() <= x}
+    there = {id(run) for run in near if begins[id(run)] <= x}
     game, longest = groups[0].env, max(ends.values())
     if not there:
-        raise RunError(f"--{axis} {wanted:,.6g}: no run of {game} has come so far; the longest has {amount(longest, axis)}")
+        first = min(begins.values())
+        why = f"no run of {game} has come so far; the longest has {amount(longest, axis)}"
+        why = f"no episode of {game} has ended there; the first one ends at {amount(first, axis)}" if near else why
+        raise RunError(f"--{axis} {wanted:,.6g}: {why}")
     found = Point(game, axis, x, {group.label: [run for run in group.runs if id(run) in there] for group in groups}, [])
     if longest > x / NEAR and not wanted:
         first = min(near, key=lambda run: ends[id(run)])
@@ -86,7 +90,9 @@ def point(groups: list[Group], axis: str, wanted: float | None = None) -> Point:
         )
     for run in runs:
         if id(run) not in there:
-            found.notes.append(f"{run.path}: has episodes up to {amount(ends[id(run)], axis)} only; left out at {found}")
+            late = begins[id(run)] > x
+            since = f"from {amount(begins[id(run)], axis)} on" if late else f"up to {amount(ends[id(run)], axis)}"
+            found.notes.append(f"{run.path}: has episodes {since} only; left out at {found}")
     return found
 
 

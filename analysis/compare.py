@@ -13,7 +13,8 @@ Definitions (Agarwal et al., NeurIPS 2021; `common.py` and `stats.py` have the f
 * score of a run: in points in a row of one game; over several games normalised (0 random, 1 human), the games without a
   normalised score left out.
 * probability of improvement: P(X > Y) + P(X = Y) / 2 for a run X of the group and Y of the base, mean over games. 0.5 says
-  nothing; the interval is a 95% percentile bootstrap, runs resampled within each game and group.
+  nothing, and an interval that holds it shows no difference; the interval is a 95% percentile bootstrap, runs resampled
+  within each game and group.
 * difference: of the interquartile means over games × seeds, group minus base, with the same kind of interval; of scores, and
   of areas.
 * performance profile: the share of runs that score above x at the common step; band: pointwise 95% bootstrap interval.
@@ -121,8 +122,7 @@ def answer(found: list[Run], options: Compare) -> Answer:
     sides = choose(groups, options)
     pairs = [pair for ours, base in sides for axis in AXES for pair in of_games(ours, base, axis, at[axis])]
     if not pairs:
-        names = ", ".join(dict.fromkeys(base for _, base in sides))
-        raise RunError(f"{names}: no other group has runs of the same game; --by tells what makes a group")
+        raise RunError(incomparable(sides, groups, at["steps"]))
     table = Table(HEADINGS, [pair.row(limits, by_place) for pair in pairs])
     figure, points = draw(pairs, table, at["steps"], labels(grouped(found, options.by)))
     said = [likelier(*row[:2], row[6], *row[2:4]) for row in table.rows]
@@ -136,12 +136,24 @@ def answer(found: list[Run], options: Compare) -> Answer:
     return Answer(table, figure, alt, points, list(dict.fromkeys(notes)), sentence)
 
 
+def incomparable(sides: list[tuple[str, str]], groups: list[Group], at: dict[str, Point]) -> str:
+    """Say why no two groups can be compared."""
+    games = {label: {group.env for group in groups if group.label == label} for label in labels(groups)}
+    names = ", ".join(dict.fromkeys(base for _, base in sides))
+    for game in sorted(set().union(*(games[ours] & games[base] for ours, base in sides))):
+        return f"{names}: no other group has runs of {game} at {at[game]}; {at[game].notes[-1]}"
+    return f"{names}: no other group has runs of the same game; --by tells what makes a group"
+
+
 def likelier(ours: str, base: str, improvement: Estimate, game: str, at: str) -> str:
-    """Say which of the two scores more, and how likely that is."""
+    """Say which of the two scores more, how likely that is, and whether it may as well be chance."""
+    if improvement.value == 0.5:
+        return f"{ours} and {base} score alike, with probability of improvement {show(improvement)} ({game}, {at})"
     if improvement.value < 0.5:
         ours, base = base, ours
         improvement = Estimate(1 - improvement.value, 1 - improvement.high, 1 - improvement.low)
-    return f"{ours} scores more than {base} with probability {show(improvement)} ({game}, {at})"
+    shown = ": no difference is shown" if improvement.low <= 0.5 <= improvement.high else ""
+    return f"{ours} scores more than {base} with probability {show(improvement)}{shown} ({game}, {at})"
 
 
 def choose(groups: list[Group], options: Compare) -> list[tuple[str, str]]:

@@ -46,6 +46,7 @@ from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import GAMES
 from script import Answer, Options, Table, legend, line_style, main, panels
+from tables import highest, listed
 
 LATE = 0.1  # of a curve: where it is remarked that it begins
 WINDOW = 100  # episodes behind first, best and last
@@ -93,8 +94,8 @@ def answer(found: list[Run], options: Curves) -> Answer:
 
 
 def answered(lines: list[Line], curves: dict[tuple[int, str], Curve], axis: str) -> str:
-    """Return the answer in a sentence: of each panel which line is highest where the first one ends, or how far its only line
-    rises."""
+    """Return the answer in a sentence: of each panel which line is highest where the first one ends, of those that have begun
+    there, or how far its only line rises."""
     words = []
     for panel in dict.fromkeys(line.panel for line in lines):
         drawn = {line.group.label: curves[n, axis] for n, line in enumerate(lines) if line.panel == panel}
@@ -102,12 +103,16 @@ def answered(lines: list[Line], curves: dict[tuple[int, str], Curve], axis: str)
         if not drawn:
             continue
         end = min(c.x[-1] for c in drawn.values())
-        values = {label: np.interp(end, c.x, c.value) for label, c in drawn.items()}
-        best = max(values, key=values.get)
-        begin = f"goes from {drawn[best].value[0]:.4g} to {values[best]:.4g}"
+        values = {label: np.interp(end, c.x, c.value) for label, c in drawn.items() if c.x[0] <= end}
+        best, *others = highest(values)
         where = f"{end:,.0f} steps" if axis == "steps" else f"{end:.4g} {axis}"
-        what = f"is the highest of {len(values)} at {where}, {values[best]:.4g}" if len(values) > 1 else begin
-        words.append(f"{panel}: the score of {best} {what}")
+        what = f"the score of {best} is the highest of {len(values)} at {where}, {values[best]:.4g}"
+        if others:
+            most = f", the most of {len(values)}" if len(values) > 1 + len(others) else ""
+            what = f"{listed([best, *others])} score alike at {where}, {values[best]:.4g}{most}"
+        elif len(values) == 1:
+            what = f"the score of {best} goes from {drawn[best].value[0]:.4g} to {values[best]:.4g}"
+        words.append(f"{panel}: {what}")
     return "; ".join(words) + "." if words else ""
 
 

@@ -29,6 +29,7 @@ from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
 from published import PUBLISHED, RANDOM
 from script import Answer, Options, Table, legend, line_style, main, marker, panels
+from tables import listed
 
 MOST_WRITTEN = 8  # groups whose counts stand beside their points
 SPREAD = 1.5  # between the first and the last of groups on one number of environments
@@ -97,9 +98,10 @@ def answer(found: list[Run], options: Robustness) -> Answer:
 def answered(counts: list[Count]) -> str:
     """Return the answer in a sentence."""
     total = f"{sum(c.convergent for c in counts)} of {sum(c.runs for c in counts)} runs converge"
-    least = min(counts, key=lambda c: c.share)
-    where = f"{least.group.name} on {least.environments} environments: {least.convergent} of {least.runs}"
-    return f"{total}; the fewest of {where}." if least.share < 1 and len(counts) > 1 else f"{total}."
+    share = min(c.share for c in counts)
+    least = [c for c in counts if c.share == share]
+    where = listed([f"{c.group.name} on {c.environments} environments: {c.convergent} of {c.runs}" for c in least])
+    return f"{total}; the fewest of {where}." if len(least) < len(counts) else f"{total}."
 
 
 def thresholds(games: set[str], wanted: dict[str, float]) -> dict[str, float]:

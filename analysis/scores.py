@@ -37,6 +37,7 @@ from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import PUBLISHED, is_atari, normalised
 from script import Answer, Options, Table, line_style, main, panels
+from tables import highest, listed
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ def answered(results: list[Result]) -> str:
     words = []
     for game in sorted({result.group.env for result in results}):
         mine = {result.group.label: float(result.means.mean()) for result in results if result.group.env == game}
-        best = max(mine, key=lambda label: mine[label])
-        most = f", the most of {len(mine)} groups" if len(mine) > 1 else ""
-        words.append(f"{game}: the final policies of {best} score {mine[best]:,.4g} on average{most}")
+        best = highest(mine)
+        alike = "alike, " if len(best) > 1 else ""
+        most = f", the most of {len(mine)} groups" if len(mine) > len(best) else ""
+        words.append(f"{game}: the final policies of {listed(best)} score {alike}{mine[best[0]]:,.4g} on average{most}")
     return "; ".join(words) + "."
 
 

@@ -74,6 +74,18 @@ def printable(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]
 
 
+def highest(values: dict[str, float]) -> list[str]:
+    """Return the names of the largest value: several where 4 digits tell no difference."""
+    most = f"{max(values.values()):.4g}"
+    return [name for name, value in values.items() if f"{value:.4g}" == most]
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """Return names in words, and how many more there are: "a, b and c"."""
+    shown = names if len(names) <= most else [*names[:most], f"{len(names) - most} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+
+
 # On a terminal.
 
 

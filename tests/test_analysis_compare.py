@@ -260,7 +260,7 @@ def test_the_sentence_is_about_all_games_and_not_about_the_luckiest(tmp_path):
             scored(tmp_path / f"{env}-g{seed}", 100, lambda s, x=seed + gain: 0 * s + x, env=env, seed=seed)
             scored(tmp_path / f"{env}-a{seed}", 100, lambda s, x=seed: 0 * s + x, env=env, seed=seed, exchange="allreduce")
     said = compare.answer(load([tmp_path])[0], compare.Compare(runs=()))
-    assert "with probability 0.5 [" in said.sentence and said.sentence.endswith("(all games, common steps).")
+    assert "with probability of improvement 0.5 [" in said.sentence and said.sentence.endswith("(all games, common steps).")
 
 
 def test_the_shortest_finished_run_says_where_runs_are_compared(tmp_path):
