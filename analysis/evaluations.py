@@ -19,12 +19,16 @@ class Evaluation:
     Attributes:
         policies: number → the scores of its episodes: the averaged policy's, or of independent agents those of each.
         arg_max: whether the most probable actions were taken; else they were drawn.
+        cut: how many episodes, of all that were played, did not end within max_steps steps: they count with what they had.
     """
 
     run: Run
     checkpoint: int
     policies: dict[int, np.ndarray]
     arg_max: bool
+    cut: int
+    played: int
+    max_steps: int
 
     @property
     def means(self) -> np.ndarray:
@@ -49,7 +53,8 @@ def evaluations(run: Run) -> tuple[list[Evaluation], list[str]]:
         played = {int(n): finite["score"][finite["policy"] == n].astype(float) for n in np.unique(finite["policy"])}
         policies = {n: scores for n, scores in played.items() if (n != MEAN) == independent}
         if policies:
-            found[number] = Evaluation(run, number, policies, bool(metadata.get("arg_max", True)))
+            cut = (int(metadata.get("cut", 0)), len(episodes), int(metadata.get("max_steps", 0)))
+            found[number] = Evaluation(run, number, policies, bool(metadata.get("arg_max", True)), *cut)
         else:
             others.add(number)
     if unplayed := sorted(others - found.keys()):
@@ -57,6 +62,15 @@ def evaluations(run: Run) -> tuple[list[Evaluation], list[str]]:
         where = f"at checkpoint {', '.join(map(str, unplayed))}"
         notes.append(f"{run.path}: {reason} was played {where}; left out (python -m gala_mpi.evaluate plays every policy)")
     return [found[number] for number in sorted(found)], notes
+
+
+def shortened(run: list[Evaluation]) -> list[str]:
+    """Return a line for each of a run's evaluations with episodes that were cut off."""
+    return [
+        f"{e.run.path}: {e.cut} of {e.played} episodes of checkpoint {e.checkpoint} were cut off after {e.max_steps:,} steps"
+        for e in run
+        if e.cut
+    ]
 
 
 def unevaluated(final: Evaluation) -> list[str]:

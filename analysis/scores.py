@@ -32,7 +32,7 @@ from matplotlib.ticker import MaxNLocator
 
 import checkout  # noqa: F401
 import stats
-from evaluations import Evaluation, evaluations, unevaluated
+from evaluations import Evaluation, evaluations, shortened, unevaluated
 from gala_mpi.run import Run, RunError
 from groups import Group, grouped, labels, mixtures
 from published import PUBLISHED, is_atari, normalised
@@ -72,7 +72,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     of_runs, notes = {}, []
     for run in found:
         of_runs[run], more = evaluations(run)
-        notes += more
+        notes += more + shortened(of_runs[run])
         if not run.evaluations:
             notes.append(f"{run.path}: no evaluation is there (python -m gala_mpi.evaluate); left out")
     evaluated = [run for run in found if of_runs[run]]

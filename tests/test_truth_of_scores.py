@@ -77,6 +77,14 @@ def test_scores_that_are_not_finite_are_left_out_and_counted(tmp_path):
     assert f"{run.path}: 1 episodes of checkpoint 9 have a score that is not finite; left out" in answer.notes
 
 
+def test_episodes_that_were_cut_off_are_counted(tmp_path):
+    """Of checkpoint 2 two of three were; 9 was evaluated anew with time enough."""
+    run = paced(tmp_path / "r", [1, 1], [10, 10]).evaluate(9, {-1: [1]}, cut=1, max_steps=50)
+    run.evaluate(2, {-1: [1, 2], 0: [3]}, cut=2, max_steps=5000).evaluate(9, {-1: [5]})
+    cut = [note for note in said(run).notes if "cut off" in note]
+    assert cut == [f"{run.path}: 2 of 3 episodes of checkpoint 2 were cut off after 5,000 steps"]
+
+
 def test_what_was_trained_stands_beside_every_score(tmp_path):
     run = paced(tmp_path / "r", [1, 1], [10, 10], num_envs=8).evaluate(9, {-1: [20, 22]})
     answer = said(run)
