@@ -151,8 +151,8 @@ def draw(rows: list[Row], said: list[dict[str, Estimate | None]], order: list[st
         for y, (row, estimate) in enumerate(mine):
             if estimate:
                 value, low, high = estimate
-                colour = line_style(order.index(row.label))["color"]
-                ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=3, markersize=5, color=colour)
+                look = {"color": line_style(order.index(row.label))["color"], "label": row.label}
+                ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=3, markersize=5, **look)
         ax.set_yticks(range(len(mine)), [row.label for row, _ in mine], fontsize=9)
         ax.set_ylim(len(mine) - 0.5, -0.5)
         unit = "normalised" if name != "IQM" or game == ALL else "points"

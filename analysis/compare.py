@@ -242,7 +242,7 @@ def draw(pairs: list[Pair], table: Table, at: dict[str, Point], order: list[str]
         value, low, high = row[6]
         y = rows.index((pair.ours, pair.base, row[2])) + (-0.13 if pair.axis == "steps" else 0.13)
         hollow = {} if pair.axis == "steps" else {"markerfacecolor": "white"}
-        style = {"color": line_style(order.index(pair.ours))["color"], **hollow}
+        style = {"color": line_style(order.index(pair.ours))["color"], "label": pair.ours, **hollow}
         top.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=3, markersize=5, **style)
         points.rows.append(("improvement", *row[:4], None, value, low, high))
     top.axvline(0.5, color="black", linewidth=1, linestyle=":")

@@ -167,10 +167,11 @@ def draw(results: list[Result], order: list[str]) -> tuple[Figure, str]:
 
 def draw_final(ax: Axes, game: str, results: list[Result], names: list[str], order: list[str]) -> None:
     for y, result in enumerate(results):
-        colour = line_style(order.index(result.group.label))["color"]
-        ax.plot(result.means, [y] * len(result.means), "o", color=colour, alpha=0.5)
+        label = result.group.label
+        look = {"color": line_style(order.index(label))["color"], "label": label}
+        ax.plot(result.means, [y] * len(result.means), "o", alpha=0.5, **look)
         error = stats.standard_error(result.means) if len(result.means) > 1 else stats.standard_error(result.best)
-        ax.errorbar(result.means.mean(), y, xerr=error, fmt="|", markersize=16, capsize=4, color=colour)
+        ax.errorbar(result.means.mean(), y, xerr=error, fmt="|", markersize=16, capsize=4, **look)
     for y, reference in enumerate((r for r in PUBLISHED if game in r.scores), start=len(results)):
         ax.plot(reference.scores[game][0], y, "x", color="#555555")
     ax.set_yticks(range(len(names)), names, fontsize=9)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
@@ -193,38 +194,53 @@ def fit_legends(figure: Figure) -> None:
 
 
 def of_groups(figure: Figure, groups: list[Group], labels: list[str]) -> Iterator[tuple[int, Artist]]:
-    """Yield what belongs to one group, and its number: a panel that is named after it, or what has its colour and dash in the
-    figure's own legend."""
+    """Yield what belongs to one group, and its number: a panel that is named after it, or what is labelled with its name, and
+    what has the colour and dash of that in the same panel."""
     panels = {group.name: labels.index(group.label) for group in groups}
+    names = panels | {label: number for number, label in enumerate(labels)}
     for ax in figure.axes:
         title = next((text for text in (ax.get_title("left"), ax.get_title()) if text), "")
         for name, number in panels.items():
             if title == name or title.startswith(f"{name}, "):
                 yield number, ax
-        styles = {}
+        styles, labelled = {}, {}
         for handle, name in zip(*ax.get_legend_handles_labels()):
-            if (number := numbered(name, labels)) is not None and (look := style(handle)):
-                styles[look] = number
+            if (number := numbered(name, names)) is not None:
+                parts = handle.get_children() if isinstance(handle, Container) else [handle]
+                labelled |= dict.fromkeys(parts, number)
+                if look := style(handle):
+                    styles[look] = number
         for artist in (*ax.lines, *ax.collections, *ax.patches):
-            look = style(artist)
-            alike = {
-                number for (colour, dash), number in styles.items() if look and colour == look[0] and look[1] in (dash, "")
-            }
-            if len(alike) == 1:
-                yield alike.pop(), artist
+            number = labelled.get(artist, alike(style(artist), styles))
+            if number is not None:
+                yield number, artist
+        for text in ax.get_yticklabels():
+            if (number := numbered(text.get_text(), names)) in labelled.values():
+                yield number, text
     for legend in figure.legends:
         for handle, text in zip(legend.legend_handles, legend.get_texts()):
-            if (number := numbered(text.get_text(), labels)) is not None:
+            if (number := numbered(text.get_text(), names)) is not None:
                 yield number, text
                 if handle is not None:
                     yield number, handle
 
 
-def numbered(name: str, labels: list[str]) -> int | None:
-    """Return the number of the group that an entry of a legend is of; None: of no one group."""
-    words = " ".join(name.split())
-    fits = [n for n, label in enumerate(labels) if words == label or re.match(re.escape(label) + r"( \(|[:,] )", words)]
-    return fits[0] if len(fits) == 1 else None
+def numbered(words: str, names: dict[str, int]) -> int | None:
+    """Return the number of the group that an entry of a legend is of, or the name of a row; None: of no one group."""
+    words = " ".join(words.split())
+    if words in names:
+        return names[words]
+    fits = {number for name, number in names.items() if re.match(re.escape(name) + r"( \(|[:,] | over )", words)}
+    return fits.pop() if len(fits) == 1 else None
+
+
+def alike(look: tuple[str, str] | None, styles: dict[tuple[str, str], int]) -> int | None:
+    """Return the number of the group that something looks like: of its colour and dash, or of its colour where one of both has
+    no dash; None: of no one group."""
+    if look is None or look in styles:
+        return styles.get(look)
+    fits = {number for (colour, dash), number in styles.items() if colour == look[0] and "" in (dash, look[1])}
+    return fits.pop() if len(fits) == 1 else None
 
 
 def style(artist: Artist) -> tuple[str, str] | None:

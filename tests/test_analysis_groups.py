@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_hex
-from synthetic import Synthetic, episodes, mixes, scored, updates
+from synthetic import Synthetic, episodes, mixes, scored, sketches, updates
 
 import aggregates
 import compare
 import learning_curves
+import report
 import robustness
 import scores
+import stats
 import throughput
 from groups import grouped, labels, load
 from layout import line_style
-from script import Options
+from script import STYLE, Options
+from webpage import picture
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +97,38 @@ def test_a_group_has_the_same_colour_where_others_cannot_be_shown(tmp_path, modu
     assert labels(grouped(found, "lr")) == ["lr 0.001", "lr 0.002", "lr 0.003"]
     shown -= {"#000000", "#555555"}  # the line of no difference, and published scores
     assert shown and shown <= {colour.lower() for colour in expected}
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory):
+    """Ten groups, more than there are colours, that every script can show."""
+    folder = tmp_path_factory.mktemp("ten")
+    for n in range(10):
+        run = Synthetic(folder / f"r{n}", agents=2, lr=0.001 * (n + 1), total_steps=4800)
+        for rank in range(2):
+            rows = updates(30)
+            tables = {"mixes": mixes(rows, 1 - rank), "sketches": sketches(rows, seed=rank)}
+            run.write(rank, updates=rows, episodes=episodes(rows, 1.0 + n), **tables)
+        run.evaluate(1, {-1: [5.0 + n, 6.0 + n]})
+    return load([folder])[0]
+
+
+@pytest.mark.parametrize("module", [aggregates, compare, scores, throughput], ids=lambda module: module.__name__)
+def test_every_panel_of_the_page_is_filtered(ten, module, monkeypatch):
+    """Each group has parts in each panel that is about groups, and nothing coloured is of none."""
+    monkeypatch.setattr(stats, "RESAMPLES", 20)
+    groups = grouped(ten, "lr")
+    with plt.rc_context(STYLE):
+        said = module.answer(ten, report.CHAPTERS[module](runs=(), by="lr"))
+        svg = picture(said.figure, "", module.__name__, groups, labels(groups))
+    tagged = re.findall(rf'id="{module.__name__}-g(\d+)-', svg)
+    compared = set(range(10)) - ({0} if module is compare else set())  # but for the base
+    for ax in said.figure.axes[: 1 if module is not aggregates else None]:
+        mine = {int(artist.get_gid()[1:].partition("-")[0]) for artist in ax.lines if (artist.get_gid() or "").startswith("g")}
+        names = {text.get_gid().partition("-")[0] for text in ax.get_yticklabels() if text.get_gid()}
+        assert mine == compared
+        named = module is not throughput and ax is said.figure.axes[0]  # rows are named once
+        assert not named or names == {f"g{n}" for n in mine}
+        plain = [line for line in ax.lines if not line.get_gid()]
+        assert {to_hex(line.get_color()) for line in plain} <= {"#000000", "#555555"}
+    assert {int(n) for n in tagged} == set(range(10))
