@@ -245,7 +245,7 @@ def draw(pairs: list[Pair], table: Table, at: dict[str, Point], order: list[str]
         style = {"color": line_style(order.index(pair.ours))["color"], "label": pair.ours, **hollow}
         top.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", capsize=3, markersize=5, **style)
         points.rows.append(("improvement", *row[:4], None, value, low, high))
-    top.axvline(0.5, color="black", linewidth=1, linestyle=":")
+    top.axvline(0.5, color="#555555", linewidth=1, linestyle=":")
     one = len({base for _, base, _ in rows}) == 1
     names = [f"{ours}" if one else f"{ours} over {base}" for ours, base, _ in rows]
     games = len({game for *_, game in rows}) > 1

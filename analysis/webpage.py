@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 
 import checkout  # noqa: F401
 from groups import Group
@@ -210,7 +211,7 @@ def of_groups(figure: Figure, groups: list[Group], labels: list[str]) -> Iterato
                 labelled |= dict.fromkeys(parts, number)
                 if look := style(handle):
                     styles[look] = number
-        for artist in (*ax.lines, *ax.collections, *ax.patches):
+        for artist in (*ax.lines, *ax.collections, *ax.patches, *ax.texts):
             number = labelled.get(artist, alike(style(artist), styles))
             if number is not None:
                 yield number, artist
@@ -248,6 +249,8 @@ def style(artist: Artist) -> tuple[str, str] | None:
     if isinstance(artist, tuple):  # bars, or a line with its error bars
         parts = [part for part in artist if isinstance(part, Artist)]
         return style(parts[0]) if parts else None
+    if isinstance(artist, Text):
+        return to_hex(artist.get_color()), ""
     if hasattr(artist, "get_linestyle") and hasattr(artist, "get_xdata"):
         return to_hex(artist.get_color()), str(artist.get_linestyle()).strip() if artist.get_linestyle() != "None" else ""
     for name in ("get_facecolor", "get_edgecolor"):
