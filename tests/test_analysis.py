@@ -216,9 +216,9 @@ def test_energy_is_added_over_nodes_and_time(tmp_path):
         write(run_dir, rank, 0, updates=update_rows(1, 100), episodes=episode_rows(random, 60), energy=energy_rows(100, joules))
     run = open_run(run_dir)
     hours, joules, whose = run.joules
-    assert whose == "CPU" and joules == pytest.approx(150 * np.arange(1, 101))
+    assert whose == "CPU" and joules == pytest.approx(150 * np.arange(101))
     for score in run.scores[:: len(run.scores) // 7]:
-        assert score["kilojoules"] == pytest.approx(np.interp(score["hours"], hours, 0.15 * np.arange(1, 101)), rel=1e-6)
+        assert score["kilojoules"] == pytest.approx(np.interp(score["hours"], hours, 0.15 * np.arange(101)), rel=1e-6)
     speed = throughput.measure(run, grouped([run], "exchange")[0])
     assert speed.watts == pytest.approx(150 / 72) and speed.cores_busy == 0.5
     said = learning_curves.answer([run], learning_curves.Curves(runs=()))

@@ -62,7 +62,7 @@ def metered(rows: np.ndarray, columns: Sequence[str], report: Callable[[str], No
             if not there.all():
                 missed = f"{np.count_nonzero(~there):,} of {len(rows):,} readings of {COUNTERS[name]} are missing"
                 report(f"{missed}; they count as the others' mean power")
-    begin = rows["hours"][0] - seconds[0] / 3600
+    begin = rows["hours"][0] - np.nan_to_num(seconds[0]) / 3600
     return Node(np.array([begin, *rows["hours"]]), np.cumsum([0, *used]), max(float(seconds.sum()), 1e-9))
 
 

@@ -18,7 +18,7 @@ from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import layout
 from gala_mpi.run.energy import COUNTERS, Node, counters, metered, power
 from gala_mpi.run.parts import UNREADABLE, Part, counted, last_updates, newest_row, written_rows
-from gala_mpi.run.starts import hours_behind, starts_of
+from gala_mpi.run.starts import agents_after, hours_behind, leading_parts, ranks_of, starts_of
 from gala_mpi.run.steps import Steps
 from gala_mpi.run.tables import SECONDS_BETWEEN_WRITES, TABLES
 from gala_mpi.topology import Graph
@@ -99,7 +99,7 @@ class Run:
         nodes = [node for nodes in starts for node in nodes]
         if not nodes:
             return np.zeros(0), np.zeros(0), ""
-        hours = np.unique(np.concatenate([node.hours[1:] for node in nodes]))
+        hours = np.unique(np.concatenate([node.hours for node in nodes]))
         return hours, np.sum([np.interp(hours, node.hours, node.joules) for node in nodes], axis=0), whose
 
     @property
@@ -159,25 +159,19 @@ class Run:
 
     @cached_property
     def _counts(self) -> list[tuple[int, Steps]]:
-        """The count of steps after an update, since when the run had as many agents; in order."""
-        changes = self._agents_after()
-        ends = [update for update, _ in changes[1:]] + [math.inf]
+        """The count of steps after an update, since when the run had the same agents that can be read; in order."""
+        changes = agents_after(self.parts, self._starts_of, self.agents)
+        ends = [update for update, *_ in changes[1:]] + [math.inf]
         counts = []
-        for (begin, agents), end in zip(changes, ends):
-            tables = [self.updates(rank) for rank in range(min(agents, len(self.parts))) if self.parts[rank]]
+        for (begin, agents, ranks), end in zip(changes, ends):
+            tables = [self.updates(rank) for rank in ranks]
             counts.append((begin, Steps([t[(t["update"] > begin) & (t["update"] <= end)] for t in tables], agents)))
         return counts
 
-    def _agents_after(self) -> list[tuple[int, int]]:
-        """Return (update, how many agents the run had after it), in order: they go on together when their number changes."""
-        changes: list[tuple[int, int]] = []
-        for part in self.parts[0]:
-            agents = part.agents or self.agents
-            while changes and changes[-1][0] >= part.after_update:
-                changes.pop()
-            if not changes or changes[-1][1] != agents:
-                changes.append((part.after_update, agents))
-        return changes or [(0, self.agents)]
+    @property
+    def leading_parts(self) -> list[Part]:
+        """The parts of each start, in order, of the lowest rank that has some of it."""
+        return [part for _, part in leading_parts(self.parts, self._starts_of)]
 
     def all_episodes(self) -> np.ndarray:
         """Return the episodes of all ranks, rank by rank, with two more columns: `rank`, and `agents`, how many there were."""
@@ -200,8 +194,14 @@ class Run:
 
     @cached_property
     def newest(self) -> np.ndarray:
-        """The last `updates` row of every rank that has one."""
-        return np.concatenate([self._newest(rank) for rank in range(self.agents)])
+        """The last `updates` row of every readable rank that has one."""
+        return np.concatenate([np.empty(0, TABLES["updates"]), *map(self._newest, self.readable)])
+
+    @property
+    def readable(self) -> list[int]:
+        """The ranks of which some metrics of the newest start can be read."""
+        newest = max((start for starts in self._starts_of for start in starts if start in self.kept), default=0)
+        return ranks_of(newest, self._starts_of, self.agents)
 
     @property
     def steps(self) -> int:
@@ -210,8 +210,8 @@ class Run:
 
     @property
     def skipped(self) -> dict[int, int]:
-        """Return of every agent that has skipped updates, because a number in them was not finite, how many: by rank."""
-        skipped = {rank: counted(self.updates(rank)["skipped"]) for rank in range(self.agents)}
+        """Return of every agent, of those that have left too, that has skipped updates (a number was not finite) how many."""
+        skipped = {rank: counted(self.updates(rank)["skipped"]) for rank in range(len(self.parts))}
         return {rank: number for rank, number in skipped.items() if number}
 
     @property
@@ -221,16 +221,22 @@ class Run:
         Long: longer than three times its slowest update, than a twentieth of the run's time, and than rows wait to be written.
         """
         early, lost = {}, self.lost
-        for rank in range(self.agents):
+        for rank in self.readable:
             ended = self._newest(rank)["hours"]
-            if not len(ended) and self.parts[rank]:
+            if not len(ended):
                 early[rank] = math.nan
-            elif len(ended) and rank in lost:
+            elif rank in lost:
                 early[rank] = float(ended[0])
-            elif len(ended) and (gap := self.hours - ended[0]) > max(self.hours / 20, 2 * SECONDS_BETWEEN_WRITES / 3600):
+            elif (gap := self.hours - ended[0]) > max(self.hours / 20, 2 * SECONDS_BETWEEN_WRITES / 3600):
                 hours = self.updates(rank)["hours"]
-                early |= {rank: float(hours[-1])} if gap > 3 * np.diff(hours).max(initial=0) else {}
+                slowest = np.diff(hours, prepend=self._began(rank)).max(initial=0)
+                early |= {rank: float(hours[-1])} if gap > 3 * slowest else {}
         return early
+
+    def _began(self, rank: int) -> float:
+        """Return when a rank's first start began, in hours."""
+        first = min(start for start in self._starts_of[rank] if start in self.kept)
+        return self.during(0, first - 1).hours if first else 0.0
 
     @property
     def lost(self) -> set[int]:
@@ -245,7 +251,7 @@ class Run:
     @property
     def state(self) -> str:
         """How far the run came, and whether metrics are missing, in words: "42% done, metrics of 31 of 32 agents"."""
-        readable = sum(map(bool, self.parts[: self.agents]))
+        readable = len(self.readable)
         share = share_done(self.steps, readable, self.agents, self.config["total_steps"])
         words = "finished" if share >= 1 else f"{math.floor(100 * share)}% done"
         return words if readable == self.agents else f"{words}, metrics of {readable} of {self.agents} agents"
@@ -329,7 +335,7 @@ def share_done(steps: int, readable: int, agents: int, total_steps: int) -> floa
         agents: how many the run has.
         total_steps: that all agents have to do.
     """
-    return steps / readable * agents / total_steps if readable else 0.0
+    return (steps * agents) / (readable * total_steps) if readable else 0.0  # whole numbers first: no rounding
 
 
 def one_line(error: Exception) -> str:

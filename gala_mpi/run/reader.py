@@ -80,7 +80,9 @@ def open_run(path: str | Path) -> Run:
     ranks = range(max([agents - 1, *files]) + 1)
     wanted = [rank < agents or rank in files for rank in ranks]
     parts = [_open_parts(path, rank, files.get(rank, {}), problems) if wanted[rank] else [] for rank in ranks]
-    return Run(path, config, agents, starts, evaluations, parts, problems)
+    run = Run(path, config, agents, starts, evaluations, parts, problems)
+    problems += _lost_newest(run, files)
+    return run
 
 
 def _settings(text: str) -> dict[str, Any]:
@@ -111,6 +113,17 @@ def _open_parts(run: Path, rank: int, files: dict[int, Path], problems: list[str
         except UNREADABLE as error:
             problems.append(f"{files[number]}: cannot be read ({one_line(error)})")
     return parts
+
+
+def _lost_newest(run: Run, files: dict[int, dict[int, Path]]) -> list[str]:
+    """Return a line for each file that a rank lacks after its newest one, though others have one of that start."""
+    agents = [part.agents for part in run.leading_parts]
+    lines = []
+    for rank in range(len(run.parts)):
+        written = sum(rank < number for number in agents)  # a file in each start of which it was
+        for number in range(max(files.get(rank, {}), default=0) + 1, written):
+            lines.append(f"{layout.metrics_file(run.path, rank, number)}: missing")
+    return lines
 
 
 # run.h5, for a start that rests on what it says.

@@ -27,6 +27,43 @@ def starts_of(parts: Sequence[Part], checkpoints: Sequence[int]) -> list[int]:
     return [newest.get(part.resumed_from, max(0, i + shift)) for i, part in enumerate(parts)]
 
 
+def ranks_of(start: int, starts: Sequence[Sequence[int]], agents: int) -> list[int]:
+    """Return the ranks below `agents` that have a part of a start; `starts`: the start that each part is of, for each rank."""
+    return [rank for rank, mine in enumerate(starts[:agents]) if start in mine]
+
+
+def leading_parts(parts: Sequence[Sequence[Part]], starts: Sequence[Sequence[int]]) -> list[tuple[int, Part]]:
+    """Return each start that has parts with those of the lowest rank that has some of it, in order."""
+    found: dict[int, list[Part]] = {}
+    for mine, numbers in zip(parts, starts):
+        new = set(numbers) - found.keys()
+        for part, start in zip(mine, numbers):
+            if start in new:
+                found.setdefault(start, []).append(part)
+    return [(start, part) for start in sorted(found) for part in found[start]]
+
+
+def agents_after(
+    parts: Sequence[Sequence[Part]], starts: Sequence[Sequence[int]], agents: int
+) -> list[tuple[int, int, list[int]]]:
+    """Return (update, how many agents the run had after it, the ranks of those that can be read), in order, where these change.
+
+    Args:
+        parts: of each rank.
+        starts: the start that each of them is of.
+        agents: how many there were where the files do not say.
+    """
+    changes: list[tuple[int, int, list[int]]] = []
+    for start, part in leading_parts(parts, starts):
+        number = part.agents or agents
+        since = number, ranks_of(start, starts, number)
+        while changes and changes[-1][0] >= part.after_update:
+            changes.pop()
+        if not changes or changes[-1][1:] != since:
+            changes.append((part.after_update, *since))
+    return changes or [(0, agents, [])]
+
+
 def hours_behind(parts: Sequence[Sequence[Part]], starts: Sequence[Sequence[int]]) -> dict[tuple[int, int], float]:
     """Return (rank, start) → hours by which the rank's clock went on behind that of the run; others were in time.
 
