@@ -13,6 +13,7 @@ before, resident memory less than 1%, and the entropy of the last 100 updates re
   make it leap from next to nothing.
 * memory grows: the median of resident memory rises from each quarter of the newest start's updates to the next, and the last is
   more than 10% and 64 MiB above the second. (The first holds the start.)
+* the clock goes back: an update ended before the one before it. Whatever is over hours, such as rates, is wrong then.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ GROWTH, MEBIBYTES = 1.1, 64
 def alarms(run: Run) -> list[str]:
     """Return a line for each thing that went wrong with a run; the agents that it befell, and where it began, are named."""
     found: dict[str, list[str]] = {}
-    for rank in range(run.agents):
+    for rank in range(len(run.parts)):
         rows = run.updates(rank)
-        checks = [*not_finite(rows), *collapsed(rows), *exploding(rows, clip(run)), *growing(newest_start(run, rank, rows))]
+        checks = [*not_finite(rows), *collapsed(rows), *exploding(rows, clip(run)), *turned_back(rows)]
+        checks += growing(newest_start(run, rank, rows))
         for what, where in checks:
             found.setdefault(what, []).append(f"agent {rank} {where}")
     return [f"ALARM: {what}: {shortened(agents)}" for what, agents in found.items()]
@@ -79,6 +81,13 @@ def growing(rows: np.ndarray) -> list[tuple[str, str]]:
     quarters = np.array([np.median(part) for part in np.array_split(rows["rss"].astype(float), 4)])
     rises = (np.diff(quarters) > 0).all() and quarters[3] > max(GROWTH * quarters[1], quarters[1] + MEBIBYTES)
     return [("memory grows", f"from {quarters[1]:,.0f} to {quarters[3]:,.0f} MiB")] if rises else []
+
+
+def turned_back(rows: np.ndarray) -> list[tuple[str, str]]:
+    steps = 3600 * np.diff(rows["hours"])
+    back = steps < 0
+    where = f"by {-steps.min(initial=0):,.3g} s at update {rows['update'][1:][steps.argmin()]:,}" if back.any() else ""
+    return [("the clock goes back", where)] if back.any() else []
 
 
 def clip(run: Run) -> float:

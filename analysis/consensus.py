@@ -107,7 +107,8 @@ def answer(found: list[Run], options: Options) -> Answer:
         for run, d in ((run, drifts[id(run)]) for run in sketched)
         for first in d.updates[d.alarms][:1]
     ]
-    notes += [f"{d.run.path}: no a priori bound: it holds in lock-step alone" for d in drifts.values() if no_prior(d)]
+    why = "it holds in lock-step alone, if all steps are of finite length"
+    notes += [f"{d.run.path}: no a priori bound: {why}" for d in drifts.values() if no_prior(d)]
     notes += [note for d in drifts.values() for note in gaps(d)]
     alt = f"Distance of agents to their mean over updates, with its bound. {sentence}"
     return Answer(table, figure, alt, points, notes, sentence)
@@ -184,11 +185,11 @@ def in_lock_step(run: Run) -> bool:
 
 
 def step_norms(run: Run) -> np.ndarray:
-    """Return |S(s)|, the length of all agents' steps at update s together, float64 [updates + 1]; 0 at 0."""
+    """Return |S(s)|, the length of all agents' steps at update s together, float64 [updates + 1]; 0 at 0; NaN: not finite."""
     tables = [run.updates(rank) for rank in range(run.agents)]
     squares = np.zeros(max(table["update"].max(initial=0) for table in tables) + 1)
     for table in tables:
-        squares[table["update"]] += table["step_norm"].astype(float) ** 2
+        squares[table["update"]] += np.where(np.isfinite(table["step_norm"]), table["step_norm"], np.nan).astype(float) ** 2
     return np.sqrt(squares)
 
 

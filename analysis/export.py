@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         names = [run.path.resolve().name for run in found]
         if len(set(names)) < len(names):
             raise RunError(f"{', '.join(map(str, wanted.runs))}: two runs have one name; --to a folder each")
-        ranks = [(run, name, rank) for run, name in zip(found, names) for rank in range(run.agents)]
+        ranks = [(run, name, rank) for run, name in zip(found, names) for rank in range(len(run.parts))]
         for run, name, rank in progress(ranks, "export"):
             folder = export(run, rank, wanted.to / name, wanted.format)
             with reader_may_leave():

@@ -48,11 +48,11 @@ FROM_ZERO = {"skipped", "rss"}
 
 
 def answer(found: list[Run], options: Options) -> Answer:
-    some = [run for run in found if any(len(run.updates(rank)) for rank in range(run.agents))]
+    some = [run for run in found if any(len(run.updates(rank)) for rank in range(len(run.parts)))]
     if not some:
         raise RunError(f"{found[0].path}: no update is there yet; one or more is expected")
     groups = grouped(some, options.by, known=found)
-    lines = {(id(run), rank): binned(run.updates(rank)) for run in some for rank in range(run.agents)}
+    lines = {(id(run), rank): binned(run.updates(rank)) for run in some for rank in range(len(run.parts))}
     games = sorted({group.env for group in groups})
     figure, axes = panels(len(PANELS) * len(games), height=1.9, columns=min(3, len(games)))
     order = labels(grouped(found, options.by))  # a group has the same colour in every script
@@ -70,7 +70,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     points = Table(("run", "env", "group", "agent", "update", *PANELS))
     for group in groups:
         for run in group.runs:
-            for rank in range(run.agents):
+            for rank in range(len(run.parts)):
                 rows = zip(*(lines[id(run), rank][name] for name in ("update", *PANELS)))
                 points.rows += [(str(run.path), group.env, group.label, rank, *row) for row in rows]
     sentence = answered(some, wrong)
@@ -97,7 +97,7 @@ def mean(values: np.ndarray) -> float:
 def draw(ax: Axes, group: Group, column: str, lines: dict[tuple[int, int], dict[str, np.ndarray]], number: int) -> None:
     label, style = group.label, {"linewidth": 0.9, "alpha": 0.8, **line_style(number)}
     for run in group.runs:
-        for rank in range(run.agents):
+        for rank in range(len(run.parts)):
             points = lines[id(run), rank]
             marker = "." if len(points["update"]) < 20 else ""
             ax.plot(points["update"], points[column], label=label, marker=marker, **style)
@@ -121,7 +121,7 @@ def tabled(groups: list[Group], wrong: dict[int, list[str]]) -> Table:
     table = Table((*headings, "largest gradient", "median step", "memory, first (MiB)", "memory, last (MiB)", "alarms"))
     for group in groups:
         for run in group.runs:
-            rows = [rows for rows in map(run.updates, range(run.agents)) if len(rows)]
+            rows = [rows for rows in map(run.updates, range(len(run.parts))) if len(rows)]
             table.rows.append((str(run.path), group.name, run.agents, *numbers(rows), len(wrong[id(run)])))
     return table
 

@@ -9,15 +9,15 @@ agent does more updates, but its peers mix it no more often for that.
 Definitions, with x_i the parameters of agent i, and what every agent mixed, by the table `mixes`:
 
 * final policy: the mean of the newest parameters of all agents but the lost ones, so far if the run still trains.
-* share of an agent at a moment: the final policy is Σ_j π_j × (what agent j had published by then) + later steps, where π is a
-  row vector: (1/n) 1ᵀ times the product of all mixing matrices that happened since, late, missing and early messages included.
-  Σ_j π_j = 1. Long before the end, every row of the product is the same, its left eigenvector of eigenvalue 1: π.
+* share of an agent at a moment: the final policy is Σ_j π_j × (the parameters that agent j held then) + later steps, where π is
+  a row vector: (1/n) 1ᵀ times the product of all mixing matrices that happened since, late, missing and early messages
+  included. Σ_j π_j = 1. Long before the end, every row of the product is the same, its left eigenvector of eigenvalue 1: π.
 * influence: the mean of π_j over up to 200 moments, evenly spread over the updates of all agents, from the beginning on. In
   lock-step on a regular graph it is 1/n for every agent.
 * effective agents: exp H, H = -Σ_j π_j log π_j being the entropy (nats) of the influence: n if all have the same, 1 if one has
   all of it.
 * share of the steps: Σ_v c_j(v) ‖s_j(v)‖ over the optimiser's steps s_j(v) of agent j, c_j(v) being their coefficients in the
-  final policy, over the same of all agents.
+  final policy, over the same of all agents. Steps whose length is not finite count as none.
 * fastest, slowest: by updates, among the agents that were not lost.
 
 Of a resumed run the newest start is looked at, with the checkpoint as its beginning.
@@ -88,7 +88,8 @@ class Influence:
 def answer(found: list[Run], options: Options) -> Answer:
     mixing = [run for run in found if mixes(run)]
     if not mixing:
-        raise RunError(f"{found[0].path}: no run whose agents mixed messages over a graph is there (--exchange gossip)")
+        what = "no run whose agents mixed messages over a graph since its newest start is there (--exchange gossip)"
+        raise RunError(f"{found[0].path}: {what}")
     groups = grouped(mixing, options.by, known=found)
     influences = {id(run): influence(run) for run in progress(mixing, "influence")}
     shown = [(group, agents) for group in groups for agents in sorted({run.agents for run in group.runs})]
@@ -100,14 +101,19 @@ def answer(found: list[Run], options: Options) -> Answer:
     legend(figure, axes)
     table, points = tables(groups, influences)
     sentence = answered(list(influences.values()))
-    notes = [f"{run.path}: its agents mixed no messages over a graph; left out" for run in found if run not in mixing]
+    notes: list[str] = []
+    for run in found:
+        since = " since its newest start" if len(run.starts) > 1 else ""
+        notes += [f"{run.path}: its agents mixed no messages over a graph{since}; left out"] if run not in mixing else []
     notes += [note for found in influences.values() for note in remarks(found)]
     notes += mixtures(groups, apart={"agents", "environments"})
     return Answer(table, figure, f"Bars of every agent's influence on the final policy. {sentence}", points, notes, sentence)
 
 
 def mixes(run: Run) -> bool:
-    return run.agents > 1 and reads_over_a_graph(run) and any(len(run.mixes(rank)) for rank in range(run.agents))
+    """Return whether the agents of the newest start mixed messages over a graph."""
+    newest = run.during(len(run.starts) - 1, len(run.starts) - 1)
+    return run.agents > 1 and reads_over_a_graph(run) and any(len(newest.mixes(rank)) for rank in range(run.agents))
 
 
 def influence(run: Run) -> Influence:
@@ -131,7 +137,8 @@ def influence(run: Run) -> Influence:
     for agent in range(run.agents):
         steps = run.updates(agent)
         mine = (rank == agent) & ~begun
-        lengths[mine] = np.nan_to_num(steps["step_norm"][np.searchsorted(steps["update"], version[mine])])
+        norms = np.where(np.isfinite(steps["step_norm"]), steps["step_norm"], 0)
+        lengths[mine] = norms[np.searchsorted(steps["update"], version[mine])]
     walked = np.bincount(rank, coefficients * lengths, run.agents)
     steps = walked / walked.sum() if walked.sum() else np.full(run.agents, np.nan)
     return Influence(run, np.array(moments), steps, mixing.last - mixing.begun, mixing.clipped, dead)
@@ -144,6 +151,10 @@ def remarks(found: Influence) -> list[str]:
         lines.append(f"{found.run.path}: resumed; the influence is that since its newest start")
     if found.lost.any():
         lines.append(f"{found.run.path}: lost: agent {', '.join(map(str, np.flatnonzero(found.lost)))}")
+    endless = [rank for rank in range(found.run.agents) if not np.isfinite(found.run.updates(rank)["step_norm"]).all()]
+    if endless:
+        whose = f"step_norm of agent {', '.join(map(str, endless))} is not always finite"
+        lines.append(f"{found.run.path}: {whose}; such steps count as none in the share of the steps")
     for agent in np.flatnonzero(found.clipped):
         what = f"{found.clipped[agent]:,} messages of agent {agent} are newer than its rows that can be read"
         lines.append(f"{found.run.path}: {what}; they count as its newest that is there")
@@ -152,10 +163,10 @@ def remarks(found: Influence) -> list[str]:
 
 def answered(some: list[Influence]) -> str:
     """Return the answer in a sentence."""
-    least = min(some, key=lambda found: found.effective / found.run.agents)
+    least = max(some, key=lambda found: found.shares.max() * found.run.agents)
     agent, share = int(least.shares.argmax()), 100 * least.shares.max()
-    if least.effective > 0.99 * least.run.agents:
-        return "All agents made up the final policy in equal parts, within 1% of effective agents."
+    if least.shares.max() * least.run.agents < 1.01:
+        return "All agents made up the final policy in equal parts: the largest is less than 1% above its equal share."
     where = " where they are most unequal" if len(some) > 1 else ""
     parts = f"{least.effective:.1f} effective agents of {least.run.agents}{where}"
     return f"The final policy is made up of {parts}: the largest share, {share:.1f}%, is that of agent {agent}."

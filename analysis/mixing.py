@@ -192,7 +192,8 @@ def beginning(run: Run, rank: int) -> int:
                     counters.append(part.after_update)
         except UNREADABLE:  # told when its rows are read
             continue
-    return min(counters, default=0)
+    others = [part.after_update for part in run.leading_parts]
+    return min(counters, default=others[-1] if others else 0)
 
 
 def _after(rows: np.ndarray, update: int) -> np.ndarray:

@@ -69,9 +69,9 @@ def answered(lags: np.ndarray, table: Table) -> str:
 
 def mixes_messages(run: Run) -> bool:
     """Return whether the run's agents mix messages of each other, or wait for some, or share one vector."""
-    if run.agents == 1 or not len(run.newest):
+    if len(run.parts) == 1 or not len(run.newest):
         return False
-    ranks = range(run.agents)
+    ranks = range(len(run.parts))
     return any(len(run.mixes(rank)) or run.updates(rank)["staleness"].any() or len(pulls(run, rank)) for rank in ranks)
 
 
@@ -85,7 +85,7 @@ def edge_lags(group: Group) -> dict[tuple[int, int], np.ndarray]:
     """Return (peer, rank) → lags of what rank mixed or pulled, over all runs of the group; int64 [messages], updates."""
     lags: dict[tuple[int, int], list[np.ndarray]] = {}
     for run in group.runs:
-        for rank in range(run.agents):
+        for rank in range(len(run.parts)):
             mixes = run.mixes(rank)
             for peer in np.unique(mixes["peer"]):
                 mine = mixes[mixes["peer"] == peer]
@@ -125,7 +125,7 @@ def draw(ax, group: Group, lags: dict[tuple[int, int], np.ndarray]) -> None:
 
 def skipped(run: Run) -> tuple[int, int]:
     """Return the number of updates after which nothing was mixed, and of all updates, over all agents."""
-    updates = [run.updates(rank) for rank in range(run.agents)]
+    updates = [run.updates(rank) for rank in range(len(run.parts))]
     return sum(int((table["staleness"] > 0).sum()) for table in updates), sum(map(len, updates))
 
 
@@ -144,11 +144,11 @@ def tables(groups: list[Group], lags: list[dict[tuple[int, int], np.ndarray]]) -
     for group, edges in zip(groups, lags):
         everything = np.concatenate([*edges.values(), np.zeros(0, int)])
         missed, total = np.sum([skipped(run) for run in group.runs], axis=0)
-        updates = [run.updates(rank) for run in group.runs for rank in range(run.agents)]
+        updates = [run.updates(rank) for run in group.runs for rank in range(len(run.parts))]
         updates = [table for table in updates if len(table)]
         spread = np.quantile(everything, [0.5, 0.95, 1]) if len(everything) else [np.nan] * 3
         torn = sum(counted(table["torn"]) for table in updates)
-        gap = max((longest_gap(run, rank) for run in group.runs for rank in range(run.agents)), default=np.nan)
+        gap = max((longest_gap(run, rank) for run in group.runs for rank in range(len(run.parts))), default=np.nan)
         staleness = max(int(table["staleness"].max()) for table in updates)
         row = (group.name, len(edges), len(everything), *spread, 100 * missed / total, staleness, gap, torn)
         people.rows.append(row)

@@ -12,6 +12,8 @@ Definitions:
   meanwhile. Each agent's first update counts as its others do, so that the start of the program does not. Agents that cannot be
   read count as the others do.
 * a run that was resumed with other settings, or on another number of ranks, is several: each stretch has its own row.
+* ms an update: the mean time from the end of an agent's update to that of the next; the first update of a metrics file is left
+  out: the start, or a time in which the agent was lost, is in it.
 * sections: the mean wall time of an agent's update spent choosing actions, in the environments, in the backward pass, in the
   optimiser, in the exchange and recording; other: the rest, up to the next update.
 * cores used: processor time of all agents over the same time; 2 means two cores all the time. Cores busy: of whole nodes,
@@ -94,14 +96,22 @@ def answer(found: list[Run], options: Options) -> Answer:
 
 
 def updates(run: Run) -> list[np.ndarray]:
-    """Return the updates of every agent that did some."""
-    return [rows for rows in map(run.updates, range(run.agents)) if len(rows)]
+    """Return the updates of every readable agent that did some."""
+    return [rows for rows in map(run.updates, run.readable) if len(rows)]
+
+
+def took(run: Run, rank: int) -> np.ndarray:
+    """Return the seconds that an agent's updates took, but for the first of each metrics file, float64 [updates]: before such
+    a one the agent may have been lost, or the program stopped."""
+    rows = run.updates(rank)
+    first = np.isin(rows["update"], [part.after_update + 1 for part in run.parts[rank]])
+    return 3600 * np.diff(rows["hours"])[~first[1:]]
 
 
 def unmeasurable(run: Run) -> str:
     """Return why a run's rates cannot be told, in words; empty: they can."""
     tables = updates(run)
-    if not any(len(rows) > 1 for rows in tables):
+    if not any(len(took(run, rank)) for rank in run.readable):
         return "fewer than two updates are there"
     rising = all((np.diff(rows["hours"]) >= 0).all() for rows in tables)
     return "" if rising and span(tables) > 0 else "its updates do not follow each other in time"
@@ -117,12 +127,12 @@ def measure(run: Run, group: Group) -> Speed:
     tables = updates(run)
     seconds = span(tables)
     frames_per_step = (run.settings().get("atari.frame_skip") or 4) if is_atari(run.config["env"]) else 1
-    missing = run.agents / sum(map(bool, run.parts[: run.agents]))
+    missing = run.agents / len(run.readable)
     steps = sum(int(np.ptp(from_its_beginning(rows)["steps"])) for rows in tables)
     cpu = sum(len(rows) * rows["cpu"][-max(1, len(rows) - 1) :].mean(dtype=float) for rows in tables)
     several = [rows for rows in tables if len(rows) > 1]
     parts = np.array([[rows[name][1:].mean(dtype=float) for name in SECTIONS] for rows in several]).mean(axis=0)
-    whole = 3600 * float(np.mean([np.ptp(rows["hours"]) / (len(rows) - 1) for rows in several]))
+    whole = float(np.mean([each.mean() for rank in run.readable if len(each := took(run, rank))]))
     sections = np.array([*parts, max(0.0, whole - parts.sum())])
     busy = [weighted(list(run.energy_by_rank().values()), name) for name in ("cores_busy", "gpus_busy")]
     frames = missing * frames_per_step * steps / seconds

@@ -95,7 +95,7 @@ def test_many_sick_agents_are_one_line(tmp_path):
 def test_memory_of_a_resumed_run_is_that_of_its_newest_start(tmp_path):
     run = one(tmp_path / "r", rss=np.full(N, 100.0)).resume(checkpoint=1)
     for rank in range(2):
-        run.write(rank, N, updates=updates(N, after=N, **(GOOD | {"rss": np.full(N, 800.0)})))
+        run.write(rank, N, updates=updates(N, after=N, begin=N / 3600, **(GOOD | {"rss": np.full(N, 800.0)})))
     assert alarms(open_run(run.path)) == []
 
 
