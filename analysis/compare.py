@@ -29,6 +29,7 @@ no interval.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -153,6 +154,8 @@ def likelier(ours: str, base: str, improvement: Estimate, game: str, at: str) ->
         ours, base = base, ours
         improvement = Estimate(1 - improvement.value, 1 - improvement.high, 1 - improvement.low)
     shown = ": no difference is shown" if improvement.low <= 0.5 <= improvement.high else ""
+    if math.isnan(improvement.low):
+        shown = ", which with one run may be chance"
     return f"{ours} scores more than {base} with probability {show(improvement)}{shown} ({game}, {at})"
 
 
