@@ -427,11 +427,16 @@ def test_a_keyword_that_is_handed_on_and_refused_is_one_line(registered):
 
 WRAPPED = """
 import gymnasium
+import numpy as np
 def shaped(env, by, plus=0):
     return gymnasium.wrappers.TransformReward(env, lambda reward: by * reward + plus)
 def nothing(env):
     return 3
 class Drawn(gymnasium.Wrapper):
+    def render(self):
+        return np.uint8([[[1, 2, 3]]])
+
+class Listed(gymnasium.Wrapper):
     def render(self):
         return [[[1, 2, 3]]]
 """
@@ -452,8 +457,12 @@ def test_wrappers_are_those_of_gymnasium_and_ones_own_in_their_order(module):
         seen = step.final_observations if number == 5 else step.observations
         assert np.array_equal(seen[0], expected.astype(np.float32)) and step.rewards[0] == 0.5 * reward + 1
     filmed = film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(*words, f"{name}:Drawn"))
-    assert filmed.spaces == environments.spaces and filmed.screen() == [[[1, 2, 3]]]
+    assert filmed.spaces == environments.spaces and filmed.screen().tolist() == [[[1, 2, 3]]]
     filmed.close()
+    with pytest.raises(
+        SettingError, match=r"cannot be filmed \(TypeError: it renders list; uint8 \[height, width, 3\] is expected"
+    ):
+        film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(f"{name}:Listed",))
 
 
 @pytest.mark.parametrize(
@@ -538,7 +547,7 @@ def test_what_older_versions_of_gym_return_is_named(old, said):
 
 def test_what_is_refused_is_said_even_if_it_cannot_be_closed(monkeypatch):
     monkeypatch.setattr(Odd, "observation_space", spaces.Text(3))
-    with pytest.raises(SettingError, match="a wrapper that turns text into numbers is expected"):
+    with pytest.raises(SettingError, match="a wrapper that turns it into numbers is expected"):
         registry.try_out("Odd-v0", kwargs=["old=close"])
 
 

@@ -129,7 +129,7 @@ TRAIN = {
     "text": (
         ("--env", "Says-v0"),
         "--env Says-v0: observations are Text(",
-        "a wrapper that turns text into numbers is expected",
+        "a wrapper that turns it into numbers is expected",
     ),
     "it leaves": (
         ("--env", "Leaves-v0"),

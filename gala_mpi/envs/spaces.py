@@ -410,7 +410,7 @@ class Actions:
         if math.prod(self.shape) == 0:
             raise SettingError(f"--env {env}: actions are {shown(space)}, which holds no number; one or more is expected")
         if (numbers := sum(self.counts) or math.prod(self.shape)) > MOST_NUMBERS:
-            raise SettingError(f"--env {env}: actions are {shown(space)}: {numbers:,}; {MOST_NUMBERS:,} at most are expected")
+            raise SettingError(f"--env {env}: actions are {shown(space)}: {numbers:,}; {MOST_NUMBERS:,} at most is expected")
 
     @property
     def counts(self) -> tuple[int, ...]:
