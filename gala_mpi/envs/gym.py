@@ -67,7 +67,7 @@ class GymEnvironments(Environments):
         self._observe = Observations(name, space, raw, actions)
         # Whether infos have masks is nowhere declared: look. At all, of which one may count how often it is begun.
         may = actions is not None and actions.counts and not has_mask(space)
-        self._looked = bool(may)
+        self._maskable = bool(may)  # by infos
         infos = [self._call(i, "reset", seed=0)[1] for i in range(num_envs) if may]
         self._mask = MASK if any(MASK in info for info in infos) else ""
         if self._mask:
@@ -169,7 +169,7 @@ class GymEnvironments(Environments):
             if self._mask not in info:
                 raise self._error(i, f"no {self._mask} in its info, which it had at its first reset")
             observation = {"observation": observation, self._mask: info[self._mask]}
-        elif self._steps == 1 and self._looked and MASK in info:
+        elif self._steps == 1 and self._maskable and MASK in info:
             raise self._error(i, f"an {MASK} in its info, which it had not at its first reset; both or none are expected")
         if self._steps <= 1 and (complaint := self._observe.complaint(observation)):
             raise self._error(i, complaint)
