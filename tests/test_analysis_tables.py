@@ -240,7 +240,8 @@ def test_estimates_have_three_columns_in_files(tmp_path):
 
 
 def test_parquet_holds_the_numbers(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (pip install .[parquet])")
+    from pyarrow import parquet
+
     mixed = Table(("a", "b", "c"), [(1, None, "x"), (2.5, np.float32(2), 3)])
     tables.write_table(mixed, tmp_path / "t.parquet")
     assert parquet.read_table(tmp_path / "t.parquet").to_pydict() == {"a": [1.0, 2.5], "b": [None, 2.0], "c": ["x", "3"]}
