@@ -189,7 +189,7 @@ def test_a_handler_that_an_environment_has_replaced_is_put_back(monkeypatch):
     try:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         asked = Stop(None, propagation_delay=0)
-        assert not asked.requested(0)
+        assert not asked.requested(0) and signal.getsignal(signal.SIGUSR1) is signals._handlers[signal.SIGUSR1]
         signal.raise_signal(signal.SIGUSR1)
         assert asked.requested(0) and asked.verdict[0] == errors.RESUME
     finally:
