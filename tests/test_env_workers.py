@@ -310,3 +310,30 @@ def test_an_environment_that_the_main_program_registers(tmp_path, env, guard, sa
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-W", "ignore", program], env=paths, capture_output=True, text=True, timeout=120)
     assert re.search(said, done.stdout), done.stdout + done.stderr
+
+
+LAMBDAS = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Scaled(CartPoleEnv):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, self.scale(reward), *rest
+
+gymnasium.register("Scaled-v0", "lambdas_of_mine:Scaled", kwargs={"scale": lambda reward: 3 * reward})
+"""
+
+
+def test_what_a_module_registers_need_not_be_pickled(tmp_path, monkeypatch):
+    """Workers import the module."""
+    (tmp_path / "lambdas_of_mine.py").write_text(LAMBDAS)
+    monkeypatch.syspath_prepend(tmp_path)
+    environments = registry.make("lambdas_of_mine:Scaled-v0", 2, workers=1)
+    environments.reset(np.arange(2))
+    assert environments.step(np.zeros(2, int)).rewards.tolist() == [3, 3]
+    environments.close()
