@@ -439,6 +439,14 @@ class Drawn(gymnasium.Wrapper):
 class Listed(gymnasium.Wrapper):
     def render(self):
         return [[[1, 2, 3]]]
+
+class Scaled(gymnasium.Wrapper):
+    def render(self):
+        return np.ones((4, 4, 3))
+
+class Blind(gymnasium.Wrapper):
+    def render(self):
+        raise NotImplementedError
 """
 
 
@@ -459,10 +467,13 @@ def test_wrappers_are_those_of_gymnasium_and_ones_own_in_their_order(module):
     filmed = film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(*words, f"{name}:Drawn"))
     assert filmed.spaces == environments.spaces and filmed.screen().tolist() == [[[1, 2, 3]]]
     filmed.close()
-    with pytest.raises(
-        SettingError, match=r"cannot be filmed \(TypeError: it renders list; uint8 \[height, width, 3\] is expected"
+    for wrapper, said in (
+        ("Listed", r"\(TypeError: it renders list; uint8 \[height, width, 3\] is expected, in"),
+        ("Scaled", r"\(TypeError: it renders float64 \(4, 4, 3\); uint8 \[height, width, 3\] is expected, in"),
+        ("Blind", "; a render\\(\\) for render_mode rgb_array, which its metadata lists, is expected"),
     ):
-        film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(f"{name}:Listed",))
+        with pytest.raises(SettingError, match=f"--video: CartPole-v1 cannot be filmed ?{said}"):
+            film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(f"{name}:{wrapper}",))
 
 
 @pytest.mark.parametrize(
