@@ -7,14 +7,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias, TypeVar
 
 from gala_mpi.errors import SettingError
 
 T = TypeVar("T")
 
+if TYPE_CHECKING:
+    Unprefixed: TypeAlias = Annotated[T, "unprefixed"]
+else:
 
-def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: list[str], flat: bool = False, **more) -> T:
+    class Unprefixed:
+        """`name: Unprefixed[Kind]` in a dataclass of options: the flags of the dataclass Kind are without `name`."""
+
+        def __class_getitem__(cls, kind: type):
+            import tyro  # as below: annotations are evaluated where a command line is parsed
+
+            return Annotated[kind, tyro.conf.arg(name="")]
+
+
+def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: list[str], **more: Any) -> T:
     """Parse a command line into options.
 
     Args:
@@ -23,7 +35,6 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
         program: the name in `python -m gala_mpi.<program>`.
         text: what the command does, and examples.
         arguments: the command line, without the program.
-        flat: whether the fields of a nested dataclass need no prefix.
         more: passed on to tyro, for example `default`.
 
     Raises:
@@ -33,8 +44,9 @@ def parse(kind: type[T] | dict[str, type], program: str, text: str, arguments: l
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_one_word)
+    registry.primitive_rule(_yes_no_or_none)
     read: Any = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
-    how = (tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ()))
+    how = (tyro.conf.PositionalRequiredArgs,)
     with ignore_broken_pipe():
         return read(
             kind, prog=f"python -m gala_mpi.{program}", description=text, args=arguments, config=how, registry=registry, **more
@@ -55,6 +67,23 @@ def _one_word(field):
         instance_from_str=lambda words: kind.from_word(words[0]),
         is_instance=lambda value: isinstance(value, kind),
         str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _yes_no_or_none(field):
+    """Return tyro's rule for a flag that may be left open: True, False or None; True without a word. None for other types."""
+    import tyro
+
+    if field.type != Optional[bool]:
+        return None
+    values = {"True": True, "False": False, "None": None}
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="{True,False,None}",
+        instance_from_str=lambda words: values[words[0]] if words else True,
+        is_instance=lambda value: value is None or isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+        choices=tuple(values),
     )
 
 
@@ -96,6 +125,6 @@ def require_file(flag: str, path: Path | None, *endings: str) -> None:
         SettingError: its ending, which chooses the format, is none of `endings`, or its folder does not exist.
     """
     if path is not None:
-        names = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        names = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
         require(path.suffix in endings, flag, path, f"a name that ends in {names}")
         require(path.absolute().parent.is_dir(), flag, path, "a file in a folder that exists")

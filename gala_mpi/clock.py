@@ -7,7 +7,7 @@ import time
 SECTIONS = {
     "act": "forward passes that choose actions",
     "simulate": "environments",
-    "learn": "backward pass",
+    "learn": "backward pass; with `--lag 1` what of it is left once the next rollout has been played",
     "optimise": "optimiser's step",
     "exchange": "messages and averages; where ranks move in step, also waiting for the others",
     "record": "metrics, sketches and checkpoints",

@@ -14,42 +14,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
-from gala_mpi import cli
-from gala_mpi.cli import require, require_whole
+from gala_mpi import cli, networks
 from gala_mpi.envs.settings import AtariSettings
-from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.lazy import Member
 from gala_mpi.learners import LEARNERS
-from gala_mpi.learners.settings import A2CSettings, LearnerSettings
+from gala_mpi.learners.settings import PAPER_LR, A2CSettings, LearnerSettings, PPOSettings, VTraceSettings
 from gala_mpi.networks import NETWORKS
 from gala_mpi.topology import Graph
 
 # The names in the tables, of which the command line takes one
 if TYPE_CHECKING:
-    ExchangeName = LearnerName = NetworkName = str
+    ExchangeName = LearnerName = str
 else:
-    ExchangeName, LearnerName, NetworkName = Literal[*EXCHANGES], Literal[*LEARNERS], Literal[*NETWORKS]
+    ExchangeName, LearnerName = Literal[*EXCHANGES], Literal[*LEARNERS]
 
 TABLES: dict[str, Mapping[str, Member]] = {"--exchange": EXCHANGES, "--learner": LEARNERS, "--network": NETWORKS}
 RING = Graph("ring")
-# A step moves no parameter by more than some multiple of the learning rate, unless ε is smaller than a gradient whose square
-# is too small for float32. So with these bounds parameters do not overflow, whatever the gradients.
-LARGEST_LR, SMALLEST_EPS = 1e6, 1e-12
-PAPER_LR = 7e-4  # for 16 environments
-SHORTEST_PAUSE = 0.001  # minutes: checkpoints take about as long
-LONGEST_HANG = 1_000_000  # minutes; timers of the system end somewhere
 SLOW_RANK = re.compile(r"(\d+):(\d+\.?\d*)(ms|s)")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a training run."""
+    """Every setting of a training run, as a flag of the command `train`, whose `--help` says what each does:
+    `num_envs` is `--num-envs`, and of the table `a2c` `discount` is `--a2c.discount`."""
 
     env: str = "pong"
     """Environment: an Atari game (pong, ms_pacman, ALE/Pong-v5, PongNoFrameskip-v4), any gymnasium id (CartPole-v1),
-    MODULE:ID where importing a module of yours registers it, or one of EnvPool's (envpool:HalfCheetah-v4). What the names of
-    Atari games mean: docs/environments.md."""
+    MODULE:ID where importing a module of yours registers it, MODULE:FUNCTION where a function of it makes one, or one of
+    EnvPool's (envpool:HalfCheetah-v4). What the names of Atari games mean: docs/environments.md."""
     env_kwargs: tuple[str, ...] = ()
     """What an environment of gymnasium or EnvPool is told: KEY=VALUE ..., as gravity=-5.0 map_name=8x8. A value that is no
     literal of Python's is a string."""
@@ -64,6 +57,7 @@ class Config:
     ring = 1 peer; exponential = log2 n peers; complete = everybody;
     one-peer-exponential = 1 peer, another one at every update;
     torus = the 4 neighbours on a 2-D grid that wraps around (fewer if a side is 1 or 2);
+    base:K = at most K peers (K is 1 if left out), others at every update, and after a period the exact mean of any number;
     hierarchical:K = a ring inside each node, and every K updates one over the nodes, by the hosts of the ranks.
     A file holds lines "reader peer [weight]" or a matrix of weights; python -m gala_mpi.topology shows it."""
     staleness: Optional[int] = None
@@ -75,8 +69,26 @@ class Config:
     done since the start). None: all are. An agent mixes once every in-peer has one that may be. So whoever reads a lasting
     straggler soon mixes nothing, or waits for it if --staleness is given; the straggler goes on mixing what it reads.
     On CartPole beside one, 10 learnt better than None: docs/transport.md."""
+    mix_steps: Optional[int] = None
+    """Under gossip, for learners that take several steps of the optimiser on a rollout (ppo): after how many of them agents
+    mix. So many are an update then, in all that counts updates; the next one goes on with the same rollout.
+    None: once a rollout."""
+    ema: Optional[float] = None
+    """Keep an exponential moving average of each agent's parameters for evaluation (evaluate --policies ema), in checkpoints:
+    after every update it goes 1 - EMA of the way to the parameters. 0.999 is a mean over about a thousand updates.
+    Training goes on as without. None: keep none."""
     sync_updates: Optional[int] = None
     """With --exchange periodic: updates between two averages. None: 10."""
+    outer_momentum: Optional[float] = None
+    """With --exchange periodic: go on from an average by an outer step with so much of Nesterov's momentum, to which what
+    agents have moved since the last one is the gradient (DiLoCo, Douillard et al. 2023, take 0.9). None: from the average."""
+    outer_lr: Optional[float] = None
+    """With --outer-momentum: the learning rate of the outer step. None: 0.7."""
+    preempt: Optional[float] = None
+    """With --exchange allreduce: once this share of the ranks has played its rollout, the others cut theirs short and learn
+    from what they have (DD-PPO, Wijmans et al. 2020, who take 0.6), so that nobody waits long for slow environments. A quarter
+    of a rollout is always played, and gradients of all ranks weigh the same. Which steps are played then depends on who is
+    how fast: two runs differ. None: all wait for all."""
     checksum: bool = False
     """Verify every message by a checksum (gossip); for those who doubt their MPI, network or memory."""
     total_steps: int = 40_000_000
@@ -84,7 +96,7 @@ class Config:
     faster ones do more, and all stop once the sum is reached.
     1 step = 1 action in 1 environment = 4 Atari frames (--atari.frame-skip)."""
     num_envs: int = 16
-    """Environments per agent."""
+    """Environments per agent; with --actors per actor."""
     env_workers: int = 0
     """Worker processes per agent that step its environments, for gymnasium environments that take a millisecond a step or more.
     0: the agent does so itself. With --overlap each half of the environments has half of them."""
@@ -92,29 +104,52 @@ class Config:
     """Let two halves of an agent's environments take turns: one half plays while the network chooses the other's actions.
     Both see the same parameters, so nothing lags behind. For agents with more than one core (or a GPU), and environments that
     do not play in the agent's own process: Atari, EnvPool, --env-workers."""
-    rollout_length: int = 5
-    """Steps in each environment per update."""
+    lag: int = 0
+    """1: environments play on while the agent learns from the rollout before, in a second thread; so what is learnt from is one
+    update old, and the learner must be one that corrects for it (vtrace). Deterministic. For agents with more than one core, or
+    a GPU: docs/performance.md. 0: one after the other."""
+    actors: int = 0
+    """How many ranks play for each agent, which then only learns: of K + 1 ranks in a row the first is the agent, the others
+    are its actors. They play with parameters that are some updates old, so the learner must be one that corrects for it
+    (vtrace). One agent is IMPALA; several share by any --exchange: docs/actors.md. 0: agents play themselves."""
+    rollout_length: Optional[int] = None
+    """Steps in each environment per update. None: a2c 5; vtrace 10 where the network sees images, else 20; ppo 128 there, else
+    so many that an agent's environments do 2,048 together."""
     lr: Optional[float] = None
-    """Learning rate, up to a million. None: base-lr * sqrt(environments / 16): those of all agents, or of one where
-    agents share nothing."""
+    """Learning rate, up to a million. None: a2c and vtrace base-lr * sqrt(environments / 16): those of all agents, or of one
+    where agents share nothing; ppo base-lr, however many there are, since its clipping bounds how far a rollout goes (as in
+    DD-PPO, Wijmans et al. 2020)."""
     base_lr: Optional[float] = None
-    """Without --lr, the learning rate for 16 environments. None: 7e-4 (the paper's) where the network sees images, 2e-3
-    where it sees numbers alone."""
+    """Without --lr, what it goes by. None: a2c 7e-4 (the paper's) where the network sees images, 2e-3 where it sees numbers
+    alone; vtrace 1e-3 and 2e-3; ppo 2.5e-4 and 3e-4."""
     seed: int = 0
     """Seeds the initial weights (the same on all agents) and the agents' own streams (all different)."""
-    network: Optional[NetworkName] = None
-    """The network: one of those listed above. None: gala for images (small where a side has less than
-    36 pixels), mlp for the rest."""
+    network: Optional[str] = None
+    """The network: one of those listed above, or MODULE:FUNCTION, a function of yours from the environment's spaces to a torch
+    module, in the working directory, on PYTHONPATH or installed (docs/extending.md). None: gala for images (small where a side
+    has less than 36 pixels), mlp for the rest."""
+    hidden: Optional[str] = None
+    """Of --network mlp: how many units each of its layers has, as 256,256. None: 64,64. A run keeps its own."""
+    activation: Optional[Literal["tanh", "relu"]] = None
+    """Of --network mlp: what follows each of its layers. None: tanh. A run keeps its own."""
+    memory: Optional[Literal["lstm", "gru"]] = None
+    """With what the network remembers an episode: lstm or gru, a layer of units behind its encoder, for tasks in which one
+    observation does not show all (docs/environments.md). None: with nothing. A run keeps its choice.
+    What is learnt goes back to the first step of a rollout; PPO's minibatches are of whole environments."""
+    memory_size: int = 256
+    """With --memory: how many units."""
     spaces: Literal["scaled", "raw"] = "scaled"
     """What becomes of the observations and actions of gymnasium environments: scaled = bytes by their upper bound, actions of a
     bounded Box to its bounds (docs/environments.md); raw = as runs before this setting saw them, which keep it."""
     action_std: float = 1.0
     """The standard deviation of a Box of actions at the start of a run: a share of half of the range between its bounds."""
-    normalise_observations: bool = False
+    normalise_observations: Optional[bool] = None
     """Bring the numbers of observations to mean 0 and variance 1, by running statistics that agents share and save as they do
-    parameters (docs/environments.md). For observations that are numbers, not images. A run keeps its choice."""
-    normalise_rewards: bool = False
-    """Divide the rewards that are learnt from by the standard deviation of discounted returns, likewise; scores are not."""
+    parameters (docs/environments.md). For observations that are numbers, not images. A run keeps its choice.
+    None: a2c no, ppo and vtrace yes where the network sees numbers alone."""
+    normalise_rewards: Optional[bool] = None
+    """Divide the rewards that are learnt from by the standard deviation of discounted returns, likewise; scores are not.
+    None: as for observations, unless rewards are clipped."""
     learner: LearnerName = "a2c"
     """The learning algorithm: one of those listed above. Its settings are flags of its name, like --a2c.discount."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -122,6 +157,9 @@ class Config:
     Parameters, gradients and messages are float32 either way."""
     device: str = "cpu"
     """cpu, cuda (ranks of a node are dealt over its GPUs) or cuda:0."""
+    config: Optional[Path] = None
+    """Settings from a TOML file: by the names of flags, env = "pong", and those with a dot in tables, as [ppo] with clip = 0.1.
+    Flags beside it win. `gala_mpi.export RUN --config FILE` writes that of a run."""
     run_dir: Optional[Path] = None
     """Where the run is kept. None: runs/<env>-<exchange>-<time>."""
     resume: bool = False
@@ -139,6 +177,16 @@ class Config:
     """Minutes between checkpoints, without --exact-resume."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept; the best one is kept as well."""
+    evaluate_minutes: Optional[float] = None
+    """Every so many minutes, and at the end, play the policy of all agents together, of a checkpoint, while training goes on:
+    in a process beside one rank, which nobody waits for. (A checkpoint is saved for it where --checkpoint-minutes is longer.)
+    The checkpoint that scores most is the best one then (docs/evaluation.md). None: never."""
+    evaluate_episodes: int = 10
+    """With --evaluate-minutes: how many games."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Draw the run while it trains: tensorboard = event files in RUN/tensorboard, wandb = Weights & Biases (pip install
+    gala_mpi[wandb]; WANDB_MODE=offline without a network). Scalars of the run and of rank 0's learner, every few seconds; with
+    --evaluate-minutes scores of evaluations, and the beginning of a game as a film."""
     sketch_updates: int = 100
     """Updates from one sketch of parameters and gradient (32 KiB in the metrics file) to the next; 0: none.
     From these the analysis tells how far agents are apart."""
@@ -157,6 +205,8 @@ class Config:
     slow_rank: Optional[str] = None
     """RANK:TIME, for example 3:200ms: that agent computes so much longer at every update. For tests of stragglers."""
     a2c: A2CSettings = field(default_factory=A2CSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    vtrace: VTraceSettings = field(default_factory=VTraceSettings)
 
     @property
     def directory(self) -> Path:
@@ -165,11 +215,23 @@ class Config:
         return self.run_dir
 
     def learning_rate(self, agents: int) -> float:
-        """The learning rate at the start: `lr`, or the paper's square-root rule over the environments of all agents that
-        learn together, from `base_lr` on, which `job.prepare` settles."""
+        """The learning rate at the start: `lr`, or `base_lr`, by the learner with the paper's square-root rule over the
+        environments of all agents that learn together."""
+        if self.lr is not None:
+            return self.lr
+        base = self.left_to_learner(images=True).get("base_lr", self.base_lr)
+        if not self.learner_settings.scales_lr:
+            return base
         together = agents if EXCHANGES[self.exchange].load().shares else 1
-        base = PAPER_LR if self.base_lr is None else self.base_lr
-        return self.lr if self.lr is not None else base * math.sqrt(self.num_envs * together / 16)
+        return base * math.sqrt(self.num_envs * together / 16)
+
+    def apart(self, agents: int) -> bool:
+        """Whether so many agents share nothing, so that the average of their policies is none that anybody has learnt."""
+        return agents > 1 and not EXCHANGES[self.exchange].load().shares
+
+    def ranks(self, agents: int) -> int:
+        """The ranks of so many agents, with their actors."""
+        return agents * (1 + self.actors)
 
     def slowness(self) -> tuple[int, float]:
         """Whom `slow_rank` slows down, and by how many seconds an update; (-1, 0.0): nobody."""
@@ -200,16 +262,36 @@ class Config:
         """Updates from one checkpoint of an exact run to the next; its episodes are cut off at each, so not too few."""
         return self.checkpoint_updates or 5000
 
+    def left_to_learner(self, images: bool) -> dict[str, Any]:
+        """The settings that are None and the learner has a default for, by name. `images`: whether the network sees some."""
+        defaults = self.learner_settings.of_run(images, self.num_envs)
+        if self.lr is not None:
+            del defaults["base_lr"]  # of which nothing is made
+        return {name: default for name, default in defaults.items() if getattr(self, name) is None}
+
+    @property
+    def length(self) -> int:
+        """Steps in each environment per update; where nothing is settled yet (`job.prepare`), as for images."""
+        return self.left_to_learner(images=True).get("rollout_length", self.rollout_length)
+
     @property
     def steps_per_update(self) -> int:
-        """Steps of one agent's update."""
-        return self.num_envs * self.rollout_length
+        """Steps of one agent's rollout."""
+        return self.num_envs * self.length
 
     def updates(self, agents: int, done: int = 0, steps: int = 0) -> int:
         """The update at which each of `agents` agents ends that share equally, when they have done `done` updates and `steps`
         steps in all."""
-        per_update = self.steps_per_update
-        return math.ceil((self.total_steps - steps + done * per_update) / (agents * per_update))
+        rollouts = math.ceil((self.total_steps - steps) / (agents * self.steps_per_update))
+        return done // agents + rollouts * self.updates_per_rollout
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """In how many updates an agent learns from a rollout, at most; where nothing is settled yet, 1."""
+        if self.mix_steps is None:
+            return 1
+        rows = self.num_envs if self.memory else self.steps_per_update
+        return math.ceil(self.learner_settings.optimiser_steps(rows) / self.mix_steps)
 
     @property
     def turns(self) -> int:
@@ -222,9 +304,21 @@ class Config:
         return {"atari": self.atari, "kwargs": self.env_kwargs, "wrappers": self.wrappers, "raw": self.spaces == "raw"}
 
     @property
+    def network_options(self) -> dict[str, Any]:
+        """What a network is told besides its name, spaces and precision."""
+        told = {"memory": self.memory, "memory_size": self.memory_size, "settings": self.encoder_settings}
+        return self.statistics | told
+
+    @property
+    def encoder_settings(self) -> dict[str, str]:
+        """What the network's encoder is told besides the spaces."""
+        defaults = networks.member(self.network or "").settings
+        return {name: getattr(self, name) or default for name, default in defaults.items()}
+
+    @property
     def statistics(self) -> dict[str, bool]:
         """What a network is told of the statistics that it keeps."""
-        return {"normalise_observations": self.normalise_observations, "normalise_rewards": self.normalise_rewards}
+        return {name: bool(getattr(self, name)) for name in ("normalise_observations", "normalise_rewards")}
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), default=str)
@@ -239,7 +333,7 @@ class Config:
         values["topology"] = Graph.from_stored(values["topology"])
         for name in ("run_dir", "replay"):
             values[name] = Path(values[name]) if values.get(name) else None
-        for name in ("env_kwargs", "wrappers"):
+        for name in ("env_kwargs", "wrappers", "log"):
             values[name] = tuple(values.get(name, ()))
         return Config(**values)
 
@@ -247,7 +341,8 @@ class Config:
 def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a run has stored, as an older version meant them: with today's names, and what it had no
     choice in."""
-    values = {"spaces": "raw"} | stored
+    values = {"spaces": "raw", "normalise_observations": False, "normalise_rewards": False} | stored
+    values = {**networks.member(values.get("network") or "").settings, **values}
     if values.get("lr") is None:
         values.setdefault("base_lr", PAPER_LR)
     if "sticky" in values:
@@ -273,97 +368,17 @@ def parse(arguments: list[str], default: Config | None = None) -> Config:
         "  mpirun -n 4 python -m gala_mpi.train --exchange allreduce    the A2C baseline\n"
         "  mpirun -n 32 python -m gala_mpi.train --resume --run-dir runs/...\n\n"
         + "\n\n".join(_members(flag, table) for flag, table in TABLES.items()),
-        [re.sub(r"^--sticky(?=$|=)", "--atari.sticky", word) for word in arguments],
+        [_as_it_is_called(word) for word in arguments],
         default=default or Config(),
     )
+
+
+def _as_it_is_called(word: str) -> str:
+    """A word of the command line, with today's name in place of another one."""
+    word = re.sub(r"^--sticky(?=$|=)", "--atari.sticky", word)
+    return re.sub(r"^--no-(normalise-observations|normalise-rewards)$", r"--\1=False", word)
 
 
 def _members(flag: str, table: Mapping[str, Member]) -> str:
     """A table's members, a line each."""
     return f"{flag}:\n" + "\n".join(f"  {name} = {member.sentence}" for name, member in table.items())
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot work, before any long work starts.
-
-    Raises:
-        SettingError: names the flag, the value seen and the values allowed.
-    """
-    c, a2c = config, config.a2c
-    require_whole("--num-envs", c.num_envs, 1)
-    require_whole("--env-workers", c.env_workers, 0)
-    require_whole("--rollout-length", c.rollout_length, 1)
-    require_whole("--total-steps", c.total_steps, 1)
-    require_whole("--seed", c.seed, 0)
-    require_whole("--staleness", c.staleness, 0)
-    require_whole("--max-lag", c.max_lag, 0)
-    require_whole("--sync-updates", c.sync_updates, 1)
-    require_whole("--checkpoint-updates", c.checkpoint_updates, 1)
-    require_whole("--sketch-updates", c.sketch_updates, 0)
-    require_whole("--keep-checkpoints", c.keep_checkpoints, 1)
-    require_whole("--max-skipped", c.max_skipped, 0)
-    require(c.lr is None or 0 < c.lr <= LARGEST_LR, "--lr", c.lr, f"a positive number, {LARGEST_LR:g} at most,")
-    base = c.base_lr
-    require(base is None or 0 < base <= LARGEST_LR, "--base-lr", base, f"a positive number, {LARGEST_LR:g} at most,")
-    pause = c.checkpoint_minutes
-    require(SHORTEST_PAUSE <= pause < math.inf, "--checkpoint-minutes", pause, f"a number, {SHORTEST_PAUSE} or more,")
-    _require_positive("--wall-minutes", c.wall_minutes)
-    _require_positive("--survive", c.survive)
-    hang = c.hang_minutes
-    require(hang is None or 0 < hang <= LONGEST_HANG, "--hang-minutes", hang, f"a positive number, {LONGEST_HANG:,} at most,")
-    require(SMALLEST_EPS <= a2c.rms_eps < math.inf, "--a2c.rms-eps", a2c.rms_eps, f"a number, {SMALLEST_EPS:g} or more,")
-    require(a2c.max_grad_norm > 0, "--a2c.max-grad-norm", a2c.max_grad_norm, "a positive number")
-    require(1e-6 <= c.action_std <= 1e6, "--action-std", c.action_std, "a number from 1e-6 to 1e6")
-    sticky = c.atari.sticky
-    require(sticky is None or 0 <= sticky <= 1, "--atari.sticky", sticky, "a probability, 0 to 1,")
-    require_whole("--atari.frame-skip", c.atari.frame_skip, 1)
-    require_whole("--atari.no-ops", c.atari.no_ops, 0)
-    require_whole("--atari.frame-limit", c.atari.frame_limit, 1)
-    require(0 <= a2c.discount <= 1, "--a2c.discount", a2c.discount, "a number from 0 to 1")
-    require(0 <= a2c.gae_lambda <= 1, "--a2c.gae-lambda", a2c.gae_lambda, "a number from 0 to 1")
-    require(0 <= a2c.rms_alpha < 1, "--a2c.rms-alpha", a2c.rms_alpha, "a number from 0 to below 1")
-    for flag, weight in (("entropy", a2c.entropy_coefficient), ("value", a2c.value_coefficient)):
-        require(weight is None or 0 <= weight < math.inf, f"--a2c.{flag}-coefficient", weight, "a number, 0 or more,")
-    slow = c.slow_rank is None or SLOW_RANK.fullmatch(c.slow_rank)
-    require(slow, "--slow-rank", c.slow_rank, "RANK:TIME, for example 3:200ms or 0:1.5s,")
-    _check_together(config)
-
-
-def check_no_run(config: Config, who: str) -> None:
-    """For programs that read no run: refuse the flags that name one. Raises SettingError."""
-    for flag, value in (("--resume", config.resume), ("--replay", config.replay)):
-        if value:
-            raise SettingError(f"{flag}: {who} reads no run; the flags that the run was started with are expected")
-
-
-def _check_together(c: Config) -> None:
-    """Refuse what does not go together."""
-    require(c.num_envs % 2 == 0 or not c.overlap, "--overlap --num-envs", c.num_envs, "an even number")
-    require(c.env_workers % 2 == 0 or not c.overlap, "--overlap --env-workers", c.env_workers, "an even number")
-    require(c.env_workers <= c.num_envs, f"--num-envs {c.num_envs} --env-workers", c.env_workers, f"{c.num_envs} or less")
-    marks = c.exact_resume or c.checkpoint_updates is None
-    require(marks, "--checkpoint-updates", c.checkpoint_updates, "--exact-resume with it")
-    for flag, other in (("--resume", c.resume), ("--survive", c.survive), ("--wall-minutes", c.wall_minutes)):
-        require(not (c.replay and other), f"{flag} --replay", c.replay, "one of the two")
-    clipped = f"--{c.learner_field}.clip-rewards"
-    require(
-        not (c.normalise_rewards and c.learner_settings.clip_rewards), f"--normalise-rewards {clipped}", True, "one of the two"
-    )
-    if c.survive is not None:
-        require(c.staleness != 0, f"--survive {c.survive} --staleness", c.staleness, "a bound of 1 or more, or none,")
-    if c.max_lag is not None:
-        require(c.staleness != 0, f"--max-lag {c.max_lag} --staleness", c.staleness, "a bound of 1 or more, or none,")
-    for name, flag, given in (
-        ("survive", f"--survive {c.survive}", c.survive is not None),
-        ("staleness", f"--staleness {c.staleness}", c.staleness is not None),
-        ("max_lag", f"--max-lag {c.max_lag}", c.max_lag is not None),
-        ("checksum", "--checksum", c.checksum),
-        ("sync_updates", f"--sync-updates {c.sync_updates}", c.sync_updates is not None),
-    ):
-        if given and name not in EXCHANGES[c.exchange].load().takes:
-            takers = [exchange for exchange, member in EXCHANGES.items() if name in member.load().takes]
-            raise SettingError(f"{flag} --exchange {c.exchange}: --exchange {' or '.join(takers)} is expected")
-
-
-def _require_positive(flag: str, value: float | None) -> None:
-    require(value is None or 0 < value < math.inf, flag, value, "a positive number")

@@ -43,7 +43,7 @@ def on_host(vector: torch.Tensor) -> Iterator[np.ndarray]:
 
 
 class Upload:
-    """Copies arrays of one shape and dtype to the device: on a GPU asynchronously, and always into the same tensor."""
+    """Copies arrays to the device: on a GPU asynchronously, and always into the same tensor while their shape is the same."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -54,7 +54,7 @@ class Upload:
         source = torch.from_numpy(array)
         if not is_asynchronous(self._device):
             return source.to(self._device)
-        if self._on_device is None:
+        if self._on_device is None or self._on_device.shape != source.shape:
             self._on_device = torch.empty_like(source, device=self._device)
             self._pinned = torch.empty_like(source).pin_memory()  # a copy from pageable memory makes the host wait
             self._sent = torch.cuda.Event()

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -226,10 +227,12 @@ class Lines:
 
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
     """Say what is about to happen, in a few lines."""
+    players = f"{agents} agents" + (f" × {config.actors} actor{'s' * (config.actors > 1)}" if config.actors else "")
+    memory = f" + {config.memory} of {config.memory_size}" if config.memory else ""
     graph = f" on a {config.topology} graph" if "topology" in EXCHANGES[config.exchange].load().takes else ""
     say(
-        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {agents} agents × {config.num_envs} environments, "
-        f"{config.total_steps:,} steps, network {config.network} in {config.precision} on {config.device}, "
+        f"[bold]gala_mpi[/]: {config.env}, {config.exchange}{graph}, {players} × {config.num_envs} environments, "
+        f"{config.total_steps:,} steps, network {config.network}{memory} in {config.precision} on {config.device}, "
         f"threads per rank: {threads}, {library}"
     )
     for line in advice:
@@ -265,7 +268,7 @@ def bereaved(config: Config, agents: int, lost: list[End]) -> None:
     names = ", ".join(f"rank {end.rank} on {end.host}, last seen at update {end.update}" for end in lost)
     say(
         f"ended without {names}: {escape(command.shown(config.directory))}\n"
-        f"back to full strength:  {escape(command.resume(agents, config.directory))}"
+        f"back to full strength:  {escape(command.resume(config.ranks(agents), config.directory))}"
     )
 
 
@@ -280,7 +283,7 @@ def farewell(config: Config, agents: int, reason: str) -> None:
     """Say how the run ended, and what to do next; `reason` is why it stopped early, or empty."""
     run = escape(command.shown(config.directory))
     if reason:
-        say(f"stopped early ({reason}): {run}\ncontinue:  {escape(command.resume(agents, config.directory))}")
+        say(f"stopped early ({reason}): {run}\ncontinue:  {escape(command.resume(config.ranks(agents), config.directory))}")
     else:
         say(f"finished: {run}\nplay the policies:  {escape(command.play(config))}")
 
@@ -291,16 +294,20 @@ RECENT = 100  # episodes, over all agents
 class LiveReport:
     """A context manager around the training loop. Collective to make and to close.
 
+    Args:
+        recent: this agent's last scores before this start, oldest first.
+
     Attributes:
         steps: of all agents, as far as this rank has heard: never more than there are (see `mpi.live_board`).
         score: mean of the last 100 scores of all agents; NaN before the first.
+        games: of how many.
     """
 
-    def __init__(self, world: World, config: Config, learner: Learner):
-        self._board = LiveBoard(world.comm, updates=learner.updates, steps=learner.steps)
+    def __init__(self, world: World, config: Config, learner: Learner, recent: Sequence[float] = ()):
+        self._recent: deque[float] = deque(recent, maxlen=math.ceil(RECENT / world.size))
+        self._board = LiveBoard(world.comm, updates=learner.updates, steps=learner.steps, **self._scores())
         self._roll = Roll.of(world.comm)
         self._roll.updates = self._last_updates
-        self._recent: deque[float] = deque(maxlen=math.ceil(RECENT / world.size))
         self._episodes = 0
         self._mixes = 0
         self._display = None
@@ -313,6 +320,11 @@ class LiveReport:
         if self._display:
             self._display.open()
         return self
+
+    def say(self, line: str) -> None:
+        """Print a line above the panel, on rank 0."""
+        if self._display:
+            self._display.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def hide(self) -> None:
         """Show nothing more."""
@@ -338,6 +350,29 @@ class LiveReport:
     def score(self) -> float:
         return recent_score(dict(zip(COLUMNS, self._board.rows.T)))
 
+    @property
+    def games(self) -> int:
+        return int(self._board.rows[:, COLUMNS.index("recent_episodes")].sum())
+
+    @property
+    def recent(self) -> tuple[float, ...]:
+        """This agent's last scores, oldest first."""
+        return tuple(self._recent)
+
+    def _scores(self) -> dict[str, float]:
+        return {
+            "recent_score": float(np.mean(self._recent)) if self._recent else 0.0,
+            "recent_episodes": len(self._recent),
+        }
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is shown of all agents, by name. Steps and updates apart."""
+        column = dict(zip(COLUMNS, self._board.rows.T))
+        sums = {name: column[name].sum() for name in ("episodes", "mixes", "skipped")}
+        most = {"staleness": column["staleness"].max(), "behind": slowest_agent(column)[0]}
+        return {"score": recent_score(column), **sums, **most}
+
     def update(self, learner: Learner, episodes: list[Episode], counters: Counters, skipped: int) -> None:
         """Post this rank's row after an update, and take in others'."""
         self._episodes += len(episodes)
@@ -347,11 +382,10 @@ class LiveReport:
             updates=learner.updates,
             steps=learner.steps,
             episodes=self._episodes,
-            recent_score=float(np.mean(self._recent)) if self._recent else 0.0,
-            recent_episodes=len(self._recent),
             mixes=self._mixes,
             staleness=counters.staleness,
             skipped=skipped,
+            **self._scores(),
         )
         self.refresh()
 

@@ -14,6 +14,10 @@ class SettingError(ValueError):
     """
 
 
+class Refusal(SettingError):
+    """Bad input of which all ranks have heard: each of them raises this (`World.agree_on`), and none is left waiting."""
+
+
 class RunError(SettingError):
     """There is no run that can be read where one is expected; the message is one line."""
 

@@ -15,6 +15,7 @@ launch.set_environment()  # before numpy, torch and MPI are imported
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,17 +32,17 @@ from gala_mpi.cli import require, require_file, require_whole
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Environments, Episode
-from gala_mpi.envs.envpool import PREFIX
 from gala_mpi.envs.film import make_filmed
 from gala_mpi.envs.modules import same_directory
 from gala_mpi.envs.streams import seed_global
-from gala_mpi.errors import JobError, SettingError
-from gala_mpi.flat import Flat
+from gala_mpi.errors import FAILED, FINISHED, REFUSED, JobError, SettingError
 from gala_mpi.mpi.world import World
-from gala_mpi.networks.policy import Network, Precision
+from gala_mpi.networks.acting import Acting
+from gala_mpi.networks.policy import Network
+from gala_mpi.policy import make_network, named_anew, start_once
 from gala_mpi.run import checkpoints, layout, reader, writer
+from gala_mpi.run.policies import EMA, MEAN, Policies, check_name, find, read
 
-MEAN = -1  # the policy with all agents' parameters averaged, or with the one vector that they share
 MOST_EPISODES = 1_000_000  # every rank has an environment for each of its episodes
 TAG = 1  # of the words to rank 0 that a game has been played
 GAMES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("length", "<i4")])
@@ -56,9 +57,10 @@ class Evaluation:
     episodes: int = 10
     """Episodes per policy."""
     checkpoint: str = "newest"
-    """newest, best (by training score) or a checkpoint's number."""
-    policies: Literal["all", "mean"] = "all"
-    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone.
+    """newest (or last), best (by evaluations while the run trained, else by training score) or a checkpoint's number."""
+    policies: Literal["all", "mean", "ema"] = "all"
+    """all = every agent's policy and the one with their averaged parameters; mean = the averaged one alone;
+    ema = the one with the mean of the agents' moving averages, of a run with --ema.
     Agents of --exchange server have one policy: that of the vector that they share."""
     sample: bool = False
     """Draw actions from the policy instead of taking the most probable one."""
@@ -69,8 +71,12 @@ class Evaluation:
     """Seeds the episodes: the same seed deals the same episodes to every policy, on any number of ranks."""
     video: Optional[Path] = None
     """Also film one episode of the averaged policy: FILE.mp4 or FILE.gif."""
+    video_steps: Optional[int] = None
+    """Film so many steps at most. None: to the end of the episode."""
     env: Optional[str] = None
     """The run's environment as MODULE:ID, where the run does not say which module registers it, or the module has moved."""
+    network: Optional[str] = None
+    """The run's network as MODULE:FUNCTION, where the module has moved."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,6 @@ class Selection:
     settings: Config
     number: int
     agents: list[int]
-
-
-@dataclass(frozen=True)
-class Policies:
-    """What plays.
-
-    Attributes:
-        vectors: the parameters of every policy, float32 [P], by agent, and last that of all agents together (MEAN).
-        together: what the last one is.
-    """
-
-    vectors: dict[int, np.ndarray]
-    together: str
 
 
 def main(arguments: list[str]) -> None:
@@ -112,24 +105,62 @@ def main(arguments: list[str]) -> None:
             environments.close()  # last: who knows what a user's environment does then
 
 
+def play_alone(arguments: list[str]) -> int:
+    """Do as `main` does in this process alone, without MPI and on one thread, for a run that is evaluated while it trains
+    (`job.evaluations`). Return an exit status."""
+    torch.set_num_threads(1)
+    alone = Alone()
+    try:
+        wanted = parse(arguments)
+        selection = select(dataclasses.replace(wanted, video=None))
+        policies = load(selection)
+        with Played(alone, len(policies.vectors) * wanted.episodes) as played:
+            environments, games, cut = play_my_share(selection, policies.vectors, alone, played)
+        report(selection, policies, games, cut, while_training=True)
+        if wanted.video:
+            _film_if_possible(dataclasses.replace(selection, wanted=wanted), policies)
+        if environments:
+            environments.close()
+    except (SettingError, JobError) as error:
+        print(f"gala_mpi: {error}", file=sys.stderr)
+        return REFUSED if isinstance(error, SettingError) else FAILED
+    return FINISHED
+
+
+def _film_if_possible(selection: Selection, policies: Policies) -> None:
+    try:
+        film(selection, policies)
+    except SettingError as error:  # it cannot be rendered, here
+        print(f"gala_mpi: warning: evaluations are not filmed: {error}", file=sys.stderr)
+
+
+class Alone:
+    """This process as the only one that plays, where MPI has not started; as far as one plays, a `World`."""
+
+    rank, size, threads, root = 0, 1, 1, True
+
+
 def choose(arguments: list[str]) -> Selection:
     """Parse and check. Raises SettingError."""
-    wanted = parse(arguments)
+    return select(parse(arguments))
+
+
+def select(wanted: Evaluation) -> Selection:
+    """Check, and say what will be played. Raises SettingError."""
     check(wanted)
-    settings = named_anew(reader.read_config(wanted.run, "run directory"), wanted.env)
-    named = {"newest": checkpoints.newest, "best": checkpoints.best_sound}.get(wanted.checkpoint)
-    number = named(wanted.run) if named else int(wanted.checkpoint)
-    available = checkpoints.complete(wanted.run)
-    if number not in available:
-        numbers = ", ".join(map(str, available)) or "none is complete yet"
-        raise SettingError(f"--checkpoint {wanted.checkpoint}: a complete checkpoint of {wanted.run} is expected ({numbers})")
-    environments = start_once(settings, filmed=wanted.video is not None)
+    settings = named_anew(reader.read_config(wanted.run, "run directory"), wanted.env, wanted.network)
+    number = find(wanted.run, wanted.checkpoint)
+    environments = start_once(settings)
+    if wanted.video is not None:
+        with same_directory():
+            make_filmed(settings.env, **settings.env_options).close()
     selection = Selection(wanted, settings, number, checkpoints.ranks(wanted.run, number))
     try:
         policies = load(selection)
     except JobError as error:
         raise SettingError(f"--checkpoint {wanted.checkpoint}: {error}") from None
-    saved, needed = len(next(iter(policies.vectors.values()))), len(make_network(settings, environments)[1])
+    needed = len(make_network(settings, environments.spaces)[1])
+    saved = len(next(iter(policies.vectors.values())))
     if saved != needed:
         raise SettingError(
             f"--env {settings.env}: its observations and actions take a network of {needed:,} parameters, the run's has "
@@ -137,30 +168,6 @@ def choose(arguments: list[str]) -> Selection:
         )
     absolute = {name: path and path.absolute() for name, path in (("run", wanted.run), ("video", wanted.video))}
     return dataclasses.replace(selection, wanted=dataclasses.replace(wanted, **absolute))  # an environment may change directory
-
-
-def named_anew(settings: Config, env: str | None) -> Config:
-    """Return a run's settings with `env` as the name of its environment. Raises SettingError where it names another one."""
-    if env is None:
-        return settings
-    require(registry.bare(env) == registry.bare(settings.env), "--env", env, f"MODULE:{registry.bare(settings.env)}")
-    return dataclasses.replace(settings, env=env)
-
-
-def start_once(settings: Config, filmed: bool) -> Environments:
-    """Make the run's environment, close it and return it. Raises SettingError where that cannot be done."""
-    try:
-        registry.resolve(settings.env)
-    except SettingError as error:
-        if settings.env.startswith(PREFIX):
-            raise
-        way_out = f"--env MODULE:{registry.bare(settings.env)} names a module that registers it"
-        raise SettingError(f"{error}; the run plays it: {way_out}") from None
-    environments = registry.try_out(settings.env, workers=min(settings.env_workers, 1), **settings.env_options)
-    if filmed:
-        with same_directory():
-            make_filmed(settings.env, **settings.env_options).close()
-    return environments
 
 
 def parse(arguments: list[str]) -> Evaluation:
@@ -180,9 +187,9 @@ def check(wanted: Evaluation) -> None:
     episodes = wanted.episodes
     require(1 <= episodes <= MOST_EPISODES, "--episodes", episodes, f"a whole number from 1 to {MOST_EPISODES:,}")
     require_whole("--max-steps", wanted.max_steps, 1)
+    require_whole("--video-steps", wanted.video_steps, 1)
     require_whole("--seed", wanted.seed, 0)
-    known = wanted.checkpoint in ("newest", "best") or (wanted.checkpoint.isascii() and wanted.checkpoint.isdigit())
-    require(known, "--checkpoint", wanted.checkpoint, "newest, best or a checkpoint's number")
+    check_name(wanted.checkpoint)
     require_file("--video", wanted.video, ".mp4", ".gif")
 
 
@@ -190,31 +197,10 @@ def load(selection: Selection) -> Policies:
     """Read every policy that plays, before the first episode: a run that goes on deletes them.
 
     Raises:
-        JobError: names the file that cannot be read.
+        JobError, SettingError: see `policies.read`.
     """
-    vectors: dict[int, np.ndarray] = {}
-    total: np.ndarray = np.zeros(())
-    pushes: list[int | None] = []
-    for agent in selection.agents:
-        vector, count = _load(selection, agent)
-        total = total + vector.astype(np.float64)
-        pushes.append(count)
-        if selection.wanted.policies == "all":
-            vectors[agent] = vector
-    newest = checkpoints.newest_vector(pushes)
-    if newest is not None:
-        return Policies({MEAN: _load(selection, selection.agents[newest])[0]}, "shared vector")
-    return Policies(vectors | {MEAN: (total / len(selection.agents)).astype(np.float32)}, "mean of all agents")
-
-
-def _load(selection: Selection, agent: int) -> tuple[np.ndarray, int | None]:
-    """Return the parameters in an agent's file, and how many steps had gone into them where they are those of all."""
-    run, number = selection.wanted.run, selection.number
-    try:
-        state = checkpoints.load(run, number, agent)
-    except Exception as error:  # h5py raises many kinds
-        raise JobError(f"{layout.checkpoint_file(run, number, agent)} is damaged or deleted ({error})") from None
-    return state.learner["parameters"], state.pushes
+    wanted = selection.wanted
+    return read(wanted.run, selection.number, selection.agents, wanted.policies == "all", wanted.policies == "ema")
 
 
 class Played:
@@ -226,12 +212,13 @@ class Played:
         games: of all ranks.
     """
 
-    def __init__(self, world: World, games: int):
+    def __init__(self, world: World | Alone, games: int):
         self._world, self._games, self._played = world, games, 0
         self._words: list[Any] = []  # to rank 0, on their way: one of each game
         self._began, self._lines = time.monotonic(), display.Lines()
         console = display.console()
-        self._bar = RichProgress(console=console, transient=True, disable=not (world.root and console.is_terminal))
+        shown = isinstance(world, World) and world.root and console.is_terminal
+        self._bar = RichProgress(console=console, transient=True, disable=not shown)
         self._task = self._bar.add_task("playing", total=games)
 
     def __enter__(self) -> Played:
@@ -240,14 +227,14 @@ class Played:
 
     def count(self, games: int) -> None:
         """Count `games` more of this rank, and show how many all have played. To be called often."""
-        if self._world.root:
+        if isinstance(self._world, World) and not self._world.root:
+            self._words += [self._world.comm.isend(None, dest=0, tag=TAG) for _ in range(games)]
+        else:
             self._played += games
             self._show()
-        else:
-            self._words += [self._world.comm.isend(None, dest=0, tag=TAG) for _ in range(games)]
 
     def _show(self) -> None:
-        while self._world.comm.iprobe(tag=TAG):
+        while isinstance(self._world, World) and self._world.comm.iprobe(tag=TAG):
             self._world.comm.recv(tag=TAG)
             self._played += 1
         self._bar.update(self._task, completed=self._played)
@@ -265,14 +252,14 @@ class Played:
             time.sleep(0.01)
             self._show()
         self._bar.stop()
-        if kind is None:
+        if kind is None and isinstance(self._world, World):
             self._world.wait()  # rank 0 has heard every word then
             for word in self._words:
                 word.wait()
 
 
 def play_my_share(
-    selection: Selection, policies: dict[int, np.ndarray], world: World, played: Played
+    selection: Selection, policies: dict[int, np.ndarray], world: World | Alone, played: Played
 ) -> tuple[Environments | None, np.ndarray, int]:
     """Play this rank's episodes of every policy; return the environments (None: there was nothing to play), rows of GAMES, and
     how many episodes were cut off.
@@ -287,7 +274,7 @@ def play_my_share(
     options = {"threads": world.threads, "workers": settings.env_workers, **settings.env_options}
     seed_global(np.random.SeedSequence(selection.wanted.seed, spawn_key=(world.rank, 1)))  # as they are made they may draw
     environments = registry.make(settings.env, len(mine), **options)
-    network, flat = make_network(settings, environments)
+    network, flat = make_network(settings, environments.spaces)
     seed, sample = selection.wanted.seed, selection.wanted.sample
     generator = torch.Generator().manual_seed(seed + world.rank)  # of sampled actions
     rows: list[tuple[int, int, float, int]] = []
@@ -300,14 +287,6 @@ def play_my_share(
         rows += [(policy, number, game.score, game.length) for number, game in zip(mine, games)]
         cut += batch.cut
     return environments, np.array(rows, GAMES), cut
-
-
-def make_network(settings: Config, environments: Environments) -> tuple[Network, Flat]:
-    """A network of the run's kind, to be filled with parameters. On the CPU: a few episodes need no more."""
-    name, precision = cast(str, settings.network), cast(Precision, settings.precision)  # settled by `job.prepare`
-    network = Network(name, environments.spaces, precision, **settings.statistics)
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack memory_format
-    return network, Flat(network)
 
 
 def game_seeds(seed: int, games: Iterable[int]) -> np.ndarray:
@@ -334,7 +313,6 @@ class Games:
         self._scores = np.zeros(environments.num_envs)  # so far
         self._played: dict[int, Episode] = {}  # by the environment
 
-    @torch.no_grad()
     def play(
         self, network: Network, generator: torch.Generator | None, count: Callable[[int], None] = lambda games: None
     ) -> list[Episode]:
@@ -348,13 +326,14 @@ class Games:
             JobError: an environment gave a number that is not finite, whose score nobody could trust.
         """
         environments = self._environments
+        acting = Acting(network, environments.num_envs)
         while len(self._played) < environments.num_envs:
             self._require_finite("an observation", self._observations)
-            policy, _ = network(torch.from_numpy(self._observations))
-            step = environments.step((policy.sample(generator) if generator else policy.mode).numpy())
+            step = environments.step(acting.choose(self._observations, generator))
             self._observations, self.steps, before = step.observations, self.steps + 1, len(self._played)
             self._require_finite("a reward", step.rewards)
             self._scores += step.rewards
+            acting.forget(step.terminated | step.truncated)
             for episode in step.episodes:
                 self._played.setdefault(episode.environment, episode)
             if self.steps == self._max_steps:
@@ -378,7 +357,7 @@ class Games:
                     )
 
 
-def report(selection: Selection, policies: Policies, games: np.ndarray, cut: int) -> None:
+def report(selection: Selection, policies: Policies, games: np.ndarray, cut: int, while_training: bool = False) -> None:
     """Add the episodes, of which so many were cut off, to run.h5 and print the table."""
     wanted, run = selection.wanted, selection.wanted.run
     how = "sampled actions" if wanted.sample else "most probable actions"
@@ -388,12 +367,18 @@ def report(selection: Selection, policies: Policies, games: np.ndarray, cut: int
     for policy in policies.vectors:
         mine = games[games["policy"] == policy]
         scores = mine["score"].astype(float)
-        error = scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan
-        cells = [scores.mean(), error, scores.min(), scores.max(), mine["length"].mean()]
-        name = policies.together if policy == MEAN else f"agent {policy}"
+        cells = [scores.mean(), standard_error(scores), scores.min(), scores.max(), mine["length"].mean()]
+        name = policies.together if policy < 0 else f"agent {policy}"
         table.add_row(name, *(f"{cell:.1f}" if np.isfinite(cell) else "–" for cell in cells))
+    counting = scores_that_count(selection, games)
     metadata = {
         "checkpoint": selection.number,
+        "steps": policies.steps,
+        "hours": policies.hours,
+        "score": counting.mean(),
+        "error": standard_error(counting),
+        "games": len(counting),
+        "while_training": while_training,
         "arg_max": not wanted.sample,
         "seed": wanted.seed,
         "max_steps": wanted.max_steps,
@@ -409,6 +394,20 @@ def report(selection: Selection, policies: Policies, games: np.ndarray, cut: int
     display.say(f"written to {layout.run_file(run)}")
 
 
+def standard_error(scores: np.ndarray) -> float:
+    """Return that of their mean; NaN for one alone."""
+    return float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else np.nan
+
+
+def scores_that_count(selection: Selection, games: np.ndarray) -> np.ndarray:
+    """Return the scores that say how good the checkpoint is, float64: of the policy of all agents together; of agents that
+    share nothing those of all, where they were played."""
+    counts = games["policy"] < 0
+    if selection.settings.apart(len(selection.agents)) and not counts.all():
+        counts = ~counts
+    return games["score"][counts].astype(float)
+
+
 def film(selection: Selection, policies: Policies) -> None:
     """One episode of the policy of all agents together as mp4 or gif, written under a temporary name."""
     import imageio.v2 as imageio  # only who films pays for the import
@@ -416,15 +415,16 @@ def film(selection: Selection, policies: Policies) -> None:
     wanted, video = selection.wanted, selection.wanted.video
     assert video is not None  # else there is nothing to film
     environments = make_filmed(selection.settings.env, **selection.settings.env_options)
-    network, flat = make_network(selection.settings, environments)
-    flat.data.copy_(torch.from_numpy(policies.vectors[MEAN]))
+    network, flat = make_network(selection.settings, environments.spaces)
+    flat.data.copy_(torch.from_numpy(policies.vectors[EMA if wanted.policies == "ema" else MEAN]))
     temporary = video.with_name(f".{video.stem}.tmp{video.suffix}")
     generator = torch.Generator().manual_seed(wanted.seed)  # of sampled actions
     seed_global(np.random.SeedSequence(wanted.seed, spawn_key=(0, 0)))
     options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {"loop": 0}
     try:
         with cast(Any, imageio.get_writer(temporary, fps=environments.frames_per_second, **options)) as writer:
-            games, lines = Games(environments, game_seeds(wanted.seed, [0]), wanted.max_steps), display.Lines()
+            steps = min(wanted.max_steps, wanted.video_steps or wanted.max_steps)
+            games, lines = Games(environments, game_seeds(wanted.seed, [0]), steps), display.Lines()
             writer.append_data(environments.screen())
 
             def film_step(_: int) -> None:

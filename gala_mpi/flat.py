@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from gala_mpi.networks import statistics
+
 
 class Part(NamedTuple):
     """A part of the two vectors: views, float32."""
@@ -32,8 +34,8 @@ class Flat:
             its first element, and `order`: its dimensions as they lie in the vector, slowest first. So
             `data[offset:][:size].view([shape[d] for d in order])` is the parameter with its dimensions in that order.
         learnt: of the two vectors what an optimiser works on.
-        counted: what lies behind it: the last parameters, as far as they take no gradient. Their `grad` is what an update adds
-            to them. Most networks have none.
+        counted: what lies behind it: the last parameters, if they are statistics. Their `grad` is what an update adds to them.
+            Most networks have none.
     """
 
     def __init__(self, network: nn.Module):
@@ -52,7 +54,8 @@ class Flat:
             parameter.data = view
             parameter.grad = _like(self.grad[offset:end], parameter, order)
             offset = end
-        tail = itertools.takewhile(lambda parameter: not parameter.requires_grad, reversed(parameters.values()))
+        counted = statistics.parameters_of(network)
+        tail = itertools.takewhile(lambda parameter: id(parameter) in counted, reversed(parameters.values()))
         learnt = size - sum(parameter.numel() for parameter in tail)
         self.learnt = Part(self.data[:learnt], self.grad[:learnt])
         self.counted = Part(self.data[learnt:], self.grad[learnt:])

@@ -75,6 +75,15 @@ def view(host: str, masks: list[set[int]], own_mask: set[int]) -> HostView:
     return HostView(host, cores, share, free, size, _write_problem(SHARED_MEMORY), *memory)
 
 
+def idle_cores(views: list[HostView]) -> dict[str, float]:
+    """Return how many cores of each host no rank has for its threads, by the views of all ranks; less than 0: there are not
+    enough."""
+    threads: dict[str, int] = {}
+    for each in views:
+        threads[each.host] = threads.get(each.host, 0) + each.threads
+    return {each.host: each.cores - threads[each.host] for each in views}
+
+
 def rank_on_this_host() -> int:
     """Return this rank's number among those of its host, from the launcher, before MPI has started; 0 without a launcher."""
     return next((int(os.environ[name]) for name in LOCAL_RANK if name in os.environ), 0)

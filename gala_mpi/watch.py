@@ -29,7 +29,8 @@ from gala_mpi import cli
 from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
-from gala_mpi.run import checkpoints, layout, reader
+from gala_mpi.run import checkpoints, evaluations, layout, reader
+from gala_mpi.run.evaluations import Evaluated
 from gala_mpi.run.opened import share_done
 from gala_mpi.run.parts import UNREADABLE, NewestRows, Part, newest_row, starting_hours
 from gala_mpi.run.tables import SECONDS_BETWEEN_WRITES
@@ -51,8 +52,9 @@ class Watch:
     """The run directory, of a live or an ended run."""
     once: bool = False
     """Print once instead of following the run. So it is where output is no terminal, too."""
-    value: Optional[Literal["state", "steps", "rate", "score", "idle_starts"]] = None
-    """Print one value alone, for scripts. rate: steps/s; idle_starts: how many of the last starts brought no progress."""
+    value: Optional[Literal["state", "steps", "rate", "score", "evaluation", "idle_starts"]] = None
+    """Print one value alone, for scripts. rate: steps/s; evaluation: the newest one's score, nan before it; idle_starts: how
+    many of the last starts brought no progress."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class RunStatus:
         lost: the ranks that have died since the run was last started.
         starts: metadata about each start.
         idle_starts: how many of the last starts have brought next to no progress that lasts.
+        evaluated: the newest evaluation; None: there is none.
     """
 
     config: Config
@@ -89,6 +92,7 @@ class RunStatus:
     lost: set[int]
     starts: list[dict[str, Any]]
     idle_starts: int
+    evaluated: Evaluated | None = None
 
     @property
     def newest(self) -> dict[int, np.void]:
@@ -104,6 +108,11 @@ class RunStatus:
     def rate(self) -> float:
         """Steps/s of all agents together, over their newest updates."""
         return sum(map(_rate, self.recent.values()))
+
+    @property
+    def evaluation(self) -> float:
+        """The score of the newest evaluation; NaN before the first."""
+        return self.evaluated.score if self.evaluated else math.nan
 
     @property
     def state(self) -> str:
@@ -225,6 +234,7 @@ def read_status(run: Path) -> RunStatus:
         lost=layout.lost(run),
         starts=reader.read_starts(run),
         idle_starts=_idle_starts(ends.first),
+        evaluated=_newest_evaluation(run),
     )
 
 
@@ -251,6 +261,13 @@ def _newest_checkpoint(run: Path) -> tuple[int, dict[int, int], float]:
         except UNREADABLE:  # damaged, or just deleted
             continue
     return 0, {}, math.nan
+
+
+def _newest_evaluation(run: Path) -> Evaluated | None:
+    try:
+        return next(reversed(evaluations.read(run)), None)
+    except UNREADABLE:  # as the run's settings were not
+        return None
 
 
 def _idle_starts(first: list[Part]) -> int:
@@ -288,6 +305,8 @@ def panel(run: Path, seen: RunStatus) -> Panel:
     left = (c.total_steps - seen.steps) / seen.rate if seen.rate else math.nan
     table.add_row("speed", f"{seen.rate:,.0f} steps/s" + (f", {_duration(left)} left" if seen.state == "running" else ""))
     table.add_row("score", f"{_number(seen.score, '+.1f')}  [dim]mean of the newest {RECENT_EPISODES} episodes at most")
+    if seen.evaluated:
+        table.add_row("evaluation", str(seen.evaluated))
     if updates := seen.updates:
         slowest, fastest = min(updates, key=lambda rank: updates[rank]), max(updates.values())
         table.add_row("updates", f"{updates[slowest]:,} to {fastest:,}  [dim]slowest and fastest agent")

@@ -18,7 +18,7 @@ launch.set_environment()  # before numpy, torch and MPI are imported
 import json
 import math
 
-from gala_mpi import cli, config
+from gala_mpi import cli, config_checks, config_file
 from gala_mpi.bench import agents, exchange, frozen, straggler, train
 from gala_mpi.bench.agents import AgentsBench
 from gala_mpi.bench.exchange import ExchangeBench
@@ -80,8 +80,7 @@ def parse(arguments: list[str]) -> Bench:
         "  mpirun -n 4 python -m gala_mpi.bench frozen --seconds 5\n"
         "  mpirun -n 4 python -m gala_mpi.bench straggler --slow-rank 3:200ms\n"
         "  mpirun -n 8 python -m gala_mpi.bench agents --device cuda",
-        arguments,
-        flat=True,
+        config_file.expand(arguments),
     )
 
 
@@ -91,8 +90,10 @@ def check(bench: Bench, ranks: int, hosts: int) -> None:
     Raises:
         SettingError: it cannot.
     """
-    config.check(bench.settings)
-    config.check_no_run(bench.settings, "a benchmark")
+    config_checks.check(bench.settings)
+    config_checks.check_no_run(bench.settings, "a benchmark")
+    actors = bench.settings.actors
+    require(not actors, "bench --actors", actors, "0, since benchmarks are of agents that play themselves,")
     for name in ("rounds", "updates"):
         require_whole(f"--{name}", getattr(bench, name, 1), 1)
     seconds = getattr(bench, "seconds", 1.0)

@@ -17,6 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from gala_mpi import display
+from gala_mpi.cli import Unprefixed
 from gala_mpi.config import Config
 from gala_mpi.job import build
 from gala_mpi.mpi.roll import Roll
@@ -32,7 +33,7 @@ FIGURES = ("steps_per_second", "cores_busy", "gpus_busy", "cpu_watts", "gpu_watt
 class AgentsBench:
     """Compare 1, 2, 4, ... agents on one host (or its GPU) with one A2C agent of as many environments: speed, load, power."""
 
-    settings: Config = field(default_factory=Config)
+    settings: Unprefixed[Config] = field(default_factory=Config)
     """What is trained. --num-envs is the number of environments of each GALA agent."""
     seconds: float = 10.0
     """How long each turn lasts."""
@@ -78,16 +79,15 @@ def turn(world: World, settings: Config, agents: int, seconds: float) -> dict[st
         comm.Barrier()
         meter = Meter()
         began = read = time.perf_counter()
-        updates, elapsed = 0, 0.0
+        before, elapsed = agent.learner.steps, 0.0
         while elapsed < seconds:
             agent.update()
-            updates += 1
             elapsed = time.perf_counter() - began
             if world.root and began + elapsed - read >= SECONDS_BETWEEN_READINGS:
                 readings.append(meter.read())
                 read = time.perf_counter()
         readings.append(meter.read())
-        own_rate = updates * settings.num_envs * settings.rollout_length / elapsed
+        own_rate = (agent.learner.steps - before) / elapsed
         agent.close()
         Roll.of(comm).close()
         comm.Free()

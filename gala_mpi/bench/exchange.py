@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 
 from gala_mpi import display
+from gala_mpi.cli import Unprefixed
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.job import build
@@ -31,7 +32,7 @@ ALLREDUCES = 50
 class ExchangeBench:
     """Compare an exchange with a copy of the same bytes and with Allreduce, and give its share of an update."""
 
-    settings: Config = field(default_factory=Config)
+    settings: Unprefixed[Config] = field(default_factory=Config)
     """What is trained."""
     updates: int = 200
     """Updates of each rank whose exchange is timed; at as many others a copy is timed."""
@@ -74,7 +75,7 @@ def _seconds(call, *arguments) -> float:
 def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, Any]:
     """Return figures on rank 0: medians over the updates of each rank, then over the ranks. Collective.
 
-    Times are in seconds; `age`, the lag of the messages mixed, is in updates.
+    Times are in seconds; `age`, the lag of the messages mixed, is in updates, and below zero where a neighbour is ahead.
     """
     agent = build.build(settings, world.comm, world.node.rank, world.threads)
     size = len(agent.learner.flat)
@@ -90,7 +91,7 @@ def measure(world: World, bench: ExchangeBench, settings: Config) -> dict[str, A
         messages.append(len(mixes))
         lags += [agent.learner.updates - mix.version for mix in mixes]
     agent.close()
-    steps = settings.num_envs * settings.rollout_length
+    steps = settings.steps_per_update
     own = {
         "steps_per_second": steps * len(updates) / sum(updates),
         "update": statistics.median(updates),

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from gala_mpi import display
 from gala_mpi.agent import Agent
+from gala_mpi.cli import Unprefixed
 from gala_mpi.config import Config
 from gala_mpi.exchange.base import Exchange
 from gala_mpi.job import build
@@ -32,7 +33,7 @@ PHASES = ("before", "frozen", "after")
 class FrozenBench:
     """Freeze one rank (SIGSTOP) while all train, and print the longest stall of the others: whether any rank waits."""
 
-    settings: Config = field(default_factory=Config)
+    settings: Unprefixed[Config] = field(default_factory=Config)
     """What is trained."""
     frozen: Optional[int] = None
     """The rank to freeze. None: the last one."""

@@ -21,6 +21,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from gala_mpi import display
+from gala_mpi.cli import Unprefixed
 from gala_mpi.clock import SECTIONS
 from gala_mpi.config import Config
 from gala_mpi.envs import registry
@@ -37,7 +38,7 @@ PRODUCTS = 30
 class TrainBench:
     """Measure the training loop: one rank alone, all ranks, and where the time of an update goes."""
 
-    settings: Config = field(default_factory=Config)
+    settings: Unprefixed[Config] = field(default_factory=Config)
     """What is trained."""
     rounds: int = 3
     """How many rounds of turns are measured; medians over the rounds are printed."""
@@ -66,25 +67,27 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
     own = None
     if comm is not None:
         agent = build.build(settings, comm, world.node.rank, world.threads)
-        device, dtype = agent.collector.device, agent.collector.network.dtype
+        device, dtype = agent.learner.flat.data.device, agent.learner.network.dtype
         comm.Barrier()
         environments = environments_alone(settings, world.threads, updates)
         comm.Barrier()
         products = matrix_products(device, dtype)
         agent.start()
-        with FlopCounterMode(display=False) as counter:
-            agent.update()
+        with FlopCounterMode(display=False) as counter:  # which sees this thread alone
+            batch, _ = agent.collector.collect()
+            for part in agent.learner.parts(batch):
+                agent.learner.gradient(part)
+        flops_per_step = counter.get_total_flops() / agent.collector.steps
         for _ in range(WARM_UP_UPDATES):
             agent.update()
         agent.clock.lap()
-        began = time.perf_counter()
+        began, before = time.perf_counter(), agent.learner.steps
         for _ in range(updates):
             agent.update()
-        elapsed = time.perf_counter() - began
+        elapsed, steps = time.perf_counter() - began, agent.learner.steps - before
         sections = {section: spent / updates for section, spent in agent.clock.lap().items()}
-        steps = settings.num_envs * settings.rollout_length
-        rates = {"steps_per_second": updates * steps / elapsed, "environments": environments, "flops_per_second": products}
-        own = rates | {"flops_per_step": counter.get_total_flops() / steps, "update": elapsed / updates, **sections}
+        rates = {"steps_per_second": steps / elapsed, "environments": environments, "flops_per_second": products}
+        own = rates | {"flops_per_step": flops_per_step, "update": elapsed / updates, **sections}
         own |= {"passes": agent.collector.passes.name}
         agent.close()
         Roll.of(comm).close()
@@ -104,7 +107,7 @@ def environments_alone(settings: Config, threads: int, updates: int) -> float:
     environments = registry.make(settings.env, settings.num_envs, **options)
     observations = environments.reset(np.arange(settings.num_envs))
     rng = np.random.default_rng(0)
-    steps, began = updates * settings.rollout_length, time.perf_counter()
+    steps, began = updates * settings.length, time.perf_counter()
     for _ in range(steps):
         observations = environments.step(environments.spaces.random_actions(rng, observations)).observations
     environments.close()
@@ -135,12 +138,13 @@ def show(figures: dict[str, Any], bench: TrainBench, settings: Config) -> None:
     console, ranks = display.console(), figures["ranks"]
     turns = {"one rank": figures["one_rank"], f"{ranks} ranks": figures["all_ranks"]}
     display.say(
-        f"{settings.env}, {settings.exchange}, network {settings.network} in {settings.precision}, "
-        f"{settings.num_envs} environments a rank, {figures['passes']} forward passes; "
+        f"{settings.env}, {settings.exchange}, {settings.learner}, network {settings.network} in {settings.precision}, "
+        f"{settings.num_envs} environments a rank, lag {settings.lag}; "
         f"medians of {bench.rounds} turns of {bench.updates} updates"
     )
     speeds = Table("", *turns)
     for name, text in (
+        ("forward passes of a rollout", lambda _: figures["passes"]),
         ("environments alone, steps/s", lambda turn: f"{turn['environments']:,.0f}"),
         (f"matrix products in {settings.precision}, GFLOP/s", lambda turn: f"{1e-9 * turn['flops_per_second']:,.0f}"),
         ("MFLOP a step", lambda turn: f"{1e-6 * turn['flops_per_step']:.1f}"),

@@ -33,10 +33,12 @@ from rich.table import Table
 
 from gala_mpi import (
     cli,
-    config,
+    config_checks,
+    config_file,
     device,
     display,
 )
+from gala_mpi.cli import Unprefixed
 from gala_mpi.config import Config
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job import (
@@ -52,6 +54,7 @@ from gala_mpi.job.preflight import (
 from gala_mpi.mpi import selftest
 from gala_mpi.mpi.selftest import Readings
 from gala_mpi.mpi.world import World
+from gala_mpi.networks.sizes import Sizes
 from gala_mpi.run import files
 
 SECONDS_TO_ANSWER = 15.0
@@ -68,7 +71,7 @@ STARTED = ("PMI_SIZE", "PMIX_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASK
 class Examination:
     """Check the machine, MPI and the run directory."""
 
-    settings: Config = field(default_factory=Config)
+    settings: Unprefixed[Config] = field(default_factory=Config)
     """What will be trained: the checks are for this run's windows, memory and directory."""
     json: bool = False
     """Print one JSON object instead of a table."""
@@ -79,7 +82,7 @@ class Prepared(NamedTuple):
 
     options: Examination
     settings: Config
-    length: int  # P, the number of parameters
+    network: Sizes
     folder: Path  # the run directory, or the nearest folder above it that exists
     token: Path | None  # a file in `folder` that all hosts should see; None: it could not be written
 
@@ -124,13 +127,12 @@ def read_arguments(arguments: list[str], world: World) -> Prepared:
         "Check the machine, MPI and the run directory; print what is wrong and what to do about it.\n\n"
         "  mpirun -n 4 python -m gala_mpi.doctor\n"
         "  mpirun -n 4 python -m gala_mpi.doctor --network nature --run-dir /scratch/me/runs/pong",
-        arguments,
-        flat=True,
+        config_file.expand(arguments),
     )
-    config.check(options.settings)
-    config.check_no_run(options.settings, "the doctor")
+    config_checks.check(options.settings)
+    config_checks.check_no_run(options.settings, "the doctor")
     settings = dataclasses.replace(options.settings, precision="fp32")  # "auto" would be timed, and no check needs it
-    settings, length, _ = prepare.settle(settings, world)
+    settings, network, _ = prepare.settle(settings, world)
     folder = settings.directory.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -139,7 +141,7 @@ def read_arguments(arguments: list[str], world: World) -> Prepared:
         token.touch()
     except OSError:
         token = None
-    return Prepared(options, settings, length, folder, token)
+    return Prepared(options, settings, network, folder, token)
 
 
 def check(prepared: Prepared, world: World) -> Iterator[Finding]:
@@ -152,17 +154,30 @@ def check(prepared: Prepared, world: World) -> Iterator[Finding]:
     yield cma(world)
     if world.size == 1:
         return
-    graph = EXCHANGES[settings.exchange].load().graph(settings, world.size)
-    neighbours = graph.neighbours(world.rank) if graph else [(world.rank - 1) % world.size]
+    neighbours = reads(settings, world)
     short = preflight.shared_memory(own_host_demand(prepared, world)).state == "error"
-    length = 1 if any(world.comm.allgather(short)) else prepared.length  # windows of the real size would kill the ranks
+    length = (
+        1 if any(world.comm.allgather(short)) else prepared.network.parameters
+    )  # windows of the real size would kill the ranks
     yield from gets(selftest.run(world.comm, length, neighbours), world)
+
+
+def reads(settings: Config, world: World) -> list[int]:
+    """Return the ranks that this one reads in training; where there is no graph, another one."""
+    crew = settings.ranks(1)
+    agent, place = divmod(world.rank, crew)
+    if place:  # an actor reads its agent
+        return [world.rank - place]
+    agents = world.size // crew
+    graph = EXCHANGES[settings.exchange].load().graph(settings, agents) if agents > 1 else None
+    peers = graph.neighbours(agent) if graph else [(agent - 1) % agents]
+    return [peer * crew for peer in peers if peer != agent] + [*range(world.rank + 1, world.rank + crew)]
 
 
 def own_host_demand(prepared: Prepared, world: World) -> HostDemand:
     """Return what the run needs of this rank's host."""
     return next(
-        each for each in preflight.demands(prepared.settings, prepared.length, world.host_views) if world.rank in each.ranks
+        each for each in preflight.demands(prepared.settings, prepared.network, world.host_views) if world.rank in each.ranks
     )
 
 
@@ -172,7 +187,7 @@ def merge(answers: dict[int, list[Finding]], prepared: Prepared, world: World) -
     Args:
         answers: rank → findings, of the ranks that answered.
     """
-    hosts = preflight.demands(prepared.settings, prepared.length, world.host_views)
+    hosts = preflight.demands(prepared.settings, prepared.network, world.host_views)
     findings = [launcher(world), *preflight.check_all(hosts), answering(answers, world)]
     of_all: dict[str, list[tuple[int, Finding]]] = {}
     for rank, answer in answers.items():
@@ -241,7 +256,8 @@ def run_directory(prepared: Prepared, world: World) -> Finding:
     if token and not token.exists():
         remedy = "choose a --run-dir on a file system that all hosts share: a resume reads every rank's files"
         return Finding("run directory", "error", f"{folder} on {world.host} is not the same as on rank 0's host", remedy)
-    needed, free = CHECKPOINTS * world.size * 8 * prepared.length, shutil.disk_usage(folder).free
+    agents = world.size // prepared.settings.ranks(1)
+    needed, free = CHECKPOINTS * agents * 8 * prepared.network.parameters, shutil.disk_usage(folder).free
     seen = f"{folder} ({host.file_system(folder)}): {size(free)} free, checkpoints take {size(needed)}"
     if needed > free:
         remedy = "make room, or choose another --run-dir, or keep fewer checkpoints (--keep-checkpoints)"
@@ -355,7 +371,7 @@ def busy_target(readings: Readings, world: World) -> Finding:
 
 def show(findings: list[Finding], prepared: Prepared, world: World, seconds: float) -> None:
     """Print the findings and the resource plan, as a table or as one JSON object."""
-    hosts = preflight.demands(prepared.settings, prepared.length, world.host_views)
+    hosts = preflight.demands(prepared.settings, prepared.network, world.host_views)
     if prepared.options.json:
         metadata = {"ranks": world.size, "hosts": len(hosts), "seconds": seconds, "plan": preflight.resource_plan(hosts)}
         print(json.dumps(metadata | {"findings": [dataclasses.asdict(finding) for finding in findings]}))

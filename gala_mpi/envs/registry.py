@@ -1,20 +1,21 @@
-"""Make environments by name: an Atari game, any id of gymnasium, module:id, or one of EnvPool's."""
+"""Make environments by name: an Atari game, any id of gymnasium, module:id, module:function, or one of EnvPool's."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
+from gala_mpi.envs import modules
 from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Environments
 from gala_mpi.envs.envpool import PREFIX, EnvPoolEnvironments, require_task
 from gala_mpi.envs.gym import GymEnvironments
-from gala_mpi.envs.modules import find, in_a_line, same_directory
+from gala_mpi.envs.modules import in_a_line, same_directory
 from gala_mpi.envs.options import check_keywords, keywords
 from gala_mpi.envs.options import wrappers as wrappers_of
 from gala_mpi.envs.settings import AS_NAMED, PAPER, AtariSettings
@@ -31,7 +32,7 @@ class Found(NamedTuple):
 
     Attributes:
         kind: "atari", "gymnasium" or "envpool".
-        name: ale-py's name of the game; or the id of gymnasium, with its module if it was given with one; or EnvPool's id.
+        name: ale-py's name of the game; or the id of gymnasium, with its module if that registers it; or EnvPool's id.
         says: the protocol that an Atari game's name stands for, in which nothing is None.
         stored: what a run calls it: one name for one game and protocol, however it was typed.
         differs: in which way an Atari game is played otherwise than its id says, in one line; empty: in none.
@@ -49,6 +50,7 @@ def resolve(env: str) -> Found:
 
     * envpool:id, one of EnvPool's;
     * module:id: the module is imported, which registers the id (gymnasium's own form);
+    * module:function: the module is imported, whose function (or class) makes the environment;
     * an id of gymnasium's registry; those of ale-py are Atari games;
     * an Atari game in ale-py's way of writing (ms_pacman), or in the way of older ids (PongDeterministic-v4).
 
@@ -62,8 +64,12 @@ def resolve(env: str) -> Found:
         return Found("envpool", env.removeprefix(PREFIX), stored=env)
     games = atari_games()
     module, _, name = env.rpartition(":")
-    if module:
-        _import(env, module)
+    function = modules.given("env", env)
+    if module and function is None:
+        found = _import(env, module)
+        function = None if name in gymnasium.registry else modules.reached(found, name)
+    if callable(function):
+        return Found("gymnasium", _register(env, function), stored=env)
     spec = gymnasium.registry.get(name)
     if spec is not None:
         return _found_atari(env, **spec.kwargs) if _is_ale(spec) else Found("gymnasium", env, stored=env)
@@ -113,12 +119,24 @@ def _found_atari(
     return Found("atari", game, says, stored, differs)
 
 
+def _register(env: str, function: Callable[..., Any]) -> str:
+    """Register a function that makes an environment with gymnasium, if it is not, and return its id there."""
+    import gymnasium
+
+    name = re.sub(r"[^\w.]", ".", env)
+    spec = gymnasium.registry.get(name)
+    if spec is None or spec.entry_point is not function:
+        gymnasium.registry.pop(name, None)
+        gymnasium.register(name, function)
+    return name
+
+
 def is_known_to_all(env: str) -> bool:
     """Return whether every program knows an environment: an Atari game, gymnasium's own, or one that names its module."""
     import gymnasium
 
     if ":" in env or resolve(env).kind != "gymnasium":
-        return True
+        return modules.is_for_all(env)
     return str(gymnasium.registry[env].entry_point).startswith("gymnasium.")
 
 
@@ -127,10 +145,11 @@ def bare(env: str) -> str:
     return env if env.startswith(PREFIX) else env.rpartition(":")[2]
 
 
-def _import(env: str, module: str) -> None:
-    """Import the module that registers an environment. Raises SettingError where that cannot be done."""
+def _import(env: str, module: str) -> Any:
+    """Import the module that registers or makes an environment. Raises SettingError where that cannot be done."""
     try:
-        find(module)
+        modules.refuse_unnamed(env)
+        return modules.find(module)
     except SettingError as error:
         raise SettingError(f"--env {env}: {error}") from None
 
@@ -140,7 +159,9 @@ def _refuse_unregistered(env: str, module: str, name: str) -> None:
 
     near = difflib.get_close_matches(name, list(gymnasium.registry), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise SettingError(f"--env {env}: importing {module} registers no {name}; an id that it registers is expected{hint}")
+    raise SettingError(
+        f"--env {env}: importing {module} registers no {name}; an id that it registers, or its function, is expected{hint}"
+    )
 
 
 def _is_ale(spec: Any) -> bool:
@@ -228,7 +249,7 @@ def gymnasium_options(env: str, kwargs: Sequence[str], wrappers: Sequence[str]) 
 
     given = keywords(kwargs)
     if given:
-        check_keywords(env, gymnasium.registry[bare(env)], given)
+        check_keywords(env, gymnasium.registry[bare(resolve(env).name)], given)
     return {"kwargs": given, "wrappers": wrappers_of(wrappers)}
 
 

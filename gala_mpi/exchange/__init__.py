@@ -50,7 +50,7 @@ EXCHANGES = {
         "gala_mpi.exchange.periodic:Periodic",
         "local SGD: average parameters over all ranks every --sync-updates updates",
         "local SGD",
-        {"sync_updates": ", K = {}"},
+        {"sync_updates": ", K = {}", "outer_momentum": ", μ = {}", "outer_lr": ", η = {}"},
     ),
     "server": ExchangeMember("gala_mpi.exchange.server:Server", "A3C: a shared vector in rank 0's window", "A3C"),
     "none": ExchangeMember("gala_mpi.exchange.independent:Independent", "independent agents", "independent"),

@@ -77,6 +77,9 @@ class Settings(Protocol):
     @property
     def sync_updates(self) -> int | None: ...
 
+    @property
+    def preempt(self) -> float | None: ...
+
 
 class Exchange:
     """One way to share. Vectors are float32 [P], all on the agent's device, and are changed in place.
@@ -92,11 +95,13 @@ class Exchange:
         takes: the names of settings that not every exchange has, but this one; with "replay", its runs can be replayed from the
             mixes that they record.
         collective: whether ranks meet in collective operations, so that all have to do the same number of updates.
+        averages_gradients: whether ranks meet at every gradient, so that all have to take as many.
         shares: whether agents learn from each other's environments.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
     collective: ClassVar[bool] = False
+    averages_gradients: ClassVar[bool] = False
     shares: ClassVar[bool] = True
 
     # Of the class: what is asked before there is an exchange. `settings` always are those of a run with this exchange.
@@ -140,6 +145,16 @@ class Exchange:
         """Begin, or resume, at update `version` with these parameters. Collective."""
         self._agreement.start()
 
+    def cut_short(self) -> bool:
+        """Return whether this rank is to end its rollout now, since others wait for it. Asked at every step."""
+        return False
+
+    def played(self, steps: int) -> None:
+        """Take note that this rank has played a rollout, of so many steps."""
+
+    def steps(self) -> int | None:
+        """Return the steps of all ranks since the start, where they count them when they meet; None: they do not."""
+
     def gradient(self, gradient: torch.Tensor) -> bool:
         """Share the gradient; called after the backward pass, before the optimiser.
 
@@ -156,6 +171,10 @@ class Exchange:
 
     def parameters(self, parameters: torch.Tensor) -> None:
         """Share the parameters; called after the optimiser's step."""
+
+    def at_mean(self) -> bool:
+        """Return whether the last update has ended at the mean of all agents, from which an outer step may go on."""
+        return False
 
     def progress(self) -> None:
         """Move messages along without waiting; called often."""

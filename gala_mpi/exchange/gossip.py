@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from mpi4py import MPI
 
@@ -39,6 +40,7 @@ from gala_mpi.topology import Topology, properties
 from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
 NOTHING = torch.empty(0)
+WORD_BYTES = 4  # of what a mailbox counts in
 
 
 def average(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float], out: torch.Tensor) -> None:
@@ -52,6 +54,15 @@ def average(mine: torch.Tensor, messages: list[np.ndarray], weights: list[float]
         out.copy_(mine)
 
 
+def require_no_circle(graph: Topology, staleness: int | None, max_lag: int | None) -> None:
+    """Refuse bounds with which agents might wait for each other in a circle (docs/transport.md). Raises SettingError."""
+    if max_lag is not None and staleness is not None and graph.period > 1:
+        raise SettingError(
+            f"--max-lag {max_lag} --staleness {staleness} --topology {graph.name}: agents might wait for each other for ever; "
+            "a graph that is the same at every update is expected, or one of the two bounds"
+        )
+
+
 class Gossip(Exchange):
     """Average parameters with a few neighbours.
 
@@ -63,9 +74,10 @@ class Gossip(Exchange):
         checksum: whether messages carry a checksum that their readers verify.
         max_lag: L, the most updates that a message may be behind; None: any.
         survive: after how many seconds without a sign of life a peer is lost, at least; None: never. Not in lock-step.
+        dtype: of the vectors and messages: float32, as training has, or float64.
     """
 
-    takes = frozenset({"topology", "staleness", "max_lag", "checksum", "survive", "replay"})
+    takes = frozenset({"topology", "staleness", "max_lag", "checksum", "survive", "replay", "mix_steps"})
 
     @classmethod
     def build(cls, comm: MPI.Intracomm, length: int, settings: Settings) -> Gossip:
@@ -79,12 +91,7 @@ class Gossip(Exchange):
     @classmethod
     def graph(cls, settings: Settings, agents: int) -> Topology:
         graph = topology.build(settings.topology, agents)
-        if settings.max_lag is not None and settings.staleness is not None and graph.period > 1:
-            flags = f"--max-lag {settings.max_lag} --staleness {settings.staleness} --topology {settings.topology}"
-            raise SettingError(
-                f"{flags}: agents might wait for each other for ever; a graph that is the same at every update is expected, "
-                "or one of the two bounds"
-            )
+        require_no_circle(graph, settings.staleness, settings.max_lag)
         return graph
 
     @classmethod
@@ -104,13 +111,16 @@ class Gossip(Exchange):
         checksum: bool = False,
         survive: float | None = None,
         max_lag: int | None = None,
+        dtype: npt.DTypeLike = np.float32,
     ):
+        self._dtype = np.dtype(dtype)
         self._graph, self._bound, self._lockstep = graph, staleness, staleness == 0
         self._max_lag = math.inf if max_lag is None else max_lag
         # Of each round: looked up at every progress.
         self._peers = [graph.in_peers(comm.rank, round) for round in range(graph.period)]
         self._roll = Roll.of(comm)
-        self._mailbox = Mailbox(comm, length, checksum, survive is not None)
+        words = length * self._dtype.itemsize // WORD_BYTES
+        self._mailbox = Mailbox(comm, words, checksum, survive is not None)
         self._inbox = {peer: message_reader(self._mailbox, peer) for peer in graph.neighbours(comm.rank)}
         self._headers = Headers(self._mailbox, self._inbox.values())
         if self._lockstep:
@@ -153,7 +163,7 @@ class Gossip(Exchange):
             return None
         if self._lockstep:
             self._wait_for_readers()
-        self._room = torch.from_numpy(self._mailbox.begin_write(self._version))
+        self._room = torch.from_numpy(self._mailbox.begin_write(self._version).view(self._dtype))
         return self._room
 
     def parameters(self, parameters: torch.Tensor) -> None:
@@ -190,7 +200,7 @@ class Gossip(Exchange):
             return
         if self._lockstep:
             self._wait_for_readers()
-        self._mailbox.publish(self._download.take(), self._on_its_way)
+        self._mailbox.publish(self._download.take().view(np.float32), self._on_its_way)
         self._on_its_way = 0
 
     def _in_peers(self, version: int) -> list[int]:
@@ -264,12 +274,13 @@ class Gossip(Exchange):
         readers, weights, whole = [self._inbox[peer] for peer in peers], self._weights(), False
         while not whole:  # again only if a peer has published twice meanwhile, which nobody does in lock-step
             taken = [reader.take() for reader in readers]
-            average(mine, [message for message, _ in taken], weights, out)
+            messages = [message.view(self._dtype) for message, _ in taken]
+            average(mine, messages, weights, out)
             whole = all([reader.still_whole() for reader in readers])
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         if mixes and not is_finite(out):
-            self._refuse(mixes, [message for message, _ in taken])
+            self._refuse(mixes, messages)
             out.copy_(mine)
             return []
         return mixes

@@ -1,5 +1,6 @@
 """Local SGD: agents learn alone for some updates, then all go on from the mean of their parameters (Stich 2019; McMahan et al.
-2017, federated averaging). Ranks wait for each other at every mean, and two runs give the same bits.
+2017, federated averaging), or take an outer step from there (learners/outer.py). Ranks wait for each other at every mean, and
+two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ UPDATES = 10  # between two means, unless --sync-updates says otherwise
 class Periodic(Exchange):
     """Average parameters over all ranks at every update that is a multiple of `every`, each with its own optimiser's state."""
 
-    takes = frozenset({"sync_updates"})
+    takes = frozenset({"sync_updates", "outer_momentum", "outer_lr"})
     collective = True
 
     @classmethod
@@ -41,6 +42,9 @@ class Periodic(Exchange):
 
     def parameters(self, parameters: torch.Tensor) -> None:
         self._version += 1
-        if self._version % self._every == 0:
+        if self.at_mean():
             with on_host(parameters) as vector:
                 self._mean.average(vector)
+
+    def at_mean(self) -> bool:
+        return self._version % self._every == 0

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
+from gala_mpi import networks
 from gala_mpi.config import Config
-from gala_mpi.envs import registry
+from gala_mpi.envs import modules, registry
 from gala_mpi.lazy import Member
 from gala_mpi.learners import LEARNERS
-from gala_mpi.networks import NETWORKS
 
 TRAIN = "gala_mpi.train"
 
-_given: list[str] | None = None  # what this program gave `train.main`, which need not be its command line
+_given: list[str] | None = None  # what this program gave `train.main`, which need not be its command line; None: no words
 _here: Path | None = None  # the working directory then
 
 
-def remember(arguments: list[str]) -> None:
-    """Remember what `train.main` was given, and where."""
+def remember(arguments: list[str] | None) -> None:
+    """Remember what `train.main` was given, and where; None: `gala_mpi.train` was called, with settings."""
     global _given, _here
     _given, _here = arguments, Path.cwd()
+
+
+def here() -> Path:
+    """Return the working directory of the start: an environment may have changed it."""
+    return _here or Path.cwd()
 
 
 def shown(path: Path) -> str:
@@ -30,20 +36,24 @@ def shown(path: Path) -> str:
     return str(path if _here is None or in_full or not path.is_relative_to(_here) else path.relative_to(_here))
 
 
-def resume(agents: int, run: Path) -> str:
-    """Return the command that continues a run."""
+def resume(ranks: int, run: Path) -> str:
+    """Return the command that continues a run on so many ranks."""
     flags = ["--resume", "--run-dir", shown(run)]
+    if _given is None:
+        return f"call {TRAIN}(resume=True, run_dir={shown(run)!r}) in {_name()}, on {ranks} ranks"
     own = _arguments_of_its_own()
     if own is None or not _program():
-        return f"call {TRAIN}.main({flags}) in {_name()}, on {agents} ranks"
-    return shlex.join(["mpirun", "-n", str(agents), *_program(), *own, *flags])
+        return f"call {TRAIN}.main({flags}) in {_name()}, on {ranks} ranks"
+    return shlex.join(["mpirun", "-n", str(ranks), *_program(), *own, *flags])
 
 
 def play(config: Config) -> str:
     """Return the command that plays a run's policies."""
     run = shown(config.directory)
-    if _program() == ["python", "-m", TRAIN] or _known_elsewhere(config):
-        return shlex.join(["python", "-m", "gala_mpi.evaluate", run])
+    if _program() == ["python", "-m", TRAIN] or known_elsewhere(config):
+        return _where_it_is_found(config) + shlex.join(["python", "-m", "gala_mpi.evaluate", run])
+    if _given is None:
+        return f"call gala_mpi.evaluate.main({[run]}) after {TRAIN} in {_name()}, which alone knows what it plays"
     return f"call gala_mpi.evaluate.main({[run]}) in place of train.main in {_name()}, which alone knows what it plays"
 
 
@@ -61,6 +71,16 @@ def _name() -> str:
     return _program()[-1] if _program() else "your program"
 
 
+def _where_it_is_found(config: Config) -> str:
+    """Return what goes before a command so that it finds functions of the main program; nothing where it does anyhow."""
+    folder = modules.main_folder()
+    given = [modules.given("env", config.env), modules.given("network", config.network or "")]
+    if folder in (None, _here) or modules.MAIN not in [getattr(function, "__module__", None) for function in given]:
+        return ""
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return f"PYTHONPATH={shlex.quote(os.pathsep.join(paths))} "
+
+
 def _arguments_of_its_own() -> list[str] | None:
     """Return the words of the command line before those that `train.main` was given; None where it was given others."""
     words = sys.argv[1:]
@@ -70,8 +90,11 @@ def _arguments_of_its_own() -> list[str] | None:
     return words[:kept] if kept >= 0 and words[kept:] == _given else None
 
 
-def _known_elsewhere(config: Config) -> bool:
+def known_elsewhere(config: Config) -> bool:
     """Whether other programs know this run's environment, network and learner too: nobody has added them in this one."""
-    members: list[Member] = [NETWORKS[config.network or "mlp"], LEARNERS[config.learner]]
-    ours = all(member.place.startswith("gala_mpi.") for member in members)
-    return ours and registry.is_known_to_all(config.env)
+    members: list[Member] = [LEARNERS[config.learner]]
+    if not modules.is_for_all(config.network or ""):
+        return False
+    if not networks.is_own(config.network or "mlp"):  # which every program finds
+        members.append(networks.member(config.network or "mlp"))
+    return all(member.place.startswith("gala_mpi.") for member in members) and registry.is_known_to_all(config.env)

@@ -1,6 +1,7 @@
 """Prepare the process before a command imports torch and MPI.
 
-Importing the package does none of this: a library must not change its user's process.
+Importing the package does none of this: a library must not change its user's process. A program that trains (`gala_mpi.train`)
+sets what libraries read when they are loaded, and listens to signals while it does.
 """
 
 from __future__ import annotations
@@ -32,29 +33,40 @@ SECONDS_FOR_THREADS = 5.0  # to end after the command has
 
 
 def set_environment() -> None:
-    """Set what numerical libraries and MPI read when they are loaded. What the user has set stays."""
+    """Set what numerical libraries and MPI read when they are loaded, and let MPI start late. What the user has set stays."""
+    set_variables()
+    late.start_late()
+
+
+def set_variables() -> None:
+    """Set the environment's variables that numerical libraries and MPI read when they are loaded."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
     for variable, value in {**WAITING, **DEBUGGING}.items():
         os.environ.setdefault(variable, value)
     for variable in SEGMENTS:
         os.environ.setdefault(variable, "256K")
-    late.start_late()
 
 
-def prepare_to_train(status: int) -> None:
+def prepare_to_train(status: int, command: bool = True) -> None:
     """Set the environment and handle signals, whose default action would kill this rank. A worker process that only imports the
     program handles none.
 
     Args:
         status: the exit status where shared memory is so small that MPI would crash at its start.
+        command: False: a program of the user's own imports what trains. Signals are its own until it does train, and MPI starts
+            when mpi4py is imported, as in any program.
 
     Raises:
         SystemExit: shared memory is too small.
     """
-    set_environment()
-    if not host.imports_main_again():
+    set_variables()
+    again = host.imports_main_again()
+    if command or again:
+        late.start_late()
+    if command and not again:
         signals.listen()
+    if not again and "mpi4py.MPI" not in sys.modules:
         host.refuse_tiny_shared_memory(status)
 
 

@@ -13,20 +13,26 @@ from typing import Literal
 from gala_mpi.config import Config
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.host import ENLARGE, SHARED_MEMORY, HostView
-from gala_mpi.mpi.mailbox import DIRECT, REMOTE
-from gala_mpi.networks import NETWORKS
+from gala_mpi.mpi.mailbox import DIRECT, REMOTE, window_bytes
+from gala_mpi.networks.sizes import Sizes
 
 # Agents do not wait for each other, so that more ranks than cores cost them little but time: 2 per core need no warning.
 RANKS_PER_CORE = 2.0
 # Resident memory, measured: of each rank alone (Python, torch and MPI), and the code that the ranks of a host share (4 of
-# CartPole: 171 MiB each and 118 together); an environment with images (2 ranks of Pong: 229 MiB each with 16, 334 with 64) or
-# with numbers (CartPole), including its part of a rollout of 5 steps; how many vectors are as long as the parameters: these,
-# gradients, RMSprop, messages, casts.
-RANK_BYTES, CODE_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 180 << 20, 130 << 20, 2560 << 10, 16 << 10, 8
+# CartPole: 171 MiB each and 118 together); an environment with images (2 ranks of Pong: 229 MiB each with 16 and 5 steps of
+# each, 334 with 64) or with numbers (CartPole); how many vectors are as long as the parameters: these, gradients, RMSprop,
+# messages, casts.
+RANK_BYTES, CODE_BYTES, IMAGES_BYTES, NUMBERS_BYTES, VECTORS = 180 << 20, 130 << 20, 1160 << 10, 10 << 10, 8
 # Of a worker process: Python, numpy and gymnasium; what its environment imports comes on top.
 WORKER_BYTES = 50 << 20
-# What each step more of a rollout takes of an environment: the observation, and what the layers make of it.
-ROLLOUT, IMAGES_STEP, NUMBERS_STEP = 5, 280 << 10, 1 << 10
+# Of a step that is learnt from: what autograd keeps of it (`Sizes.step`), and what it works with.
+AT_WORK = 1.5
+# Of each step of a rollout beside the observation: reward, action, mask and the like. Of learners in several parts all steps
+# are kept, and autograd takes twice as much of each step of a part (PPO on Pong: 250 MiB in all with 16 environments, 180 with
+# 8, 35 with 4).
+ROW_BYTES = 112
+# Of each unit of a memory in each step that autograd goes over (an LSTM 75 to 110, a GRU 50)
+UNIT_STEP = 100
 SMALL_WINDOWS = 1 << 20  # bytes of a rank's other windows: the display's, the probes'
 
 State = Literal["ok", "warning", "error"]
@@ -62,11 +68,13 @@ class HostDemand:
     memory: int
     memory_held: int  # of it, by the ranks as they are now
     workers: int = 0  # processes of a rank that step its environments
+    actors: int = 0  # of the ranks, those that play for another one, which has no environments then
 
     def __str__(self) -> str:
         inside = f" in {self.workers} worker{'s' * (self.workers > 1)}" if self.workers else ""
+        acting = f" ({self.actors} actor{'s' * (self.actors > 1)})" if self.actors else ""
         ranks = (
-            f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)} × {self.environments} environments{inside} × "
+            f"{len(self.ranks)} rank{'s' * (len(self.ranks) > 1)}{acting} × {self.environments} environments{inside} × "
             f"{self.threads} threads"
         )
         windows = f"windows {size(self.windows)} of {size(self.view.shm_free)} in {SHARED_MEMORY}"
@@ -79,27 +87,32 @@ class HostDemand:
         return self.view.memory_free + self.memory_held
 
 
-def demands(config: Config, length: int, host_views: list[HostView]) -> list[HostDemand]:
+def demands(config: Config, network: Sizes, host_views: list[HostView]) -> list[HostDemand]:
     """Return what the run needs of each host.
 
     Args:
-        length: P, the number of parameters.
+        network: what the network takes.
         host_views: the views of all ranks, in their order.
     """
     names = list(dict.fromkeys(each.host for each in host_views))
-    window = 0
-    if len(host_views) > 1:
-        exchange = EXCHANGES[config.exchange].load()
-        window = exchange.window_bytes(config, length, DIRECT if len(names) == 1 else REMOTE)
-    numbers = config.network is not None and NETWORKS[config.network].images is not True
-    environment_bytes, step_bytes = (NUMBERS_BYTES, NUMBERS_STEP) if numbers else (IMAGES_BYTES, IMAGES_STEP)
-    environment_bytes += max(0, config.rollout_length - ROLLOUT) * step_bytes
+    reach, crew = DIRECT if len(names) == 1 else REMOTE, config.ranks(1)
+    window, length = 0, network.parameters
+    if len(host_views) > crew:
+        window = EXCHANGES[config.exchange].load().window_bytes(config, length, reach)
+    environment_bytes = IMAGES_BYTES if network.images else NUMBERS_BYTES
     rank_bytes = RANK_BYTES + config.num_envs * environment_bytes + VECTORS * 4 * length
-    rank_bytes += config.env_workers * WORKER_BYTES
+    player_bytes = 0  # of a process that evaluates: any host may be the one that has it
+    if config.evaluate_minutes is not None:
+        player_bytes = RANK_BYTES + config.evaluate_episodes * environment_bytes
+    rank_bytes += _rollout_bytes(config, network) + config.env_workers * WORKER_BYTES
+    if config.actors:
+        window += window_bytes(length, reach)
     hosts = []
     for name in names:
         ranks = [rank for rank, each in enumerate(host_views) if each.host == name]
         views = [host_views[rank] for rank in ranks]
+        actors = sum(rank % crew > 0 for rank in ranks)
+        windows = (len(ranks) - actors) * window + actors * _message_bytes(config, network)
         hosts.append(
             HostDemand(
                 name,
@@ -108,13 +121,32 @@ def demands(config: Config, length: int, host_views: list[HostView]) -> list[Hos
                 max(each.threads for each in views),
                 views[0],
                 1 / min(each.share for each in views),
-                len(ranks) * window,
-                CODE_BYTES + len(ranks) * (rank_bytes + window),
+                windows,
+                CODE_BYTES + len(ranks) * rank_bytes + windows + player_bytes,
                 sum(each.memory_held for each in views),
                 config.env_workers,
+                actors,
             )
         )
     return hosts
+
+
+def _rollout_bytes(config: Config, network: Sizes) -> int:
+    """Return what a rollout of a rank takes, and what autograd makes of it."""
+    step_bytes, steps = int(AT_WORK * network.step), config.steps_per_update
+    kept = network.observation + ROW_BYTES
+    at_once = config.learner_settings.at_once(steps)
+    if config.memory is not None:  # by autograd, whatever the learner
+        at_once = at_once or steps
+        step_bytes += config.memory_size * UNIT_STEP // 2
+    if config.lag or config.actors:  # two rollouts are kept, and autograd goes over one
+        return (2 * kept + 2 * step_bytes) * steps
+    return steps * step_bytes if at_once is None else steps * kept + 2 * at_once * step_bytes
+
+
+def _message_bytes(config: Config, network: Sizes) -> int:
+    """Return what an actor's window takes: a rollout."""
+    return (network.observation + ROW_BYTES) * config.num_envs * (config.length + 1)
 
 
 def resource_plan(hosts: list[HostDemand]) -> list[str]:

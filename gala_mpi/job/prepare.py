@@ -18,26 +18,27 @@ from typing import cast
 
 import torch
 
-from gala_mpi import config, device, networks, topology
-from gala_mpi.config import PAPER_LR, Config
+from gala_mpi import config, config_checks, config_file, device, networks, topology
+from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Spaces
+from gala_mpi.envs.modules import is_for_all
 from gala_mpi.envs.options import instead_of
 from gala_mpi.errors import SettingError
-from gala_mpi.exchange import EXCHANGES
-from gala_mpi.job import elastic, preflight, reproduce, resume
+from gala_mpi.exchange import EXCHANGES, preemption
+from gala_mpi.job import command, elastic, preflight, reproduce, resume
 from gala_mpi.job.resume import Origin
+from gala_mpi.learners.settings import LearnerSettings
 from gala_mpi.mpi.world import World
-from gala_mpi.networks import NETWORKS, policy
-from gala_mpi.record import provenance
+from gala_mpi.networks import NETWORKS, policy, sizes
+from gala_mpi.networks.sizes import Sizes
+from gala_mpi.record import logs, provenance
 from gala_mpi.run import files, layout, lock, reader, writer
 from gala_mpi.topology import Topology
 
-# The learning rate for 16 environments where the network sees no images. With the paper's, 4 agents on CartPole play 174 after
-# 500,000 steps, with this one 500.
-NUMBERS_LR = 2e-3
 # What a run keeps when it is resumed. Of another exchange agents may differ, and stand at different updates.
-KEPT = ("exchange", "spaces", "normalise_observations", "normalise_rewards", "learner")
+KEPT = ("exchange", "spaces", "normalise_observations", "normalise_rewards", "learner", "memory", "memory_size")
+KEPT += networks.SETTINGS
 
 
 @dataclass(frozen=True)
@@ -60,29 +61,44 @@ class Plan:
 
 
 def make(arguments: list[str], world: World) -> Plan:
-    """Parse, check, resolve, and begin the run directory. Rank 0 only.
+    """A command line → plan. Rank 0 only.
+
+    Raises:
+        SettingError: as `plan`.
+        SystemExit: after --help, or a flag that does not parse.
+    """
+    return plan(read(arguments), world)
+
+
+def plan(wanted: Config, world: World) -> Plan:
+    """Check, resolve, and begin the run directory. Rank 0 only.
 
     Raises:
         SettingError: names the setting, the value seen and the values allowed. Nothing good on disk was touched.
-        SystemExit: after --help, or a flag that does not parse.
     """
-    wanted = read(arguments)
-    config.check(wanted)
-    settings, length, advice = settle(wanted, world)
+    config_checks.check(wanted)
+    logs.check(wanted.log)
+    settings, network, advice = settle(wanted, world)
     threads = [machine.threads for machine in world.host_views]
     if settings.replay:
         reproduce.check(settings, threads)
-    advice = _advise(settings, length, world) + advice
+    if settings.evaluate_minutes is not None and not command.known_elsewhere(settings):
+        raise SettingError(
+            f"--evaluate-minutes {settings.evaluate_minutes:g}: a process of its own evaluates, which does not know what this "
+            "program has added; None is expected"
+        )
+    advice = _advise(settings, network, world) + advice
     if not settings.resume:
         settings = _new_run(settings, given=wanted.run_dir is not None)
-    origin = _resume(settings, length, world) if settings.resume else Origin()
-    graph = _graph(settings, world.size)
-    metadata = provenance.metadata(graph, world.library, world.hosts, threads, origin.number)
+    origin = _resume(settings, network.parameters, len(_hosts(settings, world))) if settings.resume else Origin()
+    hosts = _hosts(settings, world)
+    graph = _graph(settings, len(hosts))
+    metadata = provenance.metadata(graph, world.library, hosts, threads[:: settings.ranks(1)], origin.number)
     try:
-        writer.write_run(settings.directory, settings, world.size, metadata)
+        writer.write_run(settings.directory, settings, len(hosts), metadata)
     except OSError as error:  # access() says yes where a file system is read-only, full or odd
         raise SettingError(f"--run-dir {settings.run_dir} cannot be written: {error}") from None
-    propagation_delay = EXCHANGES[settings.exchange].load().propagation_delay(settings, world.size)
+    propagation_delay = EXCHANGES[settings.exchange].load().propagation_delay(settings, len(hosts))
     propagation_delay += settings.exact_updates if settings.exact_resume else 0
     return Plan(_absolute(settings), origin, graph.degree if graph else 0, propagation_delay, advice)
 
@@ -98,17 +114,14 @@ def read(arguments: list[str]) -> Config:
 
     Raises:
         SystemExit: after --help, or a flag that does not parse.
-        SettingError: --resume or --replay without a run.
+        SettingError: --resume or --replay without a run, or a file of --config that cannot be read.
     """
-    return config.parse(arguments, stored(arguments))
+    words = config_file.expand(arguments)
+    return config.parse(words, stored(words))
 
 
 def stored(arguments: list[str]) -> Config:
-    """The settings that the command line is read against: the defaults, or those of the run that is resumed or replayed.
-
-    Raises:
-        SettingError: --resume or --replay without a run.
-    """
+    """The settings that the command line is read against (see `before`). Raises SettingError."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--resume", action="store_true")
     early.add_argument("--run-dir", "--run_dir", type=Path)
@@ -117,25 +130,36 @@ def stored(arguments: list[str]) -> Config:
         known, _ = early.parse_known_args(arguments)
     except SystemExit:  # a flag without its value: tyro says so better
         return Config()
-    if known.replay is not None:
-        stored = reader.read_config(known.replay, "--replay")
+    return before(known.resume, known.run_dir, known.replay)
+
+
+def before(resumes: bool, run: Path | None, replays: Path | None) -> Config:
+    """The settings that those which are given replace: the defaults, or those of the run that is resumed or replayed.
+
+    Raises:
+        SettingError: --resume or --replay without a run.
+    """
+    if replays is not None:
+        stored = reader.read_config(replays, "--replay")
         return dataclasses.replace(stored, run_dir=None, resume=False, wall_minutes=None, slow_rank=None, survive=None)
-    if not known.resume:
+    if not resumes:
         return Config()
-    if known.run_dir is None:
+    if run is None:
         raise SettingError("--resume needs --run-dir DIR, the run to continue")
-    return reader.read_config(known.run_dir)
+    return reader.read_config(run)
 
 
-def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
-    """The settings with everything filled in, how many parameters the network has, and what to say of the environments.
+def settle(wanted: Config, world: World) -> tuple[Config, Sizes, list[str]]:
+    """The settings with everything filled in, what the network takes, and what to say of the environments.
 
     Whether they fit is not asked.
     """
+    hosts = _hosts(wanted, world)
+    agents = len(hosts)
     spaces, advice = _try_out(wanted)
     image = spaces.picture
     network = wanted.network or networks.default(image)
-    member = NETWORKS[network]
+    member = networks.member(network)
     takes = {None, spaces.image, image is not None}  # an image packed with numbers is either
     if member.images not in takes:
         shown = "images" if spaces.image else "no images"
@@ -149,42 +173,77 @@ def settle(wanted: Config, world: World) -> tuple[Config, int, list[str]]:
             f"--network {network}: images of {wanted.env} have {image[1]}×{image[2]} pixels; "
             f"{member.smallest} or more a side, or --network {others}, is expected"
         )
-    wanted = dataclasses.replace(wanted, topology=topology.resolve(wanted.topology, world.hosts))
-    _graph(wanted, world.size)
+    _require_taken(wanted, network)
+    wanted = dataclasses.replace(wanted, network=network)
+    wanted = dataclasses.replace(wanted, **wanted.encoder_settings)
+    wanted = dataclasses.replace(
+        wanted, topology=topology.resolve(wanted.topology, hosts), **wanted.left_to_learner(image is not None)
+    )
+    _graph(wanted, agents)
     device = _device(wanted.device)
     slow, _ = wanted.slowness()
-    if slow >= world.size:
-        raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {world.size - 1} is expected")
-    if wanted.exact_resume and world.size > 1 and not wanted.in_step:
+    if slow >= agents:
+        raise SettingError(f"--slow-rank {wanted.slow_rank}: a rank from 0 to {agents - 1} is expected")
+    if wanted.exact_resume and agents > 1 and not wanted.in_step:
         in_step = ["--staleness 0", *(f"--exchange {name}" for name in EXCHANGES if Config(exchange=name).in_step)]
         raise SettingError(
             f"--exact-resume: agents of --exchange {wanted.exchange} do not wait for each other; "
             f"{', '.join(in_step)} or one rank is expected"
         )
+    environments = wanted.num_envs if wanted.memory else None
+    told = wanted.learner_settings.settled(spaces.discrete, image is not None, wanted.steps_per_update, environments)
+    _check_preemption(wanted, told, agents)
+    built = policy.Network(network, spaces, "fp32", **wanted.network_options)
     precision = wanted.precision
     if precision == "auto":
-        precision = policy.fastest_precision(network, spaces, min(wanted.num_envs, 64), device)
+        rows = told.at_once(wanted.steps_per_update) or min(wanted.num_envs, 64)
+        precision = policy.fastest_precision(network, spaces, rows, device, wanted.encoder_settings)
     game = registry.resolve(wanted.env).stored
-    name = f"{re.sub('[/:]', '-', game)}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{re.sub('[/:<>]', '-', game)}-{wanted.exchange}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = wanted.run_dir or Path("runs") / name
-    built = policy.Network(network, spaces, "fp32", **wanted.statistics)
-    unshared = sorted(set(built.state_dict()) - {name for name, _ in built.named_parameters(remove_duplicate=False)})
-    if unshared:
+    settled = {"env": game, "precision": precision, "run_dir": run_dir}
+    settled[wanted.learner_field] = told
+    return dataclasses.replace(wanted, **settled), sizes.measure(built), advice
+
+
+def _hosts(wanted: Config, world: World) -> list[str]:
+    """Return the hosts of all agents, in their order.
+
+    Raises:
+        SettingError: ranks are left over when each agent has its actors.
+    """
+    crew = wanted.ranks(1)
+    if world.size % crew:
+        raise SettingError(f"--actors {wanted.actors}: mpirun -n {world.size}: a multiple of {crew} ranks is expected")
+    return world.hosts[::crew]
+
+
+def _require_taken(wanted: Config, network: str) -> None:
+    """Refuse settings that the network is not told."""
+    for name in networks.SETTINGS:
+        value = getattr(wanted, name)
+        if value is not None and name not in networks.member(network).settings:
+            takers = " or ".join(other for other, member in NETWORKS.items() if name in member.settings)
+            raise SettingError(f"--network {network} --{name} {value}: --network {takers} is expected with it")
+
+
+def _check_preemption(wanted: Config, told: LearnerSettings, ranks: int) -> None:
+    """Refuse --preempt where there is nobody else, or a rollout that is cut short has fewer parts: ranks meet at every part."""
+    if wanted.preempt is None:
+        return
+    if ranks == 1:
+        raise SettingError(f"--preempt {wanted.preempt}: one rank waits for nobody; None, or 2 ranks or more, is expected")
+    fewest, parts = wanted.num_envs * preemption.shortest(wanted.length), told.parts(wanted.steps_per_update)
+    if not wanted.memory and told.parts(fewest) < parts:
         raise SettingError(
-            f"--network {network}: it keeps {', '.join(unshared)}, which agents neither share nor save; "
-            "parameters alone are expected"
+            f"--preempt {wanted.preempt} --{wanted.learner_field}.minibatches {parts}: a rollout that is cut short may have "
+            f"{fewest} steps; as many minibatches or less are expected"
         )
-    length = sum(parameter.numel() for parameter in built.parameters())
-    settled = {"env": game, "network": network, "precision": precision, "run_dir": run_dir}
-    settled[wanted.learner_field] = wanted.learner_settings.settled(spaces.discrete)
-    if wanted.lr is None:
-        settled["base_lr"] = wanted.base_lr or (PAPER_LR if image else NUMBERS_LR)
-    return dataclasses.replace(wanted, **settled), length, advice
 
 
-def _advise(settings: Config, length: int, world: World) -> list[str]:
+def _advise(settings: Config, network: Sizes, world: World) -> list[str]:
     """The resource plan, and what speaks against it. Raises SettingError where the run would fail."""
-    hosts = preflight.demands(settings, length, world.host_views)
+    hosts = preflight.demands(settings, network, world.host_views)
     findings = preflight.check_all(hosts)
     for finding in findings:
         if finding.state == "error":
@@ -220,12 +279,22 @@ def _try_out(wanted: Config) -> tuple[Spaces, list[str]]:
     if found.kind != "gymnasium" and wanted.env_workers:
         why = f"{wanted.env} steps its environments in a way of its own"
         raise SettingError(f"--env-workers {wanted.env_workers}: {why}; 0 is expected")
+    named = (("--env", wanted.env), ("--network", wanted.network or ""))
+    unnamed = [f"{flag} {name}" for flag, name in named if not is_for_all(name)]
+    if wanted.env_workers and not is_for_all(wanted.env):
+        why = f"worker processes cannot import {wanted.env}"
+        raise SettingError(f"--env-workers {wanted.env_workers}: {why}; 0, or a function at the top of a module, is expected")
     environments = registry.try_out(wanted.env, workers=min(wanted.env_workers, 1), **wanted.env_options)
     differs = [found.differs] if found.differs and wanted.atari.frame_skip is None else []
     kept = "its statistics are each environment's own, neither saved nor shared; those of"
     learning = [f"--wrappers {word}: {kept} {flag} are both" for word in wanted.wrappers if (flag := instead_of(word))]
     _require_numbers(wanted, environments.spaces)
-    return environments.spaces, [f"warning: {line}" for line in (*differs, *learning, *environments.advice)]
+    alone = [
+        f"{word}: no other process knows this function, which has no name of its own: no command can play or export the run; "
+        "one at the top of a module is known to all"
+        for word in unnamed
+    ]
+    return environments.spaces, [f"warning: {line}" for line in (*differs, *learning, *alone, *environments.advice)]
 
 
 def _require_numbers(wanted: Config, spaces: Spaces) -> None:
@@ -297,7 +366,7 @@ def _lock(run: Path) -> None:
         raise SettingError(f"--run-dir {run} cannot be written: {error}") from None
 
 
-def _resume(settings: Config, length: int, world: World) -> Origin:
+def _resume(settings: Config, length: int, agents: int) -> Origin:
     run = settings.directory
     if not os.access(run, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run} cannot be written; a writable directory is expected")
@@ -323,7 +392,7 @@ def _resume(settings: Config, length: int, world: World) -> Origin:
     layout.remove_leftovers(run)
     if not origin.number:
         return origin
-    return dataclasses.replace(origin, shares=elastic.shares(_graph_of(run, origin.agents), origin.agents, world.size))
+    return dataclasses.replace(origin, shares=elastic.shares(_graph_of(run, origin.agents), origin.agents, agents))
 
 
 def _graph_of(run: Path, agents: int) -> Topology | None:

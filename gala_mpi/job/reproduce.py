@@ -14,7 +14,8 @@ from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import layout, reader
 
 # What does not touch the parameters: how they are kept, and how messages came to be mixed when they were.
-FREE = {"replay", "resume", "run_dir", "checkpoint_minutes", "keep_checkpoints", "wall_minutes", "sketch_updates"}
+FREE = {"replay", "resume", "run_dir", "checkpoint_minutes", "keep_checkpoints", "wall_minutes", "sketch_updates", "log"}
+FREE |= {"evaluate_minutes", "evaluate_episodes"}
 FREE |= {"staleness", "max_lag", "checksum", "slow_rank", "survive", "max_skipped", "hang_minutes"}
 COLUMNS = ("policy_loss", "value_loss", "entropy", "grad_norm", "step_norm")
 

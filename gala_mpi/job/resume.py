@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from gala_mpi import networks
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange.base import Shared
@@ -40,11 +41,19 @@ class Origin:
     shares: np.ndarray = field(default_factory=lambda: np.eye(1))
 
 
-def take(learner: Learner, config: Config, agents: int, hours: float, score: float, shared: Shared | None = None) -> State:
+class Scores(NamedTuple):
+    """The training score, as a rank knows it: see `State`."""
+
+    score: float
+    games: int
+    recent: tuple[float, ...]
+
+
+def take(learner: Learner, config: Config, agents: int, hours: float, scores: Scores, shared: Shared | None = None) -> State:
     """Return this rank's state now, with the vector that all agents share if there is one."""
     network = learner.network
     policy = {"env": config.env, **network.description(), "parameters": learner.flat.table}
-    state = State(network.name, agents, hours, score, learner.state(), policy)
+    state = State(network.name, agents, hours, scores.score, learner.state(), policy, games=scores.games, recent=scores.recent)
     if shared is not None:
         state.learner["parameters"], state.pushes = shared
     return state
@@ -74,6 +83,16 @@ def restore(run: Path, origin: Origin, rank: int, learner: Learner) -> float:
     return max(part.hours for _, part in parts)
 
 
+def recent_scores(run: Path, origin: Origin, rank: int) -> list[float]:
+    """Return the last scores that a rank goes on with, oldest first: its own, or its share of those of all agents, where these
+    were more or fewer."""
+    ranks = len(origin.shares)
+    if ranks == origin.agents:
+        return list(checkpoints.load(run, origin.number, rank).recent)
+    saved = [checkpoints.load(run, origin.number, agent).recent for agent in range(origin.agents)]
+    return [score for recent in saved for score in recent][rank::ranks]
+
+
 def resumable(run: Path, network: str, length: int | None = None) -> Origin:
     """What agents with `network` of `length` parameters (None: of any number) resume from; all but its `shares`. A run that was
     killed before all its ranks had saved once begins anew.
@@ -87,7 +106,7 @@ def resumable(run: Path, network: str, length: int | None = None) -> Origin:
         raise SettingError(f"--resume --run-dir {run}: all its checkpoints are damaged; a sound one is expected")
     if not states:
         return Origin(last=last)
-    if states[0].network != network:
+    if states[0].network != network and not networks.moved(network, states[0].network):
         raise SettingError(
             f"--network {network}: the checkpoints in {run} are of another network; {states[0].network} is expected"
         )
@@ -118,4 +137,5 @@ def replace_lost(run: Path) -> None:
         if state is None or state.agents != checkpoints.agents(run, number):
             state = checkpoints.load(run, number, max((other for other in there if other < rank), default=there[-1]))
             state.learner |= {"updates": 0, "steps": 0}
+            state.recent = ()
         checkpoints.write(run, number, rank, state)

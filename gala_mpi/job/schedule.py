@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ class Checkpoints:
         self._run, self._rank, self._config = run, rank, config
         self.number = number
         self.slowest = 0.0
-        self._seconds = 60 * config.checkpoint_minutes
+        self._seconds = 60 * min(config.checkpoint_minutes, config.evaluate_minutes or math.inf)
         self._due = time.monotonic() + self._seconds
 
     def due(self) -> bool:

@@ -1,7 +1,8 @@
 """Stop early on signals and by the wall clock, and the exit status that follows from each.
 
-A handler only records its signal; the training loop asks once per update. `listen()` is called before torch and MPI are
-imported, because until then a signal's default action would kill the rank.
+A handler only records its signal; the training loop asks once per update. The command calls `listen()` before torch and MPI are
+imported, because until then a signal's default action would kill the rank. In a program that calls `gala_mpi.train` signals are
+heeded while it trains, and are its own again afterwards.
 
 A rank that hangs does not come to ask. Who presses Ctrl-C again, or sends another SIGTERM, then wants an end at once: a thread
 of this module sees to that, for Python's handlers wait until the main thread returns from C.
@@ -15,8 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from gala_mpi import host, pulse
@@ -34,20 +35,43 @@ SECONDS_AFTER_THE_FIRST = 2.0  # in which the first rank of a host ends the job,
 
 _received: list[signal.Signals] = []
 _handlers: dict[int, Callable[..., Any]] = {}  # ours
+_before: dict[int, Any] = {}  # those before `listen`; none: nobody listens
 
 
 def listen() -> None:
-    """Handle the signals in STATUS from now on: they ask the run to save and stop. What nohup has set stays."""
-    before = {number: signal.getsignal(number) for number in STATUS}
+    """Handle the signals in STATUS from now on: they ask the run to save and stop. What nohup has set stays.
+
+    Who listens already goes on.
+    """
+    if not _before:
+        _listen()
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Handle signals within, and afterwards as before."""
+    writing, wakeup = _listen()
+    try:
+        yield
+    finally:
+        _handlers.clear()
+        _restore(wakeup)
+        os.close(writing)  # the watch ends
+
+
+def _listen() -> tuple[int, int]:
+    """Handle signals; return the end of the pipe that the watch reads, and the one that was written to before, or -1."""
+    _received.clear()
+    _before.update({number: signal.getsignal(number) for number in STATUS})
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # the numbers of signals, written as they come
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # the numbers of signals, written as they come
     for number in STATUS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             _handlers[number] = lambda number, frame: _received.append(signal.Signals(number))
     _keep_handlers()
     threading.Thread(target=_watch, args=[reading], daemon=True, name="signals").start()
-    os.register_at_fork(after_in_child=partial(_restore, before))
+    return writing, wakeup
 
 
 def _keep_handlers() -> None:
@@ -57,12 +81,18 @@ def _keep_handlers() -> None:
             signal.signal(number, ours)
 
 
-def _restore(before: Mapping[signal.Signals, Any]) -> None:
-    """Handle signals as before `listen`: in a forked process, an environment's worker maybe, which is to heed terminate()."""
-    signal.set_wakeup_fd(-1)
-    for number, handler in before.items():
+def _restore(wakeup: int = -1) -> None:
+    """Handle signals as before `listen`, if somebody listens: also in a forked process, an environment's worker maybe, which is
+    to heed terminate()."""
+    if _before:
+        signal.set_wakeup_fd(wakeup)
+    for number, handler in _before.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    _before.clear()
     _received.clear()
+
+
+os.register_at_fork(after_in_child=_restore)
 
 
 def ignore_late_signals() -> None:
@@ -95,10 +125,10 @@ class Insistence:
 def _watch(reading: int) -> None:
     """End this rank, and with it the job, when somebody insists. Runs beside the main thread, and calls no MPI."""
     insistence = Insistence()
-    while True:
-        number = os.read(reading, 1)[0]
-        if number in FOR_GOOD and insistence.heed(time.monotonic()):
-            _end_at_once(signal.Signals(number))
+    while word := os.read(reading, 1):
+        if word[0] in FOR_GOOD and insistence.heed(time.monotonic()):
+            _end_at_once(signal.Signals(word[0]))
+    os.close(reading)
 
 
 def _end_at_once(number: signal.Signals) -> None:
@@ -133,6 +163,16 @@ class Stop:
     def verdict(self) -> tuple[int, str]:
         """The highest exit status asked for so far, and the reason. Includes signals since the last update."""
         return _highest([self._verdict, *((STATUS[number], number.name) for number in _received)])
+
+    @property
+    def urgent(self) -> bool:
+        """Whether nothing is to be begun any more that takes long: by a signal, or since the job ends."""
+        return bool(_received) or time.monotonic() - self._began + SECONDS_BEFORE_JOB_END >= self._job_left
+
+    def ask(self, reason: str) -> None:
+        """Want the run to end early, as somebody has asked for in this program; for no reason, it does not."""
+        if reason:
+            self._verdict = _highest([self._verdict, (RESUME, reason)])
 
     def requested(self, save_seconds: float) -> bool:
         """Return whether this rank wants to stop. To be called once per update.

@@ -1,7 +1,8 @@
 """The run's count of steps: how far it is, and when an agent is done.
 
 Agents that wait for each other do an equal share each. Others do what they can, and all stop when their sum reaches
---total-steps (T of Mnih et al. 2016): a slow agent then does less, and the run does not wait for it.
+--total-steps (T of Mnih et al. 2016): a slow agent then does less, and the run does not wait for it. Under --preempt agents
+that wait for each other do what they can too; they know the sum, and stop at the same update.
 """
 
 from __future__ import annotations
@@ -21,27 +22,39 @@ class Steps:
     Args:
         learner: as it starts, or goes on.
         heard: steps of all agents, as far as this one has heard.
+        counted: steps of all agents since the start, where they count them together (see `Exchange.steps`); else None.
 
     Attributes:
         last: the update after which this agent is done; where it does not depend on the others, else at the latest.
     """
 
-    def __init__(self, config: Config, world: World, learner: Learner, heard: Callable[[], int]):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        learner: Learner,
+        heard: Callable[[], int],
+        counted: Callable[[], int | None] = lambda: None,
+    ):
         self._total, self._learner, self._world, self._heard = config.total_steps, learner, world, heard
         updates, steps = world.sum(learner.updates), world.sum(learner.steps)
-        self._shared = not (config.in_step or config.replay)
+        self._before, self._counted = steps, counted
+        self._shared = not (config.in_step or config.replay) or counted() is not None
         self._recorded: dict[int, int] = {}
         if config.replay:
             rows = reader.read_rows(config.replay, world.rank, "updates")
             self._recorded = dict(zip(rows["update"].tolist(), rows["run_steps"].tolist()))
             self.last = max(self._recorded, default=0)
         elif self._shared:
-            self.last = learner.updates + max(0, math.ceil((self._total - steps) / config.steps_per_update))
+            rollouts = max(0, math.ceil((self._total - steps) / config.steps_per_update))
+            self.last = learner.updates + rollouts * config.updates_per_rollout
         else:
             self.last = config.updates(world.size, updates, steps)
 
     def of_all(self) -> int:
         """Return the steps of all agents, as far as this one knows; in a replay, as far as it knew when it was recorded."""
+        if (counted := self._counted()) is not None:
+            return self._before + counted
         if self._shared:
             return self._heard()
         recorded = self._recorded.get(self._learner.updates, -1)  # an older version recorded none

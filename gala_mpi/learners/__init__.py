@@ -10,4 +10,6 @@ from gala_mpi.lazy import Member
 
 LEARNERS = {
     "a2c": Member("gala_mpi.learners.a2c:A2C", "advantage actor-critic (Mnih et al. 2016)"),
+    "ppo": Member("gala_mpi.learners.ppo:PPO", "proximal policy optimisation (Schulman et al. 2017)"),
+    "vtrace": Member("gala_mpi.learners.vtrace:VTrace", "IMPALA's actor-critic with V-trace (Espeholt et al. 2018)"),
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,17 +12,32 @@ import torch
 from gala_mpi.flat import Flat
 from gala_mpi.learners import optimisers
 from gala_mpi.learners.optimisers import Step
+from gala_mpi.learners.outer import OuterStep
 from gala_mpi.learners.settings import LearnerSettings
 from gala_mpi.networks.policy import Network
 from gala_mpi.rollout.batch import Batch
 
 
 class Losses(NamedTuple):
-    """The terms of a loss, as they are recorded: means over a batch, without coefficients. NaN: the learner has none."""
+    """The terms of a loss, as they are recorded: means over a batch, without coefficients. NaN: the learner has none.
+
+    The last three are no terms, and say how far the policy is from the one that played, where it may be: the KL divergence in
+    nats, the share of steps at which a ratio of probabilities was clipped, and V-trace's ρ, such a ratio after it.
+    """
 
     policy: float | torch.Tensor = math.nan
     value: float | torch.Tensor = math.nan
     entropy: float | torch.Tensor = math.nan
+    kl: float | torch.Tensor = math.nan
+    clip_share: float | torch.Tensor = math.nan
+    rho: float | torch.Tensor = math.nan
+
+
+class RolloutPart(Protocol):
+    """What a gradient is taken of: a rollout, or a view of some of its steps."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Put the gradient of `loss` in place of the parameters' `grad`."""
 
 
 class Learner:
@@ -32,21 +47,60 @@ class Learner:
         network: its parameters become views of `flat.data`.
         settings: what the learner is told.
         lr: the learning rate at the start.
+        stream: update → what the learner draws from at it: of the run's seed and of this rank, so that nothing of it has to be
+            saved.
 
     Attributes:
+        corrects: whether it may learn from what older parameters have played (--lag, --actors). It then takes each rollout
+            once, whole.
         flat: the network's parameters and gradients.
         updates: rollouts that have been learnt from.
         steps: of these.
     """
 
-    def __init__(self, network: Network, settings: LearnerSettings, lr: float):
-        self.network, self.settings, self.lr = network, settings.settled(network.spaces.discrete), lr
+    corrects: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: Network,
+        settings: LearnerSettings,
+        lr: float,
+        stream: Callable[[int], np.random.Generator] = np.random.default_rng,
+    ):
+        self.network, self.lr, self.stream = network, lr, stream
+        self.settings = settings.settled(network.spaces.discrete, network.spaces.picture is not None)
         self.flat = Flat(network)
         self.optimiser = optimisers.make(settings, self.flat.learnt.data)
         self.updates = 0
         self.steps = 0
+        self._average: torch.Tensor | None = None
+        self._decay = 0.0
+        self._outer: OuterStep | None = None
 
-    def loss(self, part: Batch) -> tuple[torch.Tensor, Losses]:
+    def keep_average(self, decay: float) -> None:
+        """Keep a moving average of the parameters, from what they are now: x̂ ← decay · x̂ + (1 − decay) · x at each `average`.
+
+        It is `ema` of the learner's state. Statistics at the end of the vector, which are sums, are the newest.
+        """
+        self._average, self._decay = self.flat.data.clone(), decay
+
+    def average(self) -> None:
+        """Add the parameters, as they are after an update, to their moving average, if one is kept."""
+        if self._average is not None:
+            end = len(self.flat.learnt.data)
+            self._average[:end].lerp_(self.flat.learnt.data, 1 - self._decay)
+            self._average[end:].copy_(self.flat.counted.data)
+
+    def take_outer_steps(self, momentum: float, lr: float) -> None:
+        """Go on from means of all agents by steps with momentum (see OuterStep), which are part of the learner's state."""
+        self._outer = OuterStep(momentum, lr)
+
+    def outer_step(self) -> None:
+        """Take the outer step, if any are taken, from the mean over all agents. Statistics, which are sums, stay at it."""
+        if self._outer is not None:
+            self._outer(self.flat.learnt.data)
+
+    def loss(self, part: Any) -> tuple[torch.Tensor, Losses]:
         """Return the loss of a part of a rollout, with gradient (see `Batch.evaluate`), and its terms.
 
         Of a whole rollout it is recorded for GPUs (`device.cuda_graph`): only operations on the device, and no look at a
@@ -54,11 +108,13 @@ class Learner:
         """
         raise NotImplementedError
 
-    def parts(self, batch: Batch) -> Sequence[Batch]:
+    def parts(self, batch: Batch) -> Iterable[RolloutPart]:
         """Return what a gradient is taken of, one after the other: the rollout itself.
 
-        A learner that goes over it several times, or over minibatches, returns as many objects that its `loss` takes and that
-        have a `backward`, for instance views of some rows. They are as many on all agents, which may average their gradients.
+        A learner that goes over it several times, or over minibatches, returns as many objects that its `loss` takes, for
+        instance views of some rows. The next is asked for when the gradient of the one before is there, so that a generator
+        may end by what it was. Where agents average their gradients all must have as many, of rollouts that are cut short
+        (--preempt) too.
         """
         return [batch]
 
@@ -67,11 +123,11 @@ class Learner:
         """Whether each rollout is differentiated once, whole, with the parameters that played it."""
         return type(self).parts is Learner.parts and type(self).gradient is Learner.gradient
 
-    def gradient(self, part: Batch) -> torch.Tensor:
+    def gradient(self, part: RolloutPart) -> torch.Tensor:
         """Put the gradient of the loss into `flat.grad`.
 
         Returns:
-            The terms of the loss, float32 [3]: see Losses.
+            The terms of the loss, float32 [6]: see Losses.
         """
         loss, terms = self.loss(part)
         part.backward(loss)
@@ -119,11 +175,17 @@ class Learner:
             "parameters": self.flat.data.cpu().numpy().copy(),
             "updates": np.int64(self.updates),
             "steps": np.int64(self.steps),
+            **({} if self._average is None else {"ema": self._average.cpu().numpy().copy()}),
+            **({} if self._outer is None else self._outer.state()),
             **self.optimiser.state(),
         }
 
     def load(self, state: optimisers.State) -> None:
-        """Take in what `state` returned."""
+        """Take in what `state` returned. A moving average that it has not begins with the parameters."""
         self.flat.data.copy_(torch.from_numpy(state["parameters"]))
         self.updates, self.steps = int(state["updates"]), int(state["steps"])
+        if self._average is not None:
+            self._average.copy_(torch.from_numpy(state.get("ema", state["parameters"])))
+        if self._outer is not None:
+            self._outer.load(state, self.flat.data)
         self.optimiser.load(state)

@@ -43,7 +43,7 @@ class Optimiser(Protocol):
 
         Where the gradient's length is not finite, neither the parameters nor the optimiser's state change. A step itself does
         not overflow: whatever the gradient, it moves no parameter by more than some multiple of the learning rate, which has a
-        bound (config.py).
+        bound (config_checks.py).
 
         Args:
             lr: learning rate.
@@ -189,4 +189,6 @@ class Adam(_Fused):
 
 def make(settings: LearnerSettings, like: torch.Tensor) -> Optimiser:
     """Return the optimiser that the settings name, for vectors like this one."""
-    return Adam(like) if settings.optimiser == "adam" else RMSprop(like, settings.rms_alpha, settings.rms_eps)
+    if settings.optimiser == "adam":
+        return Adam(like, eps=settings.adam_eps)
+    return RMSprop(like, settings.rms_alpha, settings.rms_eps)

@@ -9,7 +9,7 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -22,6 +22,9 @@ from gala_mpi.mpi.window import Window
 # it has mixed; staleness: updates since it last mixed one; skipped: updates from which it learnt nothing
 COLUMNS: tuple[str, ...] = ("updates", "steps", "episodes", "recent_score", "recent_episodes", "mixes", "staleness", "skipped")
 STEPS = COLUMNS.index("steps")
+# A table is read while its rank writes it, so each row ends with a checksum of its numbers' bits: a row of which a part was
+# read too early is not taken. (Their sum with odd weights, modulo 2⁶⁴. That of zeros is 0.)
+WEIGHTS = np.array([(2 * k + 1) * 0x9E3779B97F4A7C15 % 2**63 | 1 for k in range(len(COLUMNS))], np.int64)
 
 
 class LiveBoard:
@@ -30,28 +33,30 @@ class LiveBoard:
     Args:
         comm: all agents.
         row: this rank's first one. All ranks know all of these from the start.
-
-    Attributes:
-        rows: as far as is known here, float64 [ranks, len(COLUMNS)].
     """
 
     def __init__(self, comm: MPI.Intracomm, **row: float):
         self._comm, self._roll = comm, Roll.of(comm)
         self._roll.wait(comm.Ibarrier())  # one that is held up (by a slow disk, say) is named
-        self.rows = np.zeros((comm.size, len(COLUMNS)))
+        self._table = np.zeros((comm.size, len(COLUMNS) + 1))
         self._progress = Progress()
-        self._window = Window(comm, self.rows.nbytes) if comm.size > 1 else None
+        self._window = Window(comm, self._table.nbytes) if comm.size > 1 else None
         if self._window:
-            self.rows = self._window.memory.view(np.float64).reshape(self.rows.shape)
-        self.rows[:] = comm.allgather([row.get(column, 0.0) for column in COLUMNS])
+            self._table = self._window.memory.view(np.float64).reshape(self._table.shape)
+        self._table[:] = [_sealed(numbers) for numbers in comm.allgather([row.get(column, 0.0) for column in COLUMNS])]
         distances = [1 << k for k in range((comm.size - 1).bit_length())]
         self._peers = [(comm.rank + distance) % comm.size for distance in distances]
-        self._incoming = {peer: np.zeros_like(self.rows) for peer in self._peers}
+        self._incoming = {peer: np.zeros_like(self._table) for peer in self._peers}
         self._asked: dict[int, MPI.Request] = {}
         if self._window:
             self._window.sync()
             self._window.meet(self._peers, self._progress)
             comm.Barrier()
+
+    @property
+    def rows(self) -> np.ndarray:
+        """What is known here, float64 [ranks, len(COLUMNS)]."""
+        return self._table[:, :-1]
 
     @property
     def steps(self) -> int:
@@ -60,7 +65,7 @@ class LiveBoard:
 
     def post(self, **row: float) -> None:
         """Write this rank's row."""
-        self.rows[self._comm.rank] = [row[column] for column in COLUMNS]
+        self._table[self._comm.rank] = _sealed([row[column] for column in COLUMNS])
         if self._window:
             self._window.sync()
 
@@ -92,9 +97,10 @@ class LiveBoard:
             return
         del self._asked[peer]
         self._window.arrived(peer)
-        newer = self._incoming[peer][:, STEPS] > self.rows[:, STEPS]
+        incoming = self._incoming[peer]
+        newer = (incoming[:, STEPS] > self._table[:, STEPS]) & _whole(incoming)
         newer[self._comm.rank] = False
-        self.rows[newer] = self._incoming[peer][newer]
+        self._table[newer] = incoming[newer]
         self._window.sync()
 
     def _reach(self, peer: int, step: Callable[[int], None]) -> None:
@@ -112,6 +118,23 @@ class LiveBoard:
             for peer, request in self._asked.items():
                 self._progress.wait(request, self._roll.watch_peers([peer]))
             self._progress.wait(self._comm.Ibarrier(), self._roll.watch())
-            self.rows = self.rows.copy()  # the view of memory that is freed next is given up
+            self._table = self._table.copy()  # the view of memory that is freed next is given up
             self._window.free()
         self._progress.close()
+
+
+def _checksums(rows: np.ndarray) -> np.ndarray:
+    """Return those of rows, float64 [n, len(COLUMNS)] → int64 [n]."""
+    return (rows.view(np.int64) * WEIGHTS).sum(axis=1)
+
+
+def _sealed(numbers: Sequence[float]) -> np.ndarray:
+    """Return a row with its checksum, float64 [len(COLUMNS) + 1]."""
+    row = np.array([[*numbers, 0.0]])
+    row.view(np.int64)[:, -1] = _checksums(row[:, :-1])
+    return row[0]
+
+
+def _whole(table: np.ndarray) -> np.ndarray:
+    """Return which rows of a table have their own checksum, bool [n]."""
+    return table.view(np.int64)[:, -1] == _checksums(table[:, :-1])

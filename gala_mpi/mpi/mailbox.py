@@ -22,6 +22,7 @@ others, and the reader discards and counts (`corrupt`) what does not match. The 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -44,6 +45,7 @@ SAVE_AT = 4  # the newest update at which all save a checkpoint; 0: none
 BEGUN = 5  # one word per slot: the version whose writing has begun there
 ALIVE = 15  # how often this rank has made progress: grows as long as the rank is alive
 HEADER_BYTES = 128
+TAKEN = 16  # behind the header, where there are receipts: one word per rank, the last of its messages that this one has taken
 ALIGNMENT = 64
 
 
@@ -104,39 +106,56 @@ class Mailbox:
         length: how many float32 a message holds.
         checksum: whether messages carry a CRC-32, which their readers verify. The same on all ranks.
         survive: whether a rank that MPI cannot reach is read no more. Otherwise that is an error.
+        publishes: whether this rank does; else its window has no slots.
+        slots: S; None: as is best where the newest message wins. The same on all ranks.
+        receipts: how many words TAKEN there are, 0 or the number of ranks. The same on all ranks.
 
     Attributes:
         reach: how ranks reach each other's memory. The same on all ranks.
         words: float32 of a slot: the payload and its checksum.
-        header: this rank's own, int64 [16].
+        header_bytes: of a header with its receipts.
+        header: this rank's own, int64 [16], with receipts behind it.
         slots: this rank's own, float32 [words] each.
         progress_gap: the longest time between two calls of `progress`, in seconds, since it was last reset.
         readers: all readers that were made; some may have pending gets when the mailbox is closed.
     """
 
-    def __init__(self, comm: MPI.Intracomm, length: int, checksum: bool = False, survive: bool = False):
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        length: int,
+        checksum: bool = False,
+        survive: bool = False,
+        publishes: bool = True,
+        slots: int | None = None,
+        receipts: int = 0,
+    ):
         self.comm, self.length, self.checksum, self.survive = comm, length, checksum, survive
         self._progress = Progress()
-        self.reach = probe(comm, self._progress)
+        reach = probe(comm, self._progress)
+        self.reach = reach if slots is None else dataclasses.replace(reach, slots=slots)
         self.words = length + checksum
         self.stride = _stride(self.words)
-        self._window = Window(comm, window_bytes(self.words, self.reach))
+        self.header_bytes = HEADER_BYTES + _stride(2 * receipts)
+        self._size = self.header_bytes + self.reach.slots * self.stride
+        self._window = Window(comm, self._size if publishes else self.header_bytes)
         self.header, self.slots = self._parts(self._window.memory)
         self._last_progress = time.perf_counter()
         self.progress_gap = 0.0
         self.readers: list[Reader] = []
 
     def _parts(self, memory: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return a window's header (int64 [16]) and its slots (float32 [words])."""
-        slots = memory[HEADER_BYTES:].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32)
-        return memory[:HEADER_BYTES].view(np.int64), list(slots)
+        """Return a window's header (int64 [16], and receipts) and its slots (float32 [words])."""
+        slots = memory[self.header_bytes :].reshape(-1, self.stride)[:, : 4 * self.words].view(np.float32)
+        return memory[: self.header_bytes].view(np.int64), list(slots)
 
     def shared_view(self, peer: int) -> tuple[np.ndarray, list[np.ndarray]] | None:
-        """Return views of a peer's header and slots, to be read in place; None where MPI does not expose them.
+        """Return views of the header and slots of a peer that publishes, to be read in place; None where MPI does not expose
+        them.
 
         See Window.shared_view.
         """
-        memory = self._window.shared_view(peer)
+        memory = self._window.shared_view(peer, self._size)
         return None if memory is None else self._parts(memory)
 
     def meet(self, peers: Iterable[int]) -> None:
@@ -175,12 +194,12 @@ class Mailbox:
         self._window.sync()
 
     def get_header(self, rank: int, into: np.ndarray) -> MPI.Request:
-        """Begin to read a rank's header into `into` (int64 [16]), and return the request."""
+        """Begin to read a rank's header into `into` (int64 [16], or with receipts behind it), and return the request."""
         return self._window.get(rank, 0, into, MPI.INT64_T)
 
     def get_payload(self, rank: int, version: int, into: np.ndarray) -> MPI.Request:
         """Begin to read the slot of `version` into `into` (float32, [words] or shorter), and return the request."""
-        return self._window.get(rank, HEADER_BYTES + version % self.reach.slots * self.stride, into, MPI.FLOAT)
+        return self._window.get(rank, self.header_bytes + version % self.reach.slots * self.stride, into, MPI.FLOAT)
 
     def arrived(self, rank: int) -> None:
         """Account for a complete get from `rank` (see Window.arrived). To be called after every get."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from gala_mpi.mpi.mailbox import BEGUN, HEADER_BYTES, LATEST, Mailbox
+from gala_mpi.mpi.mailbox import BEGUN, LATEST, Mailbox
 
 
 def message_reader(mailbox: Mailbox, peer: int) -> CopyReader | DirectReader:
@@ -47,14 +47,15 @@ class HeaderReader:
     """Reads a peer's header again and again without waiting.
 
     Attributes:
-        header: as it last arrived, int64 [16]. Each word is consistent by itself, not the header as a whole.
+        header: as it last arrived, int64 [16], with receipts behind it. Each word is consistent by itself, not the header as a
+            whole.
         unreachable: whether MPI has failed to reach the peer.
     """
 
     def __init__(self, mailbox: Mailbox, peer: int):
         self.mailbox, self.peer = mailbox, peer
         self.unreachable = False
-        self.header = np.zeros(HEADER_BYTES // 8, np.int64)
+        self.header = np.zeros(mailbox.header_bytes // 8, np.int64)
         self._incoming = np.zeros_like(self.header)
         self._request: MPI.Request | None = None
         mailbox.readers.append(self)

@@ -41,6 +41,7 @@ class Roll:
 
     Attributes:
         hosts: of the ranks, as far as known.
+        names: of the ranks, where they have others than "rank 0", "rank 1", ...
         updates: returns the last update known of each rank; None: nothing is known.
         limit: seconds without an update after which a rank that is waited for ends the job; None: never.
     """
@@ -48,6 +49,7 @@ class Roll:
     def __init__(self, comm: MPI.Intracomm):
         self._comm = comm
         self.hosts: Sequence[str] = []
+        self.names: Sequence[str] = []
         self.updates: Callable[[], npt.NDArray[np.float64]] | None = None
         self.limit: float | None = None
         self._count = 0  # of this rank's waits for all
@@ -111,7 +113,7 @@ class Roll:
 
     def name(self, rank: int) -> str:
         """Return "rank 3 on n017"."""
-        return f"rank {rank}" + (f" on {self.hosts[rank]}" if self.hosts else "")
+        return (self.names[rank] if self.names else f"rank {rank}") + (f" on {self.hosts[rank]}" if self.hosts else "")
 
     def say(self, text: str) -> None:
         """Print a line about this rank."""

@@ -24,7 +24,7 @@ class Window:
 
     Args:
         comm: the ranks that read each other.
-        size: bytes; the same on all ranks.
+        size: bytes of this rank's memory.
 
     Attributes:
         memory: this rank's own, uint8 [size], zeros at first.
@@ -50,7 +50,17 @@ class Window:
         """Begin to read a rank's memory from byte `offset` on, as much as fits `into`, and return the request."""
         return self._window.Rget([into, len(into), words], rank, target=[offset, len(into), words])
 
-    def shared_view(self, rank: int) -> np.ndarray | None:
+    def fetch_and_add(self, rank: int, offset: int, add: np.ndarray, before: np.ndarray) -> MPI.Request:
+        """Begin to add int64 numbers to those at byte `offset` of a rank's memory, and return the request.
+
+        Args:
+            before: int64, as many, which becomes what was there before. Atomic, number by number; to add 0 is to read.
+        """
+        words = MPI.INT64_T
+        target = [offset, len(add), words]
+        return self._window.Rget_accumulate([add, len(add), words], [before, len(before), words], rank, target, op=MPI.SUM)
+
+    def shared_view(self, rank: int, size: int) -> np.ndarray | None:
         """Return a view (uint8 [size]) of a rank's memory, to be read in place; None where MPI does not expose it.
 
         MPI 4.1 exposes the memory of ranks on the same host (MPI_Win_shared_query); Open MPI 5.0 does so only for windows of
@@ -61,7 +71,7 @@ class Window:
         except MPI.Exception:
             return None
         # MPICH before 4.2.1 returns this rank's own memory in place of one that is not shared.
-        return memory if len(memory) == len(self.memory) and memory.ctypes.data != self.memory.ctypes.data else None
+        return memory if len(memory) == size and memory.ctypes.data != self.memory.ctypes.data else None
 
     def arrived(self, rank: int) -> None:
         """Order the reads of a complete get before later ones, and flush now and then. To be called after every get.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import mpi4py
 
@@ -18,7 +19,8 @@ mpi4py.rc.thread_level = "funneled"
 from mpi4py import MPI
 
 from gala_mpi import errors, host, pulse
-from gala_mpi.errors import JobError, SettingError
+from gala_mpi.cli import require
+from gala_mpi.errors import JobError, Refusal, SettingError
 from gala_mpi.host import HostView
 from gala_mpi.mpi.roll import STARTS_ARE_SLOW, Roll
 
@@ -43,14 +45,42 @@ def rendezvous(comm: MPI.Intracomm) -> None:
         time.sleep(SECONDS_BETWEEN_TESTS)
 
 
+def require_alike(comm: MPI.Intracomm, mine: list[tuple[str, object]]) -> None:
+    """Refuse arguments, or whatever has a name, that are not those of rank 0. Collective.
+
+    Args:
+        mine: names and what is to be the same.
+
+    Raises:
+        SettingError: names the first that differs, on all ranks.
+    """
+    rendezvous(comm)
+    first, *others = comm.allgather(mine)
+    for rank, theirs in enumerate(others, start=1):
+        for (name, here), (other, there) in itertools.zip_longest(first, theirs, fillvalue=("parameter", "none")):
+            require((name, here) == (other, there), f"{other} on rank {rank}:", there, f"{name} {here}, as on rank 0,")
+
+
+def _name(agent: int, place: int) -> str:
+    return f"actor {place} of rank {agent}" if place else f"rank {agent}"
+
+
 class World:
     """The ranks of this job. A context manager: an exception on one rank ends the job on all of them.
 
+    Every rank is an agent, until `split` gives some of them to others as their actors.
+
     Attributes:
-        comm: the communicator of all agents.
-        node: the communicator of the agents on this host.
+        comm: the communicator of all agents; on actors that of all actors.
+        rank: this one's among them. An agent's number, where this is one.
+        size: how many they are.
+        node: the communicator of those on this host.
+        crew: the communicator of one agent and its actors, in this order; None: nobody has actors.
+        name: of this rank, as in "rank 3" or "actor 1 of rank 3".
+        cores: those that the ranks of this host may use.
+        idle_cores: of each host, how many no rank has for its threads.
         view: what this rank sees of its host.
-        host_views: the views of all ranks, in their order.
+        host_views: the views of all of them, in their order.
     """
 
     def __init__(self):
@@ -62,16 +92,52 @@ class World:
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_FUNNELED)
         host.tune_malloc()
-        self.comm = MPI.COMM_WORLD  # the only place that names it
+        self._job = self.comm = MPI.COMM_WORLD  # the only place that names it
+        roll = Roll.of(self.comm)  # of another run before, maybe
+        roll.names, roll.limit = [], None
         rendezvous(self.comm)
         self.rank, self.size = self.comm.rank, self.comm.size
         self.host = MPI.Get_processor_name()
         self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        self.crew: MPI.Intracomm | None = None
+        self.name = _name(self.rank, 0)
         mask = os.sched_getaffinity(0)
-        self.view = host.view(self.host, self.node.allgather(mask), mask)
+        masks = self.node.allgather(mask)
+        self.view, self.cores = host.view(self.host, masks, mask), set.union(*masks)
         self.host_views: list[HostView] = self.comm.allgather(self.view)
-        Roll.of(self.comm).hosts = self.hosts
+        self.idle_cores = host.idle_cores(self.host_views)
+        roll.hosts = self.hosts
         pulse.end = self.abort
+
+    def split(self, actors: int) -> None:
+        """Let every rank that can be divided by K + 1 be an agent, and the K ranks after it its actors. Collective.
+
+        Agents are counted anew, and so are actors.
+
+        Args:
+            actors: K. The number of ranks must be a multiple of K + 1.
+        """
+        if not actors:
+            return
+        places = [divmod(rank, actors + 1) for rank in range(self.size)]
+        number, place = places[self.rank]
+        alike = [rank for rank in range(self.size) if (places[rank][1] > 0) == (place > 0)]
+        ours = [rank for rank in range(self.size) if places[rank][0] == number]
+        self.crew = cast(MPI.Intracomm, self._job.Split(number, place))
+        self.comm = cast(MPI.Intracomm, self._job.Split(int(place > 0), self.rank))
+        self.node.Free()
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        for comm, ranks in ((self._job, range(len(places))), (self.crew, ours), (self.comm, alike)):
+            Roll.of(comm).hosts = [self.host_views[rank].host for rank in ranks]
+            Roll.of(comm).names = [_name(*places[rank]) for rank in ranks]
+        self.host_views = [self.host_views[rank] for rank in alike]
+        self.name = _name(number, place)
+
+    @property
+    def acts(self) -> bool:
+        """Whether this rank is an actor of another one."""
+        return self.crew is not None and self.crew.rank > 0
 
     @property
     def threads(self) -> int:
@@ -85,7 +151,8 @@ class World:
 
     @property
     def root(self) -> bool:
-        return self.rank == 0
+        """Whether this is the first rank of the job, which speaks for all: an agent."""
+        return self._job.rank == 0
 
     @property
     def library(self) -> str:
@@ -110,20 +177,64 @@ class World:
 
         Bad input (a SettingError) ends every rank with status 2, after one line from rank 0.
         """
-        chosen, status = None, None
+
+        def choose_or_end() -> tuple[T | None, Any]:
+            try:
+                return choose(), None
+            except SystemExit as end:  # tyro has printed its help or its complaint
+                return None, end.code or 0
+
+        try:
+            chosen, status = self.agree_on(choose_or_end)
+        except Refusal as refusal:
+            if self.root:
+                print(f"gala_mpi: {refusal}", file=sys.stderr, flush=True)
+            sys.exit(errors.REFUSED)
+        if status is not None:
+            sys.exit(status)
+        return cast(T, chosen)
+
+    def agree_on(self, choose: Callable[[], T]) -> T:
+        """Call `choose()` on rank 0 and return its result on every rank. Collective.
+
+        Raises:
+            Refusal: it has raised a SettingError, whose text this has; on all ranks.
+        """
+        chosen, refusal = None, None
         if self.root:
             try:
                 chosen = choose()
             except SettingError as error:
-                print(f"gala_mpi: {error}", file=sys.stderr, flush=True)
-                status = errors.REFUSED
-            except SystemExit as end:  # tyro has printed its help or its complaint
-                status = end.code or 0
+                refusal = str(error)
         rendezvous(self.comm)
-        chosen, status = self.comm.bcast((chosen, status))
-        if status is not None:
-            sys.exit(status)
-        return chosen
+        chosen, refusal = self.comm.bcast((chosen, refusal))
+        if refusal is not None:
+            raise Refusal(refusal)
+        return cast(T, chosen)
+
+    def together(self, do: Callable[[], T]) -> T:
+        """Call `do()` on every rank, and return what it has returned on this one. Collective.
+
+        Raises:
+            Refusal: it has raised a SettingError on some rank; the text is that of the first one, on all ranks.
+        """
+        done, refusal = None, None
+        try:
+            done = do()
+        except SettingError as error:
+            refusal = str(error)
+        rendezvous(self.comm)
+        refusals = [text for text in self.comm.allgather(refusal) if text is not None]
+        if refusals:
+            raise Refusal(refusals[0])
+        return cast(T, done)
+
+    def require_alike(self, mine: list[tuple[str, object]]) -> None:
+        """Refuse what is not as on rank 0, see the function of this name. Collective. Raises Refusal."""
+        try:
+            require_alike(self.comm, mine)
+        except SettingError as error:
+            raise Refusal(str(error)) from None
 
     def largest(self, value: T) -> T:
         """Return the largest `value` of any rank. Collective."""
@@ -145,6 +256,13 @@ class World:
         rendezvous(self.comm)
         return self.comm.allreduce(holds, MPI.LAND)
 
+    def of_agent(self, value: T) -> T:
+        """Return the value of the agent that this rank is or plays for. Collective, of an agent and its actors."""
+        if self.crew is None:
+            return value
+        rendezvous(self.crew)
+        return self.crew.bcast(value)
+
     def wait(self) -> None:
         """Wait until all ranks are here. Collective."""
         rendezvous(self.comm)
@@ -161,7 +279,7 @@ class World:
         Only the main thread may call MPI, but it does not come back; and without MPI's abort MPICH's launcher mostly ends with
         9, for the ranks that it kills, instead of `status`.
         """
-        threading.Thread(target=self.comm.Abort, args=[status], daemon=True).start()
+        threading.Thread(target=self._job.Abort, args=[status], daemon=True).start()
         time.sleep(SECONDS_TO_ABORT)
         os._exit(status)
 
@@ -175,11 +293,13 @@ class World:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None or issubclass(kind, SystemExit):
-            Roll.of(self.comm).close()
-            self.node.Free()
+        if kind is None or issubclass(kind, (SystemExit, Refusal)):
+            for comm in (self.comm, self._job, self.crew) if self.crew is not None else (self._job,):
+                Roll.of(comm).close()
+            for comm in (self.comm, self.crew, self.node) if self.crew is not None else (self.node,):
+                comm.Free()
             return
-        prefix, status = f"gala_mpi: rank {self.rank} on {self.host}", errors.FAILED
+        prefix, status = f"gala_mpi: {self.name} on {self.host}", errors.FAILED
         if issubclass(kind, KeyboardInterrupt):  # of all ranks, mostly; training handles signals
             report, status = f"{prefix} is interrupted; the job ends.", 128 + signal.SIGINT
         elif issubclass(kind, (JobError, SettingError)):  # an environment's module may be missing on one host alone
@@ -189,5 +309,5 @@ class World:
         sys.stdout.flush()
         print(report, file=sys.stderr, flush=True)
         time.sleep(SECONDS_BEFORE_ABORT)
-        self.comm.Abort(status)
+        self._job.Abort(status)
         os._exit(status)  # MPICH returns from its abort, and Python would print the error once more

@@ -1,11 +1,13 @@
 """Networks: an encoder from this table, a policy head and a value head.
 
-A new encoder is one function from the environment's spaces to a module, and one line here.
+A new encoder is one function from the environment's spaces to a module, and one line here. One of the user's own is named by
+where it is defined, MODULE:FUNCTION (`own.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from gala_mpi.lazy import Member
 
@@ -19,10 +21,12 @@ class NetworkMember(Member):
     Attributes:
         images: whether it takes images (True), other observations (False) or both (None).
         smallest: the fewest pixels that an image must have on each side.
+        settings: what the function is told besides the spaces, by its names in `Config`, and what it is told by default.
     """
 
     images: bool | None
     smallest: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 NETWORKS = {
@@ -44,8 +48,35 @@ NETWORKS = {
         True,
         3,
     ),
-    "mlp": NetworkMember("gala_mpi.networks.encoders:mlp", "64-64 tanh units; images are flattened", None),
+    "impala": NetworkMember(
+        "gala_mpi.networks.impala:impala",
+        "16-32-32 convolutions with residual blocks + 256 units (Espeholt et al. 2018), 7 times gala's arithmetic",
+        True,
+        8,
+    ),
+    "mlp": NetworkMember(
+        "gala_mpi.networks.encoders:mlp",
+        "64-64 tanh units, or those of --hidden and --activation; images are flattened",
+        None,
+        settings={"hidden": "64,64", "activation": "tanh"},
+    ),
 }
+SETTINGS = tuple(dict.fromkeys(name for member in NETWORKS.values() for name in member.settings))
+
+
+def member(name: str) -> NetworkMember:
+    """Return a network's line of the table, or one for a function of the user's own."""
+    return NETWORKS[name] if name in NETWORKS else NetworkMember(name, "a network of the user's own", None)
+
+
+def is_own(name: str) -> bool:
+    """Return whether a network is named by where a function of the user's own is, MODULE:FUNCTION."""
+    return name not in NETWORKS and ":" in name
+
+
+def moved(name: str, before: str) -> bool:
+    """Return whether both are the same function of the user's own, in another module maybe."""
+    return is_own(name) and is_own(before) and name.rpartition(":")[2] == before.rpartition(":")[2]
 
 
 def default(image: tuple[int, ...] | None) -> str:

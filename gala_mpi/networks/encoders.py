@@ -12,8 +12,12 @@ import math
 import torch
 from torch import nn
 
+from gala_mpi import networks
 from gala_mpi.envs.base import Spaces
-from gala_mpi.networks import NETWORKS
+from gala_mpi.errors import SettingError
+from gala_mpi.networks import own
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class Flatten(nn.Module):
@@ -51,11 +55,19 @@ def small(spaces: Spaces) -> nn.Sequential:
     return nn.Sequential(convolution, nn.ReLU(), Flatten(), orthogonal(nn.Linear(features, 128)), nn.ReLU())
 
 
-def mlp(spaces: Spaces) -> nn.Sequential:
-    """Build two layers of 64 tanh units, for observations that are vectors; images are flattened."""
+def mlp(spaces: Spaces, hidden: str = "64,64", activation: str = "tanh") -> nn.Sequential:
+    """Build linear layers for observations that are vectors; images are flattened.
+
+    Args:
+        hidden: how many units each has, as "64,64".
+        activation: what follows each, "tanh" or "relu".
+    """
+    layers: list[nn.Module] = [Flatten()] if spaces.image else []
     inputs = math.prod(spaces.observation_shape)
-    layers = [orthogonal(nn.Linear(inputs, 64)), nn.Tanh(), orthogonal(nn.Linear(64, 64)), nn.Tanh()]
-    return nn.Sequential(*([Flatten()] if spaces.image else []), *layers)
+    for units in map(int, hidden.split(",")):
+        layers += [orthogonal(nn.Linear(inputs, units)), ACTIVATIONS[activation]()]
+        inputs = units
+    return nn.Sequential(*layers)
 
 
 class Beside(nn.Module):
@@ -69,10 +81,11 @@ class Beside(nn.Module):
 
     def __init__(self, image: nn.Module, shape: tuple[int, int, int], numbers: int):
         super().__init__()
-        self.image, self._shape, self._size = image, shape, math.prod(shape)
-        with torch.no_grad():
-            features = image(torch.zeros(1, *shape)).shape[-1]
-        self.joint = orthogonal(nn.Linear(features + numbers, 128)) if numbers else None
+        self.image, self._shape, self._size, self.joint = image, shape, math.prod(shape), None
+        if numbers:
+            with torch.no_grad():
+                features = image(torch.zeros(1, *shape)).shape[-1]
+            self.joint = orthogonal(nn.Linear(features + numbers, 128))
 
     def forward(self, packed: torch.Tensor) -> torch.Tensor:
         """[N, image and numbers] → [N, 128]."""
@@ -83,17 +96,44 @@ class Beside(nn.Module):
         return self.joint(torch.cat([features, packed[:, self._size :]], 1)).relu()
 
 
-def build(name: str, spaces: Spaces) -> nn.Module:
-    """Return the encoder of this name. One for images alone is told of the image that is packed with other numbers.
+def build(name: str, spaces: Spaces, **settings: str) -> nn.Module:
+    """Return the encoder of this name, which sees observations without their masks.
 
-    It sees observations without their masks.
+    One for images alone is told of the image that is packed with other numbers, one of the user's own where there are none.
+
+    Args:
+        settings: what it is told besides the spaces: see `NetworkMember`.
+
+    Raises:
+        SettingError: it is one of the user's own that cannot be used.
     """
-    member, spaces = NETWORKS[name], spaces.unmasked
-    if spaces.image_shape is None or not member.images:
-        return member.load()(spaces)
-    image = dataclasses.replace(spaces, observation_shape=spaces.image_shape, image=True, image_shape=None, parts=())
+    spaces, member, is_own = spaces.unmasked, networks.member(name), networks.is_own(name)
+
+    def make(spaces: Spaces) -> nn.Module:
+        module = own.make(name, spaces) if is_own else member.load()(spaces, **settings)
+        _require_parameters_alone(name, module)
+        if is_own:
+            own.try_out(name, module, spaces)
+        return module
+
+    if spaces.image_shape is None:
+        return make(spaces)
     numbers = spaces.observation_shape[0] - math.prod(spaces.image_shape)
-    return Beside(member.load()(image), spaces.image_shape, numbers)
+    if not (member.images or (is_own and not numbers)):
+        return make(spaces)
+    image = dataclasses.replace(spaces, observation_shape=spaces.image_shape, image=True, image_shape=None, parts=())
+    return Beside(make(image), spaces.image_shape, numbers)
+
+
+def _require_parameters_alone(name: str, encoder: nn.Module) -> None:
+    """Refuse an encoder with a state that is no parameter, such as the running statistics of batch normalisation."""
+    parameters = {key for key, _ in encoder.named_parameters(remove_duplicate=False)}
+    unshared = [f"encoder.{key}" for key in sorted(set(encoder.state_dict()) - parameters)]
+    if unshared:
+        raise SettingError(
+            f"--network {name}: it keeps {', '.join(unshared)}, which agents neither share nor save; "
+            "parameters alone are expected, or constants that are registered with persistent=False"
+        )
 
 
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Linear | nn.Conv2d:

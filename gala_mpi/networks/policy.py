@@ -1,4 +1,4 @@
-"""A policy: an encoder, a policy head and a value head.
+"""A policy: an encoder, a memory if it has one, a policy head and a value head, unless the encoder has heads of its own.
 
 Weights of the heads are orthogonal (gain 0.01 for the policy, 1 for the value), biases zero.
 """
@@ -8,19 +8,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from gala_mpi.envs.base import Spaces
-from gala_mpi.networks import encoders
+from gala_mpi.envs.base import Part, Spaces
+from gala_mpi.errors import SettingError
+from gala_mpi.networks import encoders, own
 from gala_mpi.networks.distributions import NEVER, Discrete, Gaussian, Masked, Policy, Several
 from gala_mpi.networks.encoders import orthogonal
+from gala_mpi.networks.recurrent import Kind, Memory
 from gala_mpi.networks.statistics import BOUND, EPSILON, Scaling, Sums
 
 Precision = Literal["fp32", "bf16"]
+MOST_ROWS, LONG_ENOUGH = 256, 1.0  # of a measurement: more rows, or seconds, tell nothing else
 CONSTANTS = {"epsilon": EPSILON, "bound": BOUND}  # of statistics, as a policy's description gives them
 
 
@@ -30,15 +35,20 @@ class Network(nn.Module):
     Args:
         name: which encoder, a key of NETWORKS.
         spaces: what the environments give and take.
-        precision: `bf16` computes the encoder in bfloat16; parameters, gradients and both heads are float32.
+        precision: `bf16` computes the encoder in bfloat16; parameters, gradients, memory and both heads are float32.
         action_std: the standard deviation of a box of actions at the start, in the network's units: 1 is half of the range of
             an action that has bounds.
+        memory: the recurrent core between encoder and heads; None: what the network says goes by an observation alone.
+        memory_size: how many units that has.
         normalise_observations: keep statistics of observations, and scale their numbers (no pixels, no masks) by them.
         normalise_rewards: keep statistics of returns, by which rewards are scaled before values are learnt from them.
+        settings: what the encoder is told besides the spaces (see `NetworkMember`).
 
     Attributes:
         dtype: of the encoder's computation.
+        policy, value: the heads; None: the encoder, one of the user's own, returns (outputs, values) itself.
         scale: what observations are multiplied by before they enter the encoder: pixels come as 0..255.
+        state_size: S, how many numbers the memory holds of an episode; 0 without one.
         observation_sums, return_sums: the statistics; None: none are kept. They are the last parameters.
     """
 
@@ -48,18 +58,26 @@ class Network(nn.Module):
         spaces: Spaces,
         precision: Precision = "fp32",
         action_std: float = 1.0,
+        memory: Kind | None = None,
+        memory_size: int = 256,
         normalise_observations: bool = False,
         normalise_rewards: bool = False,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ):
         super().__init__()
         self.name, self.spaces, self.precision = name, spaces, precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.scale = spaces.scale
-        self.encoder: Any = encoders.build(name, spaces)
-        with torch.no_grad():
-            features = self.encoder(torch.zeros(1, *spaces.unmasked.observation_shape)).shape[-1]
-        self.policy = orthogonal(nn.Linear(features, spaces.outputs), 0.01)
-        self.value = orthogonal(nn.Linear(features, 1), 1.0)
+        self.settings = dict(settings)
+        self.encoder: Any = encoders.build(name, spaces, **settings)
+        features, *values = (each.shape[-1] for each in own.returned(self.encoder, spaces.unmasked))
+        if memory and values:
+            why = "it has heads of its own; one that returns features is expected"
+            raise SettingError(f"--network {name} --memory {memory}: {why}")
+        self.memory = Memory(memory, features, memory_size) if memory else None
+        self.state_size, features = (self.memory.state_size, memory_size) if self.memory else (0, features)
+        self.policy: Any = None if values else orthogonal(nn.Linear(features, spaces.outputs), 0.01)
+        self.value: Any = None if values else orthogonal(nn.Linear(features, 1), 1.0)
         if not spaces.discrete:
             self.log_std = nn.Parameter(torch.full((spaces.outputs,), math.log(action_std)))
         size = spaces.numbers.stop - spaces.numbers.start
@@ -67,7 +85,44 @@ class Network(nn.Module):
         self.return_sums = Sums(1) if normalise_rewards else None
 
     def forward(self, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
-        """Map observations [N, ...] (uint8 for images) to a distribution over N actions and values [N]."""
+        """Map observations [N, ...] (uint8 for images) to a distribution over N actions and values [N].
+
+        With a memory they are the first ones of N episodes.
+        """
+        policy, values, _ = self.step(observations, self.first_state(len(observations)))
+        return policy, values
+
+    def first_state(self, number: int) -> torch.Tensor:
+        """Return the state before the first step of so many episodes, float32 [N, S]."""
+        return torch.zeros(number, self.state_size, device=next(self.parameters()).device)
+
+    def step(self, observations: torch.Tensor, state: torch.Tensor) -> tuple[Policy, torch.Tensor, torch.Tensor]:
+        """Do one step of N episodes: map observations [N, ...] and a state [N, S] to a distribution over actions, values [N],
+        and the next state."""
+        features, mask = self.encode(observations)
+        if self.memory is not None:
+            features, state = self.memory(features, state)
+        return *self.heads(features, mask), state
+
+    def unroll(
+        self, observations: torch.Tensor, state: torch.Tensor, resets: torch.Tensor
+    ) -> tuple[Policy, torch.Tensor, torch.Tensor]:
+        """Do T steps with a memory: map observations [T, N, ...] and the state before the first one, [N, S], to a distribution
+        over actions [T, N], values [T, N] and the state after the last one.
+
+        Args:
+            resets: bool [T, N], whether an episode begins at a step.
+        """
+        assert self.memory is not None
+        features, mask = self.encode(observations.flatten(0, 1))
+        features, state = self.memory.unroll(features.unflatten(0, resets.shape), state, resets)
+        return *self.heads(features, None if mask is None else mask.unflatten(0, resets.shape)), state
+
+    def encode(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map observations [N, ...] to the encoder's features, float32 [N, F], and take off their mask, [N, outputs].
+
+        Features of an encoder with heads of its own are what they give: the policy's outputs, and the value.
+        """
         mask = None
         if self.spaces.masked:
             observations, mask = observations[:, : -self.spaces.outputs], observations[:, -self.spaces.outputs :]
@@ -76,7 +131,10 @@ class Network(nn.Module):
         with torch.autocast(observations.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             layout = torch.channels_last if self.spaces.image else torch.contiguous_format
             features = self.encoder(observations.to(self.dtype, memory_format=layout) * self.scale)
-        return self.heads(features.float(), mask)
+        if self.policy is None:
+            outputs, values = features
+            features = torch.cat([outputs, values.reshape(-1, 1)], 1)
+        return features.float(), mask
 
     def normalised(self, observations: torch.Tensor, scaling: Scaling) -> torch.Tensor:
         """Scale the numbers of observations without their masks, float32 [N, ...]. An image before them stays as it is."""
@@ -90,17 +148,31 @@ class Network(nn.Module):
         Args:
             mask: [..., outputs], 0 for actions that may not be taken: their probability is 0. None: all may.
         """
-        policy, value = self.policy(features), self.value(features).squeeze(-1)
-        if mask is not None:
-            policy = policy.masked_fill(mask == 0, NEVER)
+        outputs, value = self.outputs(features, mask)
+        return self.distribution(outputs), value
+
+    def outputs(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map features float32 [..., F] to the numbers that a distribution is made of, [..., outputs], and values [...].
+
+        Args:
+            mask: as for `heads`; logits of actions that may not be taken are NEVER.
+        """
+        if self.policy is None:
+            outputs, value = features[..., :-1], features[..., -1]
+        else:
+            outputs, value = self.policy(features), self.value(features).squeeze(-1)
+        return outputs if mask is None else outputs.masked_fill(mask == 0, NEVER), value
+
+    def distribution(self, outputs: torch.Tensor) -> Policy:
+        """Return the distribution over actions [...] that is made of `outputs`, [..., outputs]."""
         if self.spaces.choices:
-            return Several.of(policy, self.spaces.choices), value
+            return Several.of(outputs, self.spaces.choices)
         if self.spaces.discrete:
-            return (Discrete if mask is None else Masked)(policy), value
+            return (Masked if self.spaces.masked else Discrete)(outputs)
         shape = self.spaces.action_shape
-        mean = policy.view(*value.shape, *shape)
+        mean = outputs.view(*outputs.shape[:-1], *shape)
         deviation = self.log_std.exp().view(shape)
-        return Gaussian(mean, deviation.expand_as(mean), len(shape)), value
+        return Gaussian(mean, deviation.expand_as(mean), len(shape))
 
     def description(self) -> dict[str, Any]:
         """Say in words and numbers that JSON can hold which network this is, and what it takes and gives."""
@@ -129,10 +201,35 @@ class Network(nn.Module):
                 "scale": list(spaces.action_scale),
                 "offset": list(spaces.action_offset),
             }
-        said = {"network": self.name, "precision": self.precision, "observations": observations, "actions": actions}
+        said = {"network": self.name, **self.settings, "precision": self.precision, "observations": observations}
+        said["actions"] = actions
+        if self.memory is not None:
+            said["memory"] = {"kind": self.memory.kind, "size": self.memory.size}
         if self.return_sums is not None:
             said["rewards"] = {"normalised": {"sums": "return_sums"} | CONSTANTS}
         return said
+
+
+def described_spaces(said: Mapping[str, Any]) -> Spaces:
+    """Return the spaces of which `Network.description` has said this. Older ones lack `scale` and `offset` of a box."""
+    seen, actions = said["observations"], said["actions"]
+    choices, shape = tuple(actions.get("numbers", ())), tuple(seen["shape"])
+    return Spaces(
+        shape,
+        len(shape) == 3,  # all others are flattened
+        actions.get("number"),
+        (len(choices),) if choices else tuple(actions.get("shape", ())),
+        _bounds(actions.get("low"), -math.inf),
+        _bounds(actions.get("high"), math.inf),
+        choices=choices,
+        action_scale=tuple(actions.get("scale", ())),
+        action_offset=tuple(actions.get("offset", ())),
+        dtype=seen["dtype"],
+        scale=seen["scale"],
+        image_shape=tuple(seen["image"]["shape"]) if "image" in seen else None,
+        masked="mask" in seen,
+        parts=tuple(Part(**part) for part in seen.get("parts", ())),
+    )
 
 
 def _finite(bounds: tuple[float, ...] | None) -> list[float | None] | None:
@@ -140,20 +237,36 @@ def _finite(bounds: tuple[float, ...] | None) -> list[float | None] | None:
     return None if bounds is None else [bound if math.isfinite(bound) else None for bound in bounds]
 
 
-def fastest_precision(name: str, spaces: Spaces, batch: int, device: torch.device) -> Precision:
+def _bounds(said: list[float | None] | None, infinite: float) -> tuple[float, ...] | None:
+    """The inverse of `_finite`."""
+    return None if said is None else tuple(infinite if bound is None else bound for bound in said)
+
+
+def fastest_precision(
+    name: str, spaces: Spaces, rows: int, device: torch.device, settings: Mapping[str, str] = MappingProxyType({})
+) -> Precision:
     """Return `bf16` if images are learnt from clearly faster with it on this machine (native instructions), else `fp32`.
 
     Pixels have 8 bits, and so have bfloat16's fractions. A vector's numbers have more, which would be lost at the first layer;
-    so have images of other numbers. It takes about 0.3 s.
+    so have images of other numbers, and so would have heads of the encoder's own, which are computed as it is. It takes about
+    0.3 s, of large networks and many rows some seconds.
+
+    Args:
+        rows: how many observations are learnt from at once.
+        settings: as for Network.
     """
     if not spaces.image or spaces.observation_dtype != np.uint8:
         return "fp32"
-    observations = torch.zeros((batch, *spaces.observation_shape), dtype=torch.uint8, device=device)
-    networks = {p: Network(name, spaces, p) for p in get_args(Precision)}
+    networks = {p: Network(name, spaces, p, settings=settings) for p in get_args(Precision)}
+    if networks["fp32"].policy is None:
+        return "fp32"
+    observations = torch.zeros((min(rows, MOST_ROWS), *spaces.observation_shape), dtype=torch.uint8, device=device)
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it
-    best = dict.fromkeys(networks, math.inf)
-    for _ in range(12):  # in turn, so that whatever else the machine does disturbs both; the first passes only set up
+    best, first = dict.fromkeys(networks, math.inf), time.perf_counter()
+    for turn in range(12):  # in turn, so that whatever else the machine does disturbs both; the first passes only set up
+        if turn > 1 and time.perf_counter() - first > LONG_ENOUGH:
+            break
         for precision, network in networks.items():
             began = time.perf_counter()
             distribution, values = network(observations)

@@ -77,5 +77,10 @@ class Sums(nn.Module):
         return Scaling(mean.masked_fill(nothing, 0).float(), factor.masked_fill(nothing, 1).float(), bound)
 
 
+def parameters_of(network: nn.Module) -> set[int]:
+    """Return the ids of a network's parameters that are statistics."""
+    return {id(each) for module in network.modules() if isinstance(module, Sums) for each in module.parameters()}
+
+
 def _zeros(length: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(length), requires_grad=False)

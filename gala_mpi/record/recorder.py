@@ -26,7 +26,7 @@ SKETCH_ROOM = 1024  # likewise; smaller because a sketch takes 32 KiB, and a new
 
 
 class Losses(Protocol):
-    """The terms of a learner's loss, means over the batch."""
+    """The terms of a learner's loss, means over the batch, and how far the policy is from the one that played."""
 
     @property
     def policy(self) -> SupportsFloat: ...
@@ -34,6 +34,12 @@ class Losses(Protocol):
     def value(self) -> SupportsFloat: ...
     @property
     def entropy(self) -> SupportsFloat: ...
+    @property
+    def kl(self) -> SupportsFloat: ...
+    @property
+    def clip_share(self) -> SupportsFloat: ...
+    @property
+    def rho(self) -> SupportsFloat: ...
 
 
 class Learner(Protocol):
@@ -53,6 +59,8 @@ class Update(NamedTuple):
         episodes: those that ended.
         sketches: empty at most updates; else two: of this agent's own gradient, and of the parameters after the exchange.
         skipped: why nothing was learnt from the rollout, in words: what was not finite; empty: it was learnt from.
+        policy_lag: updates between the parameters that played and those that learnt.
+        rollout_wait, actor_wait, rollouts_torn: see `rollout.collector.Arrival`.
     """
 
     losses: Losses
@@ -61,6 +69,10 @@ class Update(NamedTuple):
     episodes: list[Episode]
     sketches: list[np.ndarray]
     skipped: str = ""
+    policy_lag: float = 0.0
+    rollout_wait: float = np.nan
+    actor_wait: float = np.nan
+    rollouts_torn: float = np.nan
 
 
 class Recorder:
@@ -124,7 +136,10 @@ class Recorder:
         update, steps, hours = learner.updates, learner.steps, self.hours
         lags = [update - mix.version for mix in counters.mixes]
         lag = counters.lag if counters.lag is not None else sum(lags) / len(lags) if lags else np.nan
-        row = [update, steps, run_steps, hours, losses.policy, losses.value, losses.entropy, done.grad_norm, done.step_norm]
+        row = [update, steps, run_steps, hours, losses.policy, losses.value, losses.entropy]
+        row += [losses.kl, losses.clip_share, losses.rho, done.policy_lag]
+        row += [done.rollout_wait, done.actor_wait, done.rollouts_torn]
+        row += [done.grad_norm, done.step_norm]
         row += [self.skipped, counters.staleness, lag, counters.torn, counters.corrupt, counters.progress_gap, resident_mib()]
         self._cpu, cpu = time.process_time(), self._cpu
         row += [self._cpu - cpu, *(seconds[section] for section in SECTIONS)]

@@ -38,12 +38,31 @@ class Passes(Protocol):
     def load_parameters(self) -> None:
         """Begin a new rollout with the network's parameters as they are now."""
 
-    def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
-        """Do pass `number` (from 0 on) over [N / turns, ...]: a distribution over actions and values, without gradient."""
+    def forward(
+        self, number: int, observations: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[Policy, torch.Tensor]:
+        """Do pass `number` (from 0 on) over [N / turns, ...]: a distribution over actions and values, without gradient.
+
+        Args:
+            state: what the memory holds before the pass, [N / turns, S], and then after it. None: episodes begin.
+        """
         ...
 
-    def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
-        """Return what the network says of all steps, [T, N], or of `rows` of T · N, [M], with gradient."""
+    def end(self, steps: int) -> None:
+        """Let the rollout have T = `steps` steps, as many as there is room for or fewer."""
+
+    def evaluate(
+        self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[Policy, torch.Tensor]:
+        """Return what the network says of all steps, [T, N], or of `rows` (see `Batch`), with gradient.
+
+        Args:
+            state, resets: the batch's, where the network has a memory.
+        """
+        ...
+
+    def bootstrap(self) -> torch.Tensor:
+        """Return what the network says of the value of what was seen after the last step, [N], without gradient."""
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -66,6 +85,8 @@ class Acted(NamedTuple):
 class Batch:
     """T steps of N environments. Tensors are [T, N] float32 where nothing else is said.
 
+    Its rows are what can be learnt from apart: the T · N steps; with a memory the N environments, each with all its steps.
+
     What not every learner needs is computed when it is first asked for.
 
     Attributes:
@@ -74,7 +95,7 @@ class Batch:
         discounts: γ, or 0 where the return ends.
         resets: bool; whether a return begins at this step: the first one of an episode or a life.
         acted: what the passes brought, in their order.
-        state: recurrent state before the first step; None: the network has none.
+        state: what the network's memory held before the first step, [N, S], by the network that played; None: it has no memory.
         additions: what the rollout adds to the network's statistics, float32 (see `Flat.counted`); None: it keeps none.
     """
 
@@ -118,17 +139,37 @@ class Batch:
         bfloat16)."""
         return self.passes.observations()
 
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.rewards.numel() if self.state is None else len(self.state)
+
+    def some(self, column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return what a column [T, N, ...] has of some rows, int64 [M]: [M, ...]; with a memory [T, M, ...]."""
+        return column.flatten(0, 1)[rows] if self.state is None else column[:, rows]
+
     def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
         """Return what the network says of the steps now, with gradient: a distribution over actions and values.
 
         Args:
-            rows: int64 [M], some of the T · N steps, for learners that take a rollout in parts; None: all, [T, N].
+            rows: int64 [M], some rows, for learners that take a rollout in parts; what is returned is as of `some`. None: all,
+                [T, N].
         """
         if rows is not None:
-            return self.passes.evaluate(rows)
+            return self.passes.evaluate(rows, self.state, self.resets)
         if self._evaluated is None:
-            self._evaluated = self.passes.evaluate()
+            self._evaluated = self.passes.evaluate(None, self.state, self.resets)
         return self._evaluated
+
+    def following(self, values: torch.Tensor) -> torch.Tensor:
+        """Return V(s_{t+1}) by the network as it is now, [T, N], without gradient; the last row bootstraps.
+
+        Where that is the network that played, they are `next_values`, but for rounding.
+
+        Args:
+            values: V(s_t), as `evaluate` has returned them.
+        """
+        return torch.cat([values[1:].detach(), self.passes.bootstrap()[None]])
 
     def backward(self, loss: torch.Tensor) -> None:
         """Put the gradient of `loss` (a function of what `evaluate` returned) in place of the parameters' `grad`."""

@@ -16,10 +16,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from gala_mpi.networks import statistics
 from gala_mpi.networks.distributions import Policy
 from gala_mpi.networks.encoders import Flatten
 from gala_mpi.networks.policy import Network
-from gala_mpi.networks.statistics import Scaling, Sums
+from gala_mpi.networks.statistics import Scaling
 from gala_mpi.rollout.batch import Player
 from gala_mpi.rollout.kernels import Convolution, Linear, copy_planes, copy_words, images, rows_of
 
@@ -34,25 +35,20 @@ def fits(network: Network, learner: Player) -> bool:
     """
     if not learner.one_pass or type(network) is not Network or type(network.encoder) is not nn.Sequential:
         return False
-    if network.spaces.masked:  # of which the heads must know
+    if network.spaces.masked or network.memory is not None:  # of masks the heads must know
         return False
     modules = list(network.encoder)
     kinds = "".join(_LETTERS.get(type(module), "?") for module in modules)
     chain = r"(Ca)+F(La)+" if network.spaces.image else r"(La)+"
     layers = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
-    statistics = _statistics(network)
+    counted = statistics.parameters_of(network)
     return (
         re.fullmatch(chain, kinds) is not None
         and len(set(map(id, layers))) == len(layers)
         and all(layer.bias is not None for layer in layers)
         and all(_is_plain(layer) for layer in layers if isinstance(layer, nn.Conv2d))
-        and all(parameter.requires_grad for parameter in network.parameters() if id(parameter) not in statistics)
+        and all(parameter.requires_grad for parameter in network.parameters() if id(parameter) not in counted)
     )
-
-
-def _statistics(network: Network) -> set[int]:
-    """The ids of the parameters that are statistics."""
-    return {id(each) for module in network.modules() if isinstance(module, Sums) for each in module.parameters()}
 
 
 _LETTERS = {nn.Conv2d: "C", nn.Linear: "L", Flatten: "F", nn.ReLU: "a", nn.Tanh: "a"}
@@ -73,7 +69,7 @@ class Cached:
 
     Args:
         network: one that `fits`. Its parameters must have a `grad` (see `flat.py`) when a gradient comes.
-        steps: T.
+        steps: the most that a rollout has.
         observations: what one pass sees, [N, ...]; only its shape, dtype and device are used.
         turns: how many passes make a step, each over N other rows.
         between: called between the layers of a backward pass, which is the longest time without anything else.
@@ -90,8 +86,7 @@ class Cached:
         between: Callable[[], None] = lambda: None,
     ):
         self._network, self._dtype, self._between = network, network.dtype, between
-        self._grid = steps, turns * len(observations)
-        self._batch, self._rows, passes = len(observations), steps * turns * len(observations), (steps + 1) * turns
+        self._batch, self._num_envs, passes = len(observations), turns * len(observations), (steps + 1) * turns
         # Observations go in as they are, the first layer's weights are scaled instead: pixels are exact in bfloat16.
         seen, scale = observations, network.scale
         self._layers: list[Convolution | Linear] = []
@@ -118,8 +113,8 @@ class Cached:
         row = max(activations[0].nbytes for activations in self._activations)
         self._convolutions = sum(isinstance(layer, Convolution) for layer in self._layers)
         in_parts = self._convolutions and observations.device.type == "cpu"  # the linear layers take all rows at a time
-        at_once = max(self._batch, PART_BYTES // row) if in_parts else self._rows
-        self._parts = [slice(at, min(at + at_once, self._rows)) for at in range(0, self._rows, at_once)]
+        self._at_once = max(self._batch, PART_BYTES // row) if in_parts else steps * self._num_envs
+        self.end(steps)
         below = [self._observations, *self._activations[:-1]]
         # The same memory, as the layers take it; and of each pass, cut once: a view takes as long as a small layer.
         self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]
@@ -130,8 +125,14 @@ class Cached:
 
         # A backward pass writes the gradients of linear layers' weights, and adds to all others.
         written = {id(layer.layer.weight) for layer in self._layers if isinstance(layer, Linear)}
-        left = written | _statistics(network)
+        left = written | statistics.parameters_of(network)
         self._added = [parameter for parameter in network.parameters() if id(parameter) not in left]
+
+    def end(self, steps: int) -> None:
+        """Let the rollout have T = `steps` steps, as many as there is room for or fewer."""
+        self._grid = steps, self._num_envs
+        self._rows = steps * self._num_envs
+        self._parts = [slice(at, min(at + self._at_once, self._rows)) for at in range(0, self._rows, self._at_once)]
 
     @torch.no_grad()
     def load_parameters(self) -> None:
@@ -143,7 +144,9 @@ class Cached:
                 mine.copy_(now)
 
     @torch.no_grad()
-    def forward(self, number: int, observations: torch.Tensor) -> tuple[Policy, torch.Tensor]:
+    def forward(
+        self, number: int, observations: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[Policy, torch.Tensor]:
         """Do pass `number` (step by step, turn by turn, from 0 on) over [N, ...]: a distribution over actions and values."""
         if self._scaling is not None and self._given is not None:
             self._given[self._of_pass[number]].copy_(observations)
@@ -154,7 +157,9 @@ class Cached:
             torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
         return self._network.heads(out.float())
 
-    def evaluate(self, rows: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
+    def evaluate(
+        self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[Policy, torch.Tensor]:
         """Run the heads again over the features of steps 0 .. T-1, with gradient: a distribution over actions and values,
         [T, N]. The gradient of the features goes on to the encoder's parameters.
 
@@ -166,6 +171,11 @@ class Cached:
         features = self._activations[-1][: self._rows].float().requires_grad_()
         features.register_hook(self._backward)
         return self._network.heads(features.view(*self._grid, -1))
+
+    @torch.no_grad()
+    def bootstrap(self) -> torch.Tensor:
+        """Return the value of what was seen after the last step, [N], by the passes' network: before `backward`."""
+        return self._network.heads(self._activations[-1][self._rows : self._rows + self._num_envs].float())[1]
 
     def backward(self, loss: torch.Tensor) -> None:
         """Put the gradient of `loss` in place of the parameters' `grad`. Once a rollout: activations are written over."""

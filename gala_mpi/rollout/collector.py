@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,20 @@ from gala_mpi.rollout.tally import Tally
 LARGEST_REWARD = 1e18
 
 
+class Arrival(NamedTuple):
+    """How a rollout came to its learner. NaN: it was not sent by anybody.
+
+    Attributes:
+        rollout_wait: seconds for which the learner waited for it.
+        actor_wait: seconds for which the actor that played it had waited before, for room for it.
+        rollouts_torn: how many rollouts have been thrown away so far, and read again.
+    """
+
+    rollout_wait: float = math.nan
+    actor_wait: float = math.nan
+    rollouts_torn: float = math.nan
+
+
 class Collector:
     """Steps an agent's environments with its network's policy.
 
@@ -39,14 +54,23 @@ class Collector:
             move messages (progress is everybody's duty).
         clock: where the time goes.
         generator: what actions are drawn from; None: torch's global stream.
+        shortest: the steps that are always played of a rollout; None: all T are.
+        cut_short: asked from then on, before each step, whether the rollout is to end without it.
+        delay: by how many seconds each step is slowed down (--slow-rank).
+        lag: how many rollouts stay as they are while the next one is played, since another thread learns from them: 0 or 1.
 
     Attributes:
-        steps: of a rollout, T · N.
+        steps: of the last rollout, T · N, or fewer if it was cut short.
         fault: what the environments gave that is not finite (or a reward of LARGEST_REWARD) and is part of the last rollout,
             the first of it; None: nothing.
             The network sees 0 in its place, so that it goes no further, but nothing can be learnt from the rollout.
-        passes: cached where the network and the learner allow it, else stored.
+        version: the update at whose beginning the parameters were those that played it; None: the one that asks for it.
+        arrival: says that no rollout is sent.
+        passes: of the last rollout; cached where the network and the learner allow it and there is no lag, else stored.
     """
+
+    version: int | None = None
+    arrival = Arrival()
 
     def __init__(
         self,
@@ -59,6 +83,10 @@ class Collector:
         progress: Callable[[], None],
         clock: Clock,
         generator: torch.Generator | None = None,
+        shortest: int | None = None,
+        cut_short: Callable[[], bool] = lambda: False,
+        delay: float = 0.0,
+        lag: int = 0,
     ):
         network = self.network = learner.network
         self.environments, self.clock, self.progress = environments, clock, progress
@@ -66,23 +94,27 @@ class Collector:
         self.length, self.discount, self.clip_rewards = length, discount, clip_rewards
         self.num_envs = sum(each.num_envs for each in environments)
         self.steps = length * self.num_envs
+        self._shortest, self._cut_short, self._delay = length if shortest is None else shortest, cut_short, delay
         self.device = next(network.parameters()).device
         # While others play, the network leaves them half of the cores: with all of them, both wait for each other's threads.
-        self.threads = max(1, torch.get_num_threads() // len(environments))
+        # (Beside a thread that learns, the number stays: part of torch's libraries have one for all threads.)
+        self.threads = torch.get_num_threads() if lag else max(1, torch.get_num_threads() // len(environments))
         self.fault: Fault | None = None
         self._played = 0  # steps of each environment
         self._uploads = [Upload(self.device) for _ in environments]
-        self._upload_rewards, self._upload_discounts, self._upload_resets = (Upload(self.device) for _ in range(3))
-        self._upload_additions = Upload(self.device)
+        self._upload_over = [Upload(self.device) for _ in environments]
         self._tally = Tally(network, self.num_envs, discount)
+        # What the network's memory holds of each environment's episode, [N / G, S]; without a memory S is 0.
+        self._states = [network.first_state(each.num_envs) for each in environments]
         self.reset(seeds)
-        # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
-        between = {"between": lambda: self.progress()} if self.device.type == "cpu" else {}
-        kind = Cached if fits(network, learner) else Stored
-        self.passes: Passes = kind(network, length, self.observations[0], turns=len(environments), **between)
-        self._load_parameters = cuda_graph(self.passes.load_parameters, self.device)
-        numbers = range((length + 1) * len(environments))
-        self._act_by_pass = [cuda_graph(partial(self._pass, number), self.device) for number in numbers]
+        # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI. So does a lag.
+        between = {} if lag or self.device.type != "cpu" else {"between": lambda: self.progress()}
+        kind = Stored if lag or not fits(network, learner) else Cached
+        self._rooms = []
+        for _ in range(1 + lag):
+            passes = kind(network, length, self.observations[0], turns=len(environments), **between)
+            self._rooms.append(_Room.of(passes, self._pass, (length + 1) * len(environments), self.device))
+        self.passes: Passes = self._rooms[0].passes
 
     def reset(self, seeds: np.ndarray) -> None:
         """Begin new episodes in all environments, from seeds int64 [N]."""
@@ -92,6 +124,8 @@ class Collector:
         self._at_hand: list[Fault | None] = [None] * len(first)  # what is wrong with the observations that come next
         self._shown = first  # as they come, on the host
         self.observations = [self._see(turn, observations) for turn, observations in enumerate(first)]
+        for state in self._states:
+            state.zero_()
         self._resets = np.ones(self.num_envs, bool)  # whether the next step of each environment begins a return
 
     @property
@@ -104,37 +138,53 @@ class Collector:
             environments.close()
 
     def collect(self) -> tuple[Batch, list[Episode]]:
-        """Play T steps; return them, and the episodes that ended in them."""
+        """Play T steps, or fewer if the rollout is cut short; return them, and the episodes that ended in them."""
         record = self._record = _Record()
+        self._rooms.append(room := self._rooms.pop(0))  # in turn
+        self._room, self.passes = room, room.passes
         self.fault = next(filter(None, self._at_hand), None)
-        self._load_parameters()
+        room.load_parameters()
         self._tally.begin()
+        state = torch.cat(self._states) if self.network.memory else None
         with _threads(self.threads):
             for t in range(self.length + 1):
-                self._played += t > 0
+                if t:
+                    self._played += 1
+                    with self.clock("simulate"):
+                        keep_busy(self._delay)
+                last = t == self.length or (t >= self._shortest and self._cut_short())
                 for turn in range(len(self.environments)):
                     if t:
                         self._finish(turn)
-                    self._act(t, turn)
+                    self._act(t, turn, last)
                 self.progress()
-        grid = self.length, self.num_envs
+                if last:
+                    break
+        steps = len(record.over) // len(self.environments)
+        self.passes.end(steps)
+        grid, self.steps = (steps, self.num_envs), steps * self.num_envs
         resets = np.concatenate([self._resets, *record.over]).reshape(-1, self.num_envs)
         self._resets = resets[-1]
         additions = self._tally.additions()
         batch = Batch(
             self.passes,
-            rewards=self._upload_rewards(np.concatenate(record.rewards, dtype=np.float32)).view(grid),
-            discounts=self._upload_discounts(np.concatenate(record.discounts, dtype=np.float32)).view(grid),
-            resets=self._upload_resets(resets[:-1]),
+            rewards=room.rewards(np.concatenate(record.rewards, dtype=np.float32)).view(grid),
+            discounts=room.discounts(np.concatenate(record.discounts, dtype=np.float32)).view(grid),
+            resets=room.resets(resets[:-1]),
             acted=record.acted,
-            additions=None if additions is None else self._upload_additions(additions),
+            state=state,
+            additions=None if additions is None else room.additions(additions),
         )
         return batch, record.episodes
 
-    def _act(self, t: int, turn: int) -> None:
+    def _act(self, t: int, turn: int, last: bool) -> None:
         """Run a pass over the observations at hand and send its actions, but for the last one, which bootstraps."""
         with self.clock("act"):
-            acted = self._act_by_pass[t * len(self.environments) + turn]()
+            before = self._states[turn].clone() if last else None
+            acted = self._room.act_by_pass[t * len(self.environments) + turn]()
+            if before is not None:  # its step is the next rollout's first one; where this one is cut short it has acted, too
+                acted = acted._replace(actions=None)
+                self._states[turn].copy_(before)
             self._record.acted.append(acted)
             if acted.actions is None:
                 return
@@ -146,7 +196,7 @@ class Collector:
     def _pass(self, number: int) -> Acted:
         """Do pass `number` of the rollout over the observations at hand; draw actions, [N / G], unless it bootstraps."""
         t, turn = divmod(number, len(self.environments))
-        policy, values = self.passes.forward(number, self.observations[turn])
+        policy, values = self.passes.forward(number, self.observations[turn], self._states[turn])
         return Acted(policy, values, policy.sample(self._generator) if t < self.length else None)
 
     def _finish(self, turn: int) -> None:
@@ -162,6 +212,8 @@ class Collector:
             if step.truncated.any():
                 assert step.final_observations is not None  # they come with a truncation
                 reward = reward + self.discount * self._cut_off_values(turn, step.final_observations, step.truncated)
+            if self.network.memory and over.any():
+                self._states[turn].masked_fill_(self._upload_over[turn](over)[:, None], 0)
             record = self._record
             record.rewards.append(reward)
             record.over.append(over)
@@ -193,8 +245,17 @@ class Collector:
         cut_off, fault = mended(final[truncated])
         self._blame(turn, "an observation", fault and (int(np.flatnonzero(truncated)[fault[0]]), fault[1]))
         with torch.no_grad():
-            values[truncated] = self.network(torch.from_numpy(cut_off).to(self.device))[1].cpu().numpy()
+            state = self._states[turn][np.flatnonzero(truncated)]
+            _, found, _ = self.network.step(torch.from_numpy(cut_off).to(self.device), state)
+            values[truncated] = found.cpu().numpy()
         return values
+
+
+def keep_busy(seconds: float) -> None:
+    """Be slow as a straggler is: computing, not sleeping, and without a call into MPI."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
 
 
 class Fault(NamedTuple):
@@ -228,6 +289,28 @@ def _threads(number: int) -> Iterator[None]:
     torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
+
+
+@dataclass
+class _Room:
+    """Where a rollout lies until it has been learnt from: its passes, and what else goes to the device.
+
+    A GPU's recordings are of operations on this memory.
+    """
+
+    passes: Passes
+    load_parameters: Callable[[], None]
+    act_by_pass: list[Callable[[], Acted]]
+    rewards: Upload
+    discounts: Upload
+    resets: Upload
+    additions: Upload
+
+    @classmethod
+    def of(cls, passes: Passes, do: Callable[[int], Acted], number: int, device: torch.device) -> _Room:
+        """Return the room of passes, of which `do(0)`, `do(1)`, ... do one each, `number` in all."""
+        act_by_pass = [cuda_graph(partial(do, each), device) for each in range(number)]
+        return cls(passes, cuda_graph(passes.load_parameters, device), act_by_pass, *(Upload(device) for _ in range(4)))
 
 
 @dataclass

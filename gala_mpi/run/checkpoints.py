@@ -12,14 +12,17 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gala_mpi.errors import JobError
-from gala_mpi.run import files, layout
+from gala_mpi.run import evaluations, files, layout
+
+# Games behind a training score by which checkpoints are compared: half of its window, since an agent that is slow, or lost, may
+# never play its part of one.
+FEWEST_GAMES = 50
 
 
 @dataclass
@@ -35,6 +38,8 @@ class State:
     policy: dict[str, Any] | None = None
     # Of agents that share one vector: how many steps had been added to it when it was read. None: the agent's own parameters.
     pushes: int | None = None
+    games: int | None = None  # of how many scores `score` is the mean. None: an older checkpoint, which does not say.
+    recent: tuple[float, ...] = ()  # this agent's own of them, oldest first
 
 
 def write(run: Path, number: int, rank: int, state: State) -> None:
@@ -55,8 +60,11 @@ def write(run: Path, number: int, rank: int, state: State) -> None:
         file.attrs["agents"] = state.agents
         file.attrs["hours"] = state.hours
         file.attrs["score"] = state.score
-        if state.pushes is not None:
-            file.attrs["pushes"] = state.pushes
+        for name, count in (("pushes", state.pushes), ("games", state.games)):
+            if count is not None:
+                file.attrs[name] = count
+        if state.recent:
+            file.create_dataset("recent", data=np.array(state.recent), fletcher32=True, chunks=True)
         learner = file.create_group("learner")
         for name, value in state.learner.items():
             if np.ndim(value):
@@ -86,7 +94,12 @@ def agents(run: Path, number: int) -> int:
 
 def complete(run: Path) -> list[int]:
     """The numbers of which all files are there, but for those of the dead, oldest first."""
-    return [number for number in numbers(run) if _is_complete(run, number, agents(run, number))]
+    return [number for number in numbers(run) if is_complete(run, number)]
+
+
+def is_complete(run: Path, number: int) -> bool:
+    """Whether all files of a checkpoint are there, but for those of the dead."""
+    return _is_complete(run, number, agents(run, number))
 
 
 def unreadable(run: Path) -> bool:
@@ -117,8 +130,13 @@ def ranks(run: Path, number: int) -> list[int]:
 
 
 def best(run: Path) -> int | None:
-    """The complete checkpoint with the best training score, or None. A later one wins a tie. No vector is read."""
-    return max(complete(run), key=partial(_rank_of, run), default=None)
+    """The best complete checkpoint, or None. A later one wins a tie. No vector is read.
+
+    It is the one with the best score in evaluations, where the run is evaluated while it trains and some complete one has
+    been; else the one with the best training score. Of these, scores of fewer than FEWEST_GAMES games tell nothing: where there
+    are no others, the newest is the best.
+    """
+    return next(iter(_best_first(run)), None)
 
 
 def newest(run: Path) -> int | None:
@@ -144,11 +162,11 @@ def sound(run: Path) -> Iterator[tuple[int, list[State]]]:
 
 
 def best_sound(run: Path) -> int | None:
-    """The checkpoint with the best training score of which every file is there and sound, or None.
+    """The best checkpoint (see `best`) of which every file is there and sound, or None.
 
     Damaged files are named on standard error.
     """
-    return next((number for number, _ in _sound(run, sorted(complete(run), key=partial(_rank_of, run), reverse=True))), None)
+    return next((number for number, _ in _sound(run, _best_first(run))), None)
 
 
 def _sound(run: Path, among: Iterable[int]) -> Iterator[tuple[int, list[State]]]:
@@ -179,6 +197,8 @@ def _read(path: Path) -> State:
             learner={name: value[()] for name, value in file["learner"].items()} | dict(file["learner"].attrs),
             policy=json.loads(file["policy"][0]) if "policy" in file else None,
             pushes=int(file.attrs["pushes"]) if "pushes" in file.attrs else None,
+            games=int(file.attrs["games"]) if "games" in file.attrs else None,
+            recent=tuple(file["recent"][:].tolist()) if "recent" in file else (),
         )
     if broken := _not_finite(state.learner):
         raise ValueError(f"not finite: {broken}")
@@ -214,14 +234,24 @@ def newest_of(run: Path, rank: int) -> int:
     return 0
 
 
-def _rank_of(run: Path, number: int) -> tuple[float, int]:
-    """What orders checkpoints from the worst to the best."""
-    return _score(run, number), number
+def _best_first(run: Path) -> list[int]:
+    """Return the complete checkpoints, the best one first: those that were evaluated before the others."""
+    evaluated = evaluations.scores(run)
+
+    def rank(number: int) -> tuple[bool, float, int]:
+        return number in evaluated, evaluated[number] if number in evaluated else _score(run, number), number
+
+    return sorted(complete(run), key=rank, reverse=True)
 
 
 def _score(run: Path, number: int) -> float:
-    try:
-        with files.reading(layout.checkpoint_file(run, number, 0)) as file:
-            return float(np.nan_to_num(file.attrs["score"], nan=-np.inf))
-    except Exception:  # damaged
-        return -np.inf
+    """Return the training score of a checkpoint, by the first of its files that can be read; -inf: there is none that tells
+    anything. (Of older ones it is not known how many games it is of.)"""
+    for path in layout.checkpoint_files(run, number):
+        try:
+            with files.reading(path) as file:
+                enough = file.attrs.get("games", FEWEST_GAMES) >= FEWEST_GAMES
+                return float(np.nan_to_num(file.attrs["score"], nan=-np.inf)) if enough else -np.inf
+        except Exception:  # damaged
+            continue
+    return -np.inf

@@ -23,7 +23,9 @@ METADATA = {
     "beta": "second singular value of the product of a period's mixing matrices (gossip)",
 }
 TABLES = {
-    "updates": "One row an update.",
+    "updates": "One row an update. The times from `act` to `record` are of the main thread, one after the other; their sum is "
+    "at most the update's. With `--lag 1`, `act` and `simulate` are of the rollout that is played for the next update, and the "
+    "time of the thread that learns is in `cpu` alone. Episodes are those of the rollout that was learnt from.",
     "episodes": "One row a finished episode.",
     "mixes": "One row a message averaged into the parameters (gossip).",
     "sketches": "Random projections (count sketches) of two vectors, the same projection for all ranks, updates and runs: "
@@ -103,7 +105,9 @@ Attributes of `starts/<n>`:
 Columns of `evaluations/<n>`: `policy` (rank, or -1 for the averaged one), `game` (number of the episode, from 0), `score`
 (points), `length` (steps).
 Attributes: `checkpoint`, `arg_max` (most probable actions, not sampled ones), `seed`, `time`; `max_steps`, and how many
-episodes were `cut` off by it.
+episodes were `cut` off by it; `steps` (of all agents) and `hours` of the checkpoint; `score`, the mean of the policy of all
+agents together (of agents that share nothing, of all of them), `error`, its standard error, and `games`, of how many that is;
+`while_training`, whether the run made it itself (`--evaluate-minutes`). Older files lack those from `steps` on.
 """
 
 

@@ -1,6 +1,7 @@
 """Writing files that a kill leaves whole: the old one or the new one, never half of one.
 
 * `atomic`: a file is built in memory, written under a temporary name, synced and renamed.
+* `replaced`: a file that something else writes, likewise.
 * `first`: a small file that one of many creates, whole, and nobody changes.
 
 Tables of metrics, which grow, have a way of their own (`tables.py`).
@@ -47,6 +48,27 @@ def atomic(path: Path) -> Iterator[Any]:
             _write_image(temporary, image)
             os.replace(temporary, path)
             sync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what is written there appears at `path`, whole and on disk, when the block ends. If
+    it raises, nothing appears.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            temporary.touch()  # whether that is possible is known at once
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.absolute().parent)
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -4,6 +4,7 @@ run.h5                            settings, metadata about every start, links to
 metrics/rank00007.h5              tables of one rank; rank00007-1.h5 ... follow after a resume or when one is full
 checkpoints/000012/rank00007.h5   all state of one rank; a checkpoint is complete when every rank's file is there
 ends/rank00007.json               with --survive: how the rank's part ended, once it has
+films/000012.gif                  with --evaluate-minutes and --log: of a checkpoint's evaluation, until it is in the logs
 .lock                             the job that trains in it (`lock.py`)
 .run.h5.lock                      locked by who changes run.h5 (`files.revised`)
 """
@@ -56,6 +57,22 @@ def remove_leftovers(run: Path) -> None:
     for folder in (run / "metrics", run / "checkpoints"):
         for path in folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
+    shutil.rmtree(films(run), ignore_errors=True)
+
+
+def evaluation_mark(run: Path, number: int) -> Path:
+    """Return the file that is in a checkpoint's folder while it is evaluated. By its name it is still being written, and a
+    checkpoint that has such a file is not deleted."""
+    return checkpoint_file(run, number, 0).with_name(".evaluation.tmp")
+
+
+def films(run: Path) -> Path:
+    """Return the folder of films on their way from evaluations to logs."""
+    return run / "films"
+
+
+def film_file(run: Path, number: int) -> Path:
+    return films(run) / f"{number:06d}.gif"
 
 
 def end_file(run: Path, rank: int) -> Path:

@@ -39,7 +39,9 @@ def from_its_beginning(rows: np.ndarray) -> np.ndarray:
     others. (In its time lies the start of the program.)"""
     begun = np.concatenate([rows[:1], rows])
     for column in ("update", "steps", "hours"):
-        typical = np.median(np.diff(rows[column])) if len(rows) > 1 else 0
+        grown = np.diff(rows[column])
+        grown = grown[grown > 0]  # in several updates on one rollout (--mix-steps) steps grow in the first
+        typical = np.median(grown) if len(grown) else 0
         begun[column][0] = max(0, rows[column][0] - typical)
     return begun
 

@@ -36,6 +36,36 @@ COLUMNS: dict[str, list[tuple]] = {
         ("policy_loss", "<f4", "", "mean over the batch"),
         ("value_loss", "<f4", "", "mean over the batch, without its coefficient"),
         ("entropy", "<f4", "nats", "of the policy, mean over the batch"),
+        (
+            "kl",
+            "<f4",
+            "nats",
+            "of the policy from the one that played, by the steps learnt from, mean over all minibatches: r − 1 − log r, with "
+            "r the ratio of the action's probabilities (Schulman 2020, k3); NaN: learners without",
+        ),
+        (
+            "clip_share",
+            "<f4",
+            "",
+            "share of these steps at which r was clipped: farther from 1 than `--ppo.clip`, or more than 1% above "
+            "`--vtrace.rho-bar`; NaN: learners without",
+        ),
+        ("rho", "<f4", "", "V-trace's ρ, the smaller of r and `--vtrace.rho-bar`, mean over the batch; NaN: learners without"),
+        (
+            "policy_lag",
+            "<f4",
+            "updates",
+            "from the parameters that played the rollout to those with which it was learnt from; 1 with `--lag 1`, but for the "
+            "first one and those after new episodes; with `--actors` as it comes",
+        ),
+        ("rollout_wait", "<f4", "s", "for which the agent waited for a rollout of its actors; NaN: it plays itself"),
+        ("actor_wait", "<f4", "s", "for which the actor of this rollout had waited until it might play it; NaN: likewise"),
+        (
+            "rollouts_torn",
+            "<f4",
+            "rollouts",
+            "read again since the start: they were rewritten while they were read, or (`--checksum`) wrong; NaN: likewise",
+        ),
         ("grad_norm", "<f4", "", "length of the gradient, before clipping"),
         ("step_norm", "<f4", "", "length of the optimiser's step, learning rate included"),
         ("skipped", "<i4", "updates", "from which nothing was learnt, since the start: a number in them was not finite"),

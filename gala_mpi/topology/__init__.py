@@ -1,7 +1,8 @@
 """Who reads whom, with which weights: graphs as data.
 
-`graphs` is the arithmetic and the built-in ones, `files` reads others, `substitutes` says who is read in place of the lost,
-`properties` says how fast a graph averages, `draw` shows it. `python -m gala_mpi.topology ring -n 32` prints and draws.
+`graphs` is the arithmetic and the built-in ones, of which `base_graph` makes some; `files` reads others, `substitutes` says who
+is read in place of the lost, `properties` says how fast a graph averages, `draw` shows it. `python -m gala_mpi.topology ring
+-n 32` prints and draws.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 from gala_mpi.errors import SettingError
 from gala_mpi.topology import files
-from gala_mpi.topology.graphs import BUILT_IN, Shifts, Table, Topology, hierarchical
+from gala_mpi.topology.graphs import BUILT_IN, Shifts, Table, Topology, base, hierarchical
 from gala_mpi.topology.properties import mixing_rate, second_singular_value
 
 __all__ = ["BUILT_IN", "Graph", "Shifts", "Table", "Topology", "build", "mixing_rate", "resolve", "second_singular_value"]
 
+BASE = re.compile(r"base:([1-9]\d{0,2}|1000)")
 HIERARCHICAL = re.compile(r"hierarchical:([1-9]\d{0,2}|1000)")  # a period is K rounds, all of which are kept
 
 
@@ -27,7 +29,7 @@ class Graph:
     """A graph as a setting: what a user names, and once it is resolved all that `build` takes on any rank and at any time.
 
     Attributes:
-        name: a built-in name, hierarchical:K, or that of a file.
+        name: a built-in name, base:K, hierarchical:K, or that of a file.
         text: the file's whole text, so that a run can be resumed when the file is gone.
         nodes: hierarchical:K: the node of each agent.
     """
@@ -70,7 +72,7 @@ def resolve(wanted: Graph, hosts: Sequence[str]) -> Graph:
     if HIERARCHICAL.fullmatch(name):  # a resumed run may have other hosts
         nodes = list(dict.fromkeys(hosts))
         return Graph(name, nodes=tuple(nodes.index(host) for host in hosts))
-    if name in BUILT_IN or wanted.text:
+    if wanted.text or name in BUILT_IN or BASE.fullmatch(name):
         return wanted
     try:
         with open(name, encoding="utf-8-sig") as file:
@@ -78,7 +80,7 @@ def resolve(wanted: Graph, hosts: Sequence[str]) -> Graph:
     except FileNotFoundError:
         near = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        names = f"{', '.join(BUILT_IN)}, hierarchical:K (K from 1 to 1000) or a file"
+        names = f"{', '.join(BUILT_IN)}, base:K, hierarchical:K (K from 1 to 1000) or a file"
         raise SettingError(f"--topology {name}: {names} is expected{hint}") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SettingError(f"--topology {name}: a text file is expected ({error})") from None
@@ -92,13 +94,16 @@ def build(graph: Graph, size: int | None) -> Topology:
         SettingError: the file is wrong or not for `size` agents; or there is neither a file nor a size.
     """
     name = graph.name
-    hierarchy = HIERARCHICAL.fullmatch(name)
-    if hierarchy or name in BUILT_IN:
+    hierarchy, degree = HIERARCHICAL.fullmatch(name), BASE.fullmatch(name)
+    if hierarchy or (not graph.text and (degree or name in BUILT_IN)):
         if size is None:
             raise SettingError(f"--topology {name}: the number of agents is expected (-n 32)")
         if hierarchy:
             return Topology(name, len(graph.nodes), hierarchical(graph.nodes, int(hierarchy[1])))
-        return Topology(name, size, BUILT_IN[name](size) if size > 1 else (Shifts((1,), ()),))
+        if size == 1:
+            return Topology(name, size, (Shifts((1,), ()),))
+        rounds = base(size, int(degree[1])) if degree else BUILT_IN[name](size)
+        return Topology(name, size, rounds, mutual=name.partition(":")[0] == "base")
     built = files.parse(name, graph.text)
     if size not in (None, built.size):
         raise SettingError(f"--topology {name}: a graph of {built.size} agents, but there are {size}; as many are expected")

@@ -2,6 +2,7 @@
 
 python -m gala_mpi.topology ring -n 32
 python -m gala_mpi.topology one-peer-exponential -n 32 --out graph.png
+python -m gala_mpi.topology base:2 -n 6
 python -m gala_mpi.topology my_graph.txt
 """
 
@@ -24,13 +25,16 @@ from gala_mpi.topology import Graph, draw
 from gala_mpi.topology.graphs import Topology
 from gala_mpi.topology.properties import Properties, properties
 
+ROUNDING = 1e-6  # of shares
+
 
 @dataclass(frozen=True)
 class GraphView:
     """What a graph is like: who reads whom, how fast it averages, what it costs."""
 
     topology: str
-    """ring, exponential, one-peer-exponential, complete, torus, hierarchical:K, or a file as for --topology of training."""
+    """ring, exponential, one-peer-exponential, complete, torus, base:K, hierarchical:K, or a file as for --topology of
+    training."""
     agents: Optional[int] = None
     """How many agents; -n for short. A file may say so itself."""
     nodes: int = 4
@@ -108,12 +112,14 @@ def table(found: Properties) -> Table:
         rows.add_row("period: updates until whom an agent reads comes round again", f"{found.period}")
         rows.add_row(f"β, second singular value of the product of the period's {found.period} rounds", f"{found.beta:.12g}")
         rows.add_row("β/(1−β)", ratio(found.ratio))
-        rows.add_row(f"β per update, the {found.period}th root", f"{found.beta_per_update:.12g}")
+        rows.add_row(f"β per update, the root of order {found.period}", f"{found.beta_per_update:.12g}")
         rows.add_row("β/(1−β) of β per update", ratio(found.ratio_per_update))
     else:
         rows.add_row("β, second singular value", f"{found.beta:.12g}")
         rows.add_row("β/(1−β)", ratio(found.ratio))
     rows.add_row("updates to halve a disagreement", halving(found))
+    if found.largest_share - found.least_share > ROUNDING:
+        rows.add_row("how much an agent counts in what all come to", f"{found.least_share:.4g} to {found.largest_share:.4g}")
     rows.add_row("bytes an agent reads in an update, at most", f"{found.bytes_per_update:,}")
     return rows
 

@@ -17,6 +17,8 @@ from itertools import chain
 
 import numpy as np
 
+from gala_mpi.topology.base_graph import Links, base_graph
+
 
 @dataclass(frozen=True)
 class Shifts:
@@ -86,6 +88,19 @@ def _torus(n: int) -> tuple[Shifts, ...]:
     return (Shifts((rows, columns), tuple(step for step in steps if any(step))),)
 
 
+def base(n: int, k: int = 1) -> tuple[Table, ...]:
+    """Return the rounds of the Base-(k+1) graph: at most k peers, and the exact mean after them (Takezawa et al. 2023)."""
+    return tuple(_symmetric(n, links) for links in base_graph(range(n), k))
+
+
+def _symmetric(size: int, links: Links) -> Table:
+    """Return the round in which linked agents read each other; an agent's own weight is what is missing of 1."""
+    rows: list[dict[int, float]] = [{} for _ in range(size)]
+    for (one, other), weight in links.items():
+        rows[one][other] = rows[other][one] = weight
+    return Table(tuple(map(tuple, rows)), tuple((1 - math.fsum(row.values()), *row.values()) for row in rows))
+
+
 BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
     "ring": lambda n: _ring(n, [1]),
     "exponential": lambda n: _ring(n, _powers(n)),
@@ -94,6 +109,7 @@ BUILT_IN: dict[str, Callable[[int], tuple[Round, ...]]] = {
     "one-peer-exponential": lambda n: _ring(n, *([power] for power in _powers(n))),
     "complete": lambda n: _ring(n, list(range(1, n))),
     "torus": _torus,
+    "base": base,
 }
 
 
@@ -128,15 +144,26 @@ def _mean_of_rings(size: int, *rings: dict[int, int]) -> Table:
 
 @dataclass(frozen=True)
 class Topology:
-    """A graph over `size` agents: the rounds of its period."""
+    """A graph over `size` agents: the rounds of its period.
+
+    Attributes:
+        mutual: whether whom an agent reads reads it too and, in a round, nobody further: a lost agent then cuts a round in two.
+    """
 
     name: str
     size: int
     rounds: tuple[Round, ...]
+    mutual: bool = False
 
     @property
     def period(self) -> int:
+        """How many rounds there are until they repeat."""
         return len(self.rounds)
+
+    @property
+    def commutes(self) -> bool:
+        """Whether the rounds' matrices have the same product in any order: they are shifts on one grid."""
+        return len({round.shape if isinstance(round, Shifts) else round for round in self.rounds}) == 1
 
     @property
     def degree(self) -> int:

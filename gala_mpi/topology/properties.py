@@ -36,6 +36,7 @@ class Properties:
         long_run_rate: |λ₂| of one period.
         updates_to_halve: a disagreement, in the long run; a period if one removes it, None if it never goes.
         bytes_per_update: that an agent reads.
+        least_share, largest_share: how much an agent counts in what all come to (see `shares`); 1/n both where all count alike.
     """
 
     period: int
@@ -49,11 +50,13 @@ class Properties:
     long_run_rate: float
     updates_to_halve: float | None
     bytes_per_update: int
+    least_share: float
+    largest_share: float
 
 
 def properties(graph: Topology, parameters: int) -> Properties:
     """Return all figures of `graph`, for messages of so many parameters."""
-    beta, rate = mixing_rate(graph), long_run_rate(graph)
+    beta, rate, counts = mixing_rate(graph), long_run_rate(graph), shares(graph)
     per_update = beta ** (1 / graph.period)
     return Properties(
         period=graph.period,
@@ -67,6 +70,8 @@ def properties(graph: Topology, parameters: int) -> Properties:
         long_run_rate=rate,
         updates_to_halve=_updates_to_halve(rate, graph.period),
         bytes_per_update=BYTES * parameters * graph.degree,
+        least_share=float(counts.min()),
+        largest_share=float(counts.max()),
     )
 
 
@@ -109,6 +114,18 @@ def long_run_rate(graph: Topology) -> float:
         product = _product(graph)
         return _clean(float(np.abs(np.linalg.eigvals(product - product.mean(axis=0))).max()))
     return _clean(_second(np.abs(spectrum)))
+
+
+def shares(graph: Topology) -> np.ndarray:
+    """Return how much each agent counts in what all come to, if they only mix, float64 [n], of sum 1.
+
+    It is the left eigenvector of a period's matrix for the eigenvalue 1. Where columns sum to 1 as rows do, all count alike.
+    """
+    if all(isinstance(round, Shifts) for round in graph.rounds):
+        return np.full(graph.size, 1 / graph.size)
+    values, vectors = np.linalg.eig(_product(graph).T)
+    largest = np.real(vectors[:, np.argmin(np.abs(values - 1))])
+    return largest / largest.sum()
 
 
 def _clean(factor: float) -> float:

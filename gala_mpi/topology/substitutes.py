@@ -1,6 +1,7 @@
 """Whom to read in place of the lost: those whom they would have read. Pure arithmetic.
 
-So news that went through a lost agent goes past it, and what one agent learns still reaches all that live.
+So news that went through a lost agent goes past it, and what one agent learns still reaches all that live. In a mutual graph
+whom a lost agent reads in a round are its readers themselves. In its place they then read those whom it reads in any round.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def in_peers_without(graph: Topology, rank: int, round: int, lost: Collection[in
     candidates = graph.in_peers(rank, round)
     for peer in candidates:  # which grows: those in place of a lost one may be lost as well
         if peer in lost:
-            others = graph.in_peers(peer, round)
+            others = graph.neighbours(peer) if graph.mutual else graph.in_peers(peer, round)
             candidates += [other for other in others if other not in candidates and other != rank]
     return [peer for peer in candidates if peer not in lost]
 
