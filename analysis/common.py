@@ -96,6 +96,12 @@ def point(groups: list[Group], axis: str, wanted: float | None = None) -> Point:
     return found
 
 
+def check_place(wanted: float | None, axis: str) -> None:
+    """Raise RunError unless a step, or hour, that was asked for is a number above 0."""
+    if wanted is not None and not 0 < wanted < np.inf:
+        raise RunError(f"--{axis} {wanted}: a number above 0 is expected")
+
+
 def amount(x: float, axis: str) -> str:
     return f"{x:,.0f} {axis}" if x >= 1000 else f"{x:.4g} {axis}"
 

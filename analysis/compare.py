@@ -110,8 +110,7 @@ HEADINGS += ("scores", "to threshold", "base to threshold")
 
 def answer(found: list[Run], options: Compare) -> Answer:
     for name in AXES:
-        if (wanted := getattr(options, name)) is not None and not 0 < wanted < np.inf:
-            raise RunError(f"--{name} {wanted}: a number above 0 is expected")
+        common.check_place(getattr(options, name), name)
     scored = [run for run in found if len(run.scores)]
     if not scored:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")

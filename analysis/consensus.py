@@ -14,9 +14,10 @@ Definitions, with x_i(k) the parameters of agent i after update k, s_i(k) its op
   `mixes` gives, x_i(k) - x̄(k) = Σ_s Σ_j A_s[i, j] s_j(s), hence D(k) ≤ Σ_s ‖A_s‖₂ |S(s)|, |S(s)|² = Σ_j ‖s_j(s)‖².
   Late, missing and early messages are in A_s. In lock-step A_s = (I - 11ᵀ/n) P^(k+1-s), and the bound is Σ_s β^(k+1-s) |S(s)|,
   that is α Σ β^(k+1-s) ‖G_s‖ with the real steps for α G.
-* a priori: αβL/(1-β) with αL = max |S(s)| and β the graph's second singular value (of a whole period of p rounds:
-  αL (p - 1 + pβ/(1-β))). It holds in lock-step, and is given for no other run: where every agent mixed exactly the messages of
-  its own update, at every update, and no rank was lost.
+* a priori: αβL/(1-β) with αL = max |S(s)| and β the graph's second singular value. Of a whole period of p rounds that can be
+  taken in any order it is αL (p - 1 + pβ/(1-β)). Where they cannot (hierarchical, base), fewer than 2p - 1 rounds may hold
+  no whole period from its beginning, and it is αL (2p - 2 + pβ/(1-β)). It holds in lock-step, and is given for no other run:
+  where every agent mixed exactly the messages of its own update, at every update, and no rank was lost.
 * ratio: D(k) over the bound at the same update. More than 105.5% is an alarm: something is wrong that the sketches' error
   (five times 1.1%) does not explain.
 * rounding: 10 · 2⁻²³ (Σ_i ‖x_i‖²)^½, what the float32 numbers of parameters and sketches can make of a distance that is 0.
@@ -34,9 +35,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import checkout  # noqa: F401
+from gala_mpi import topology
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.run import Run, RunError
 from gala_mpi.run.layout import lost
+from gala_mpi.topology import Graph, Topology
 from groups import Group, grouped, labels, mixtures
 from mixing import Mixing
 from script import Answer, Options, Table, legend, line_style, main, panels, progress
@@ -131,7 +134,7 @@ def no_prior(d: Drift) -> bool:
 def answered(drifts: list[Drift]) -> str:
     """Return the answer in a sentence."""
     last = [d.distance[-1] for d in drifts]
-    reach = f"{min(last):.3g}" + (f" to {max(last):.3g}" if len(last) > 1 else "")
+    reach = " to ".join(dict.fromkeys(f"{distance:.3g}" for distance in (min(last), max(last))))
     words = f"At the last update looked at, the agents' distance to their mean is {reach}"
     known = np.concatenate([d.ratio[np.isfinite(d.ratio)] for d in drifts])
     broken = sum(bool(d.alarms.any()) for d in drifts)
@@ -168,17 +171,31 @@ def drift(run: Run) -> Drift:
         return Drift(run, chosen, agents, rounding, np.full(len(chosen), np.nan), np.nan, np.nan, broken)
     mixing, steps = Mixing(run), step_norms(run)
     bounds = np.array([bound(mixing, steps, update) for update in progress(chosen.tolist(), f"{run.path}: bound")])
-    beta, period = run.starts[-1].get("beta", np.nan), run.starts[-1].get("period", 1)
-    ratio = beta / (1 - beta) if beta < 1 - 1e-12 else np.inf  # such a graph need not bring its agents together
-    prior = steps.max() * (period - 1 + period * ratio) if np.isfinite(beta) and in_lock_step(run) else np.nan
+    beta = run.starts[-1].get("beta", np.nan)
+    prior = steps.max() * a_priori(graph_of(run), beta) if np.isfinite(beta) and in_lock_step(run) else np.nan
     return Drift(run, chosen, agents, rounding, bounds, prior, beta, broken)
 
 
+def graph_of(run: Run) -> Topology:
+    return topology.build(Graph.from_stored(run.config["topology"]), run.agents)
+
+
+def a_priori(graph: Topology, beta: float) -> float:
+    """Return the a priori bound in steps of the largest length."""
+    ratio = beta / (1 - beta) if beta < 1 - 1e-12 else np.inf  # such a graph need not bring its agents together
+    return (graph.period - 1) * (1 if graph.commutes else 2) + graph.period * ratio
+
+
 def in_lock_step(run: Run) -> bool:
-    """Return whether all agents mixed the messages of their own update and no others, at every update; none was lost."""
+    """Return whether all agents mixed the messages of their own update and no others, at every update; none was lost.
+
+    In some rounds of some graphs an agent reads nobody.
+    """
+    graph = graph_of(run)
     for rank in range(run.agents):
         mixes, updates = run.mixes(rank), run.updates(rank)["update"]
         mixed = updates[updates <= mixes["update"].max(initial=0)]  # a live run has yet to write the newest
+        mixed = mixed[np.isin(mixed % graph.period, [k for k in range(graph.period) if graph.in_peers(rank, k)])]
         if not len(mixed) or (mixes["version"] != mixes["update"]).any() or not np.isin(mixed, mixes["update"]).all():
             return False
     return not lost(run.path)

@@ -51,7 +51,7 @@ def evaluations(run: Run) -> tuple[list[Evaluation], list[str]]:
         if broken := len(episodes) - len(finite):
             notes.append(f"{run.path}: {broken} episodes of checkpoint {number} have a score that is not finite; left out")
         played = {int(n): finite["score"][finite["policy"] == n].astype(float) for n in np.unique(finite["policy"])}
-        policies = {n: scores for n, scores in played.items() if (n != MEAN) == independent}
+        policies = {n: scores for n, scores in played.items() if (n >= 0 if independent else n == MEAN)}
         if policies:
             cut = (int(metadata.get("cut", 0)), len(episodes), int(metadata.get("max_steps", 0)))
             found[number] = Evaluation(run, number, policies, bool(metadata.get("arg_max", True)), *cut)

@@ -4,12 +4,14 @@
     python analysis/export.py runs --to exported --format csv
     tensorboard --logdir exported                                       every agent is a line
 
-Writes a folder a run and in it one a rank: its tables as CSV, and its columns as scalars against the steps of all agents.
-What a column means and its unit stand in docs/metrics.md. What is there from an earlier export is replaced.
+Writes a folder a run, called as the run is (with the folders above it where two runs have one name), and in it one a rank: its
+tables as CSV, and its columns as scalars against the steps of all agents. What a column means and its unit stand in
+docs/metrics.md. What is there from an earlier export is replaced.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +22,7 @@ import numpy as np
 import tyro
 
 import checkout  # noqa: F401
-import events
-from gala_mpi.run import Run, RunError
+from gala_mpi.run import Run, RunError, events
 from groups import incomplete, load
 from script import Table, print_codes, progress, reader_may_leave, whole, write_csv
 
@@ -42,6 +43,14 @@ class Export:
     """Only runs whose settings are so, as for the other scripts: env=pong,seed<3."""
     format: Literal["both", "csv", "tensorboard"] = "both"
     """What is written."""
+
+
+def folders(found: list[Run]) -> list[Path]:
+    """Return a folder for each run: its name; where two have one name, its path from the folder that all have in common."""
+    paths = [run.path.resolve() for run in found]
+    if len({path.name for path in paths}) == len(paths):
+        return [Path(path.name) for path in paths]
+    return [path.relative_to(os.path.commonpath(paths)) for path in paths]
 
 
 def export(run: Run, rank: int, folder: Path, format: str) -> Path:
@@ -86,14 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = tyro.cli(Export, prog="export.py", description=__doc__, args=arguments)
     try:
         found, problems = load(wanted.runs, wanted.where)
-        names = [run.path.resolve().name for run in found]
-        if len(set(names)) < len(names):
-            raise RunError(f"{', '.join(map(str, wanted.runs))}: two runs have one name; --to a folder each")
-        ranks = [(run, name, rank) for run, name in zip(found, names) for rank in range(len(run.parts))]
-        for run, name, rank in progress(ranks, "export"):
-            folder = export(run, rank, wanted.to / name, wanted.format)
+        ranks = [(run, folder, rank) for run, folder in zip(found, folders(found)) for rank in range(len(run.parts))]
+        for run, folder, rank in progress(ranks, "export"):
+            written = export(run, rank, wanted.to / folder, wanted.format)
             with reader_may_leave():
-                print(folder)
+                print(written)
     except (RunError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

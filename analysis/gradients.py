@@ -107,6 +107,8 @@ def answered(shown: list[Correlation]) -> str:
     most, least = (pick(means, key=lambda name: means[name]) for pick in (max, min))
     if len(means) == 1:
         return f"The correlation of two agents' gradients is {means[most]:.3f} on average (1: alike, 0: unrelated)."
+    if f"{means[most]:.3f}" == f"{means[least]:.3f}":
+        return f"Gradients of two agents are equally alike in all groups: their correlation is {means[most]:.3f} on average."
     ends = f"most alike in {most}, {means[most]:.3f} on average, and least in {least}, {means[least]:.3f}"
     return f"Gradients of two agents are {ends}."
 

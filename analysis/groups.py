@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ INCIDENTAL = {"run_dir", "resume", "replay", "seed", "total_steps", "wall_minute
 INCIDENTAL |= {"env_workers", "checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "sketch_updates"}
 SIZE = {"agents", "environments", "num_envs"}
 MOST_VALUES = 12  # of a setting, named in an error
+MOST_CHARACTERS = 80  # of what tells a graph from others of its name
 BUDGETS = ("total_steps", "wall_minutes")
 OLD_NAMES = {"simulators": "environments", "sticky": "atari.sticky"}  # of settings, still taken
 
@@ -29,11 +31,13 @@ class Group:
 
     Attributes:
         label: these settings in words.
+        apart: what tells it from others whose label differs by a number alone; empty: there are none.
     """
 
     env: str
     label: str
     runs: list[Run]
+    apart: str = ""
 
     @property
     def name(self) -> str:
@@ -153,7 +157,8 @@ def grouped(found: list[Run], by: str, known: Iterable[Run] = ()) -> list[Group]
     for run in found:
         values = tuple(_rank(run.settings().get(name)) for name in names)
         members.setdefault((run.config["env"], values), []).append(run)
-    return [Group(env, called[values], members[env, values]) for env, values in sorted(members)]
+    apart = {values: _graphs(values) if called[values] != described[values] else "" for values in described}
+    return [Group(env, called[values], members[env, values], apart[values]) for env, values in sorted(members)]
 
 
 def told_apart(described: dict[tuple, str]) -> dict[tuple, str]:
@@ -182,15 +187,24 @@ def _describe(name: str, value: Any) -> str:
     return _first_line(value) if isinstance(value, str) else f"{name} {'unset' if value is None else value}"
 
 
+def _graphs(values: tuple[tuple[int, Any], ...]) -> str:
+    """Say what follows the first lines of settings: a graph's text, or the node of each agent."""
+    more = [" ".join(rest.split()) for _, value in values if isinstance(value, str) and (rest := value.partition("\n")[2])]
+    words = [f"agents on nodes {rest}" if rest.replace(" ", "").isdigit() else f"the graph {rest}" for rest in more]
+    return ", ".join(textwrap.shorten(text, MOST_CHARACTERS, placeholder=" …") for text in words)
+
+
 def _first_line(value: Any) -> Any:
     """Return a setting's value in one line: a graph from a file is its name and its whole text."""
     return value.partition("\n")[0] if isinstance(value, str) else value
 
 
 def mixtures(groups: list[Group], apart: set[str] = frozenset()) -> list[str]:
-    """Return a line for each group whose runs differ in a setting and are no mere repetitions, but for settings in `apart`;
-    and one for whatever else makes runs of a game unequal."""
-    lines = []
+    """Return a line for each group whose label has a number, on what the number stands for; for each whose runs differ in a
+    setting and are no mere repetitions, but for settings in `apart`; and for whatever else makes runs of a game unequal."""
+    lines = list(
+        {group.label: f"{group.label}: {group.apart}, as in {group.runs[0].path}" for group in groups if group.apart}.values()
+    )
     for group in groups:
         members = [run.settings() for run in group.runs]
         names = sorted(set().union(*members) - INCIDENTAL - apart)

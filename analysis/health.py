@@ -12,6 +12,8 @@ Definitions, from the table `updates` (docs/metrics.md):
 * policy loss, value loss, entropy (nats): means over an agent's batch, without their coefficients. An entropy may be negative
   where actions are continuous.
 * gradient: its length before clipping. step: the length of the optimiser's step, learning rate included.
+* kl (nats), clipped share, rho: how far the policy is from the one that played, for learners that record it; without a panel
+  where no run does.
 * skipped: updates from which nothing was learnt, because a number in them was not finite; since the beginning.
 * memory: resident memory of the agent's process, MiB.
 * alarm: what went wrong, by the thresholds below.
@@ -40,9 +42,13 @@ PANELS = {
     "entropy": "entropy (nats)",
     "grad_norm": "gradient (norm)",
     "step_norm": "step (norm)",
+    "kl": "KL divergence (nats)",
+    "clip_share": "clipped share",
+    "rho": "importance ratio ρ",
     "skipped": "skipped updates",
     "rss": "memory (MiB)",
 }
+OF_SOME = {"kl", "clip_share", "rho"}  # learners
 LOGARITHMIC = {"value_loss", "grad_norm", "step_norm"}
 FROM_ZERO = {"skipped", "rss"}
 
@@ -54,11 +60,12 @@ def answer(found: list[Run], options: Options) -> Answer:
     groups = grouped(some, options.by, known=found)
     lines = {(id(run), rank): binned(run.updates(rank)) for run in some for rank in range(len(run.parts))}
     games = sorted({group.env for group in groups})
-    figure, axes = panels(len(PANELS) * len(games), height=1.9, columns=min(3, len(games)))
+    shown = [name for name in PANELS if name not in OF_SOME or any(np.isfinite(line[name]).any() for line in lines.values())]
+    figure, axes = panels(len(shown) * len(games), height=1.9, columns=min(3, len(games)))
     order = labels(grouped(found, options.by))  # a group has the same colour in every script
-    places = [(column, game) for column in PANELS for game in games]
+    places = [(column, game) for column in shown for game in games]
     if len(games) > 3:  # one game after the other, not side by side
-        places = [(column, game) for game in games for column in PANELS]
+        places = [(column, game) for game in games for column in shown]
     for ax, (column, game) in zip(axes, places):
         for group in groups:
             if group.env == game:
@@ -75,7 +82,7 @@ def answer(found: list[Run], options: Options) -> Answer:
                 points.rows += [(str(run.path), group.env, group.label, rank, *row) for row in rows]
     sentence = answered(some, wrong)
     notes = [f"{run.path}: no update is there yet; left out" for run in found if run not in some] + mixtures(groups)
-    what = ", ".join(PANELS.values())
+    what = ", ".join(PANELS[name] for name in shown)
     return Answer(table, figure, f"Lines of {what} over updates, one for every agent. {sentence}", points, notes, sentence)
 
 

@@ -20,7 +20,8 @@ Definitions, with x_i the parameters of agent i, and what every agent mixed, by 
   final policy, over the same of all agents. Steps whose length is not finite count as none.
 * fastest, slowest: by updates, among the agents that were not lost.
 
-Of a resumed run the newest start is looked at, with the checkpoint as its beginning.
+Of a resumed run the newest start is looked at, with the checkpoint as its beginning. A run of which some agent's rows since
+then cannot be read has no influence that could be told, and is left out.
 """
 
 from __future__ import annotations
@@ -90,8 +91,12 @@ def answer(found: list[Run], options: Options) -> Answer:
     if not mixing:
         what = "no run whose agents mixed messages over a graph since its newest start is there (--exchange gossip)"
         raise RunError(f"{found[0].path}: {what}")
-    groups = grouped(mixing, options.by, known=found)
-    influences = {id(run): influence(run) for run in progress(mixing, "influence")}
+    unknown = {run: f"{run.path}: {why}" for run in mixing if (why := unreadable(run))}
+    if len(unknown) == len(mixing):
+        raise RunError(next(iter(unknown.values())))
+    whole = [run for run in mixing if run not in unknown]
+    groups = grouped(whole, options.by, known=found)
+    influences = {id(run): influence(run) for run in progress(whole, "influence")}
     shown = [(group, agents) for group in groups for agents in sorted({run.agents for run in group.runs})]
     order = labels(grouped(found, options.by))  # a group has the same colour in every script
     figure, axes = panels(len(shown), height=2.8)
@@ -101,7 +106,7 @@ def answer(found: list[Run], options: Options) -> Answer:
     legend(figure, axes)
     table, points = tables(groups, influences)
     sentence = answered(list(influences.values()))
-    notes: list[str] = []
+    notes = [f"{line}; left out" for line in unknown.values()]
     for run in found:
         since = " since its newest start" if len(run.starts) > 1 else ""
         notes += [f"{run.path}: its agents mixed no messages over a graph{since}; left out"] if run not in mixing else []
@@ -114,6 +119,18 @@ def mixes(run: Run) -> bool:
     """Return whether the agents of the newest start mixed messages over a graph."""
     newest = run.during(len(run.starts) - 1, len(run.starts) - 1)
     return run.agents > 1 and reads_over_a_graph(run) and any(len(newest.mixes(rank)) for rank in range(run.agents))
+
+
+def unreadable(run: Run) -> str:
+    """Say of which agents some rows of the newest start cannot be read: nobody knows what they mixed. Empty: of none."""
+    newest = run.during(len(run.starts) - 1, len(run.starts) - 1)
+    some = []
+    for rank in range(run.agents):
+        rows = {"updates": newest.updates(rank), "mixes": newest.mixes(rank)}
+        if rank not in newest.readable or any(len(rows[name]) < newest.parts[rank][-1].rows[name] for name in rows):
+            some.append(rank)
+    whose = f"agent{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
+    return f"the newest metrics of {whose} cannot be read whole, so that nobody knows what was mixed" if some else ""
 
 
 def influence(run: Run) -> Influence:

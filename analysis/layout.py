@@ -54,7 +54,7 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
     entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels())}
     if entries:
         names = [textwrap.fill(name, LEGEND_CHARACTERS - 8) for name in entries]
-        columns = max(1, min(3, LEGEND_CHARACTERS // (max(map(len, entries)) + 8)))
+        columns = max(1, min(3, len(entries), LEGEND_CHARACTERS // (max(map(len, entries)) + 8)))
         figure.legend(entries.values(), names, loc="outside lower center", ncols=columns)
         lines = -(-len(names) // columns) * max(name.count("\n") + 1 for name in names)
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - 3))

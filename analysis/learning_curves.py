@@ -200,13 +200,20 @@ def short(lines: list[Line], curves: dict[tuple[int, str], Curve]) -> list[str]:
             continue
         drops = [(x, here) for x, here, before in zip(c.x, c.runs, [every, *c.runs]) if here != before]
         if drops:
-            said = ", ".join(f"n = {here} from {x:,.4g} on" for x, here in drops)
+            said = ", ".join(f"n = {here} from {on_axis(x)} on" for x, here in drops)
             notes.append(f"{name}: the line goes on where some of its {every} runs have ended: {said}")
         if c.x[0] > LATE * c.end:
-            notes.append(f"{name}: the line begins at {c.x[0]:,.4g}, where every run has ended an episode")
+            notes.append(f"{name}: the line begins at {on_axis(c.x[0])}, where every run has ended an episode")
         if c.until < c.end:
-            notes.append(f"{name}: the line ends at {c.until:,.4g}, where a game has no run left; others go on to {c.end:,.4g}")
+            until, end = on_axis(c.until), on_axis(c.end)
+            notes.append(f"{name}: the line ends at {until}, where a game has no run left; others go on to {end}")
     return notes
+
+
+def on_axis(x: float) -> str:
+    """A place on an axis, to four digits: 23,370 steps, 0.01129 hours."""
+    rounded = float(f"{x:.4g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
 
 
 def draw(

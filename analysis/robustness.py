@@ -4,27 +4,30 @@
     python analysis/robustness.py runs --threshold pong 15 breakout 200
 
 The question of Figure 1a of Assran et al. 2019: A2C against GALA, as the number of environments (the paper's simulators)
-grows. Draws the share of convergent runs against the number of environments of all agents, a panel for each game.
+grows. Draws the share of convergent runs against the number of environments of all agents, a panel for each game. All runs of a
+game are judged at one step, that of compare.py, so that none has more time to converge than the others.
 
 Definitions:
 
-* convergent: the mean score of the run's last 100 training episodes reaches the game's threshold.
+{common}
+* convergent: the run's score at the common step reaches the game's threshold.
 * threshold: --threshold; else half-way from a random policy's score to the one that A2C on 16 environments reaches in 10
   million steps (the A2C row of Stable-Baselines3's zoo in published.csv). This default is ours, the paper's was not to be had.
 * interval: Wilson's 95% interval of a share; the numbers beside a point are convergent runs of all runs (left out where
   there are more than 8 groups: the table has them). Groups on one number of environments stand side by side.
-* a run that has not ended counts as it stands; which ones is said.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 
 import checkout  # noqa: F401
+import common
 import stats
-from common import WINDOW
+from common import Point
 from gala_mpi.run import Run, RunError
 from groups import SIZE, Group, grouped, labels, mixtures
 from published import PUBLISHED, RANDOM
@@ -33,6 +36,7 @@ from tables import listed
 
 MOST_WRITTEN = 8  # groups whose counts stand beside their points
 SPREAD = 1.5  # between the first and the last of groups on one number of environments
+__doc__ = __doc__.format(common=common.__doc__.partition("\n\n")[2].rstrip())
 A2C = next(reference for reference in PUBLISHED if reference.method == "A2C (SB3 zoo)")
 
 
@@ -42,6 +46,8 @@ class Robustness(Options):
 
     threshold: dict[str, float] = field(default_factory=dict)
     """GAME SCORE ...: what a convergent run reaches, for example pong 15 breakout 200."""
+    steps: Optional[float] = None
+    """Judge runs at this step instead of the common one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Count:
     convergent: int
     runs: int
     threshold: float
+    at: Point
 
     @property
     def share(self) -> float:
@@ -64,6 +71,7 @@ class Count:
 
 
 def answer(found: list[Run], options: Robustness) -> Answer:
+    common.check_place(options.steps, "steps")
     scored = [run for run in found if len(run.scores)]
     if not scored:
         raise RunError(f"{found[0].path}: no finished episode is there; one or more is expected")
@@ -75,29 +83,31 @@ def answer(found: list[Run], options: Robustness) -> Answer:
             f"{scored[0].config['env']}: no threshold is known; --threshold {scored[0].config['env']} SCORE is expected"
         )
     groups = grouped(judged, options.by, known=found)
-    counts = [count for group in groups for count in count_runs(group, limits[group.env])]
+    at = common.points(groups, "steps", options.steps)
+    counts = [count for group in groups for count in count_runs(group, limits[group.env], at[group.env])]
     games = sorted({group.env for group in groups})
     figure, axes = panels(len(games))
     order = labels(grouped(found, options.by))  # a group has the same colour in every script
     for ax, game in zip(axes, games):
         draw(ax, [count for count in counts if count.group.env == game], order)
-        ax.set(title=f"{game}: convergent at a score of {limits[game]:.4g}, bars: Wilson's 95% interval")
+        ax.set(title=f"{game}: convergent at a score of {limits[game]:.4g} at {at[game]}, bars: Wilson's 95% interval")
     legend(figure, axes)
     said = "; ".join(f"{c.group.name} on {c.environments} environments: {c.convergent} of {c.runs}" for c in counts)
     notes = [f"{run.path}: no finished episode, or a game without --threshold; left out" for run in found if run not in judged]
-    notes += mixtures(groups, apart=SIZE)
-    table = Table(("group", "environments", "convergent", "runs", "share (%)", "low (%)", "high (%)", "threshold"))
+    notes += [note for point in at.values() for note in point.notes] + mixtures(groups, apart=SIZE)
+    table = Table(("group", "environments", "convergent", "runs", "share (%)", "low (%)", "high (%)", "threshold", "at"))
     for c in counts:
-        table.rows.append(
-            (c.group.name, c.environments, c.convergent, c.runs, 100 * c.share, *(100 * x for x in c.interval), c.threshold)
-        )
+        shares = [100 * share for share in (c.share, *c.interval)]
+        table.rows.append((c.group.name, c.environments, c.convergent, c.runs, *shares, c.threshold, str(c.at)))
     alt = f"Share of convergent runs against environments. {said}."
     return Answer(table, figure, alt, table, notes, answered(counts))
 
 
 def answered(counts: list[Count]) -> str:
     """Return the answer in a sentence."""
-    total = f"{sum(c.convergent for c in counts)} of {sum(c.runs for c in counts)} runs converge"
+    places = {str(c.at) for c in counts}
+    place = f"by {places.pop()}" if len(places) == 1 else "by the common step of their game"
+    total = f"{sum(c.convergent for c in counts)} of {sum(c.runs for c in counts)} runs converge {place}"
     share = min(c.share for c in counts)
     least = [c for c in counts if c.share == share]
     where = listed([f"{c.group.name} on {c.environments} environments: {c.convergent} of {c.runs}" for c in least])
@@ -120,18 +130,12 @@ def check_thresholds(wanted: dict[str, float], found: list[Run]) -> None:
             raise RunError(f"--threshold {game} {score:g}: a score that is a finite number is expected")
 
 
-def final(run: Run) -> float:
-    """Return the mean score of the last WINDOW training episodes."""
-    return float(run.scores["score"][-WINDOW:].mean())
-
-
-def count_runs(group: Group, threshold: float) -> list[Count]:
-    """Return one count for each number of environments."""
-    counts = []
-    for environments in sorted({run.settings()["environments"] for run in group.runs}):
-        reached = [final(run) >= threshold for run in group.runs if run.settings()["environments"] == environments]
-        counts.append(Count(group, environments, sum(reached), len(reached), threshold))
-    return counts
+def count_runs(group: Group, threshold: float, at: Point) -> list[Count]:
+    """Return one count for each number of environments of which a run has come as far as the common step."""
+    reached: dict[int, list[bool]] = {}
+    for run, score in zip(at.groups[group.label], at.scores(group.label)):
+        reached.setdefault(run.settings()["environments"], []).append(score >= threshold)
+    return [Count(group, number, sum(some), len(some), threshold, at) for number, some in sorted(reached.items())]
 
 
 def draw(ax, counts: list[Count], order: list[str]) -> None:

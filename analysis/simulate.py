@@ -48,7 +48,7 @@ class Simulate(Cluster, Options):
     ranks: tuple[int, ...] = (64, 256, 1024, 4096)
     """How many agents to simulate."""
     topologies: tuple[str, ...] = ("ring", "exponential", "one-peer-exponential")
-    """Graphs to simulate: these, complete (up to 128 ranks) and torus."""
+    """Graphs to simulate: these, complete (up to 128 ranks), torus, base and base:K."""
     ranks_per_node: int = 64
     """Ranks of a node."""
     straggler: float = 0.0
@@ -66,12 +66,13 @@ def calibrate(found: list[Run]) -> tuple[Measured, list[str]]:
         if len(values := {str(run.settings()[name]) for run in found}) > 1:
             raise RunError(f"{found[0].path}: runs of one {name} are expected; these have {', '.join(sorted(values))}")
     plain = [run for run in found if run.settings()["slow_rank"] is None and run.agents > 1]
+    plain = [run for run in plain if run.settings().get("mix_steps") is None]  # else most updates play nothing
     plain.sort(key=lambda run: run.agents)
     asynchronous = [run for run in plain if run.config["exchange"] in ("gossip", "none") and timed(run)]
     if not asynchronous:
         raise RunError(
-            f"{found[0].path}: a run of --exchange gossip (2 ranks, no --slow-rank, more than {START + 1} updates of each) is "
-            "expected, to measure an update"
+            f"{found[0].path}: a run of --exchange gossip (2 ranks, no --slow-rank or --mix-steps, more than {START + 1} "
+            "updates of each) is expected, to measure an update"
         )
     tables = [table[START:] for table in map(asynchronous[0].updates, range(asynchronous[0].agents))]
     cpu, exchanges = (np.concatenate([table[name].astype(float) for table in tables]) for name in ("cpu", "exchange"))
@@ -114,8 +115,8 @@ def check(options: Simulate) -> None:
     if not options.ranks or not options.topologies:
         raise RunError("--ranks, --topologies: one or more of each is expected")
     for graph in options.topologies:
-        if graph not in topology.BUILT_IN:
-            raise RunError(f"--topologies {graph}: one of {', '.join(topology.BUILT_IN)} is expected")
+        if graph not in topology.BUILT_IN and not topology.BASE.fullmatch(graph):
+            raise RunError(f"--topologies {graph}: one of {', '.join(topology.BUILT_IN)}, base:K is expected")
 
 
 # Beyond the machine.

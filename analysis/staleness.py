@@ -64,6 +64,8 @@ def answered(lags: np.ndarray, table: Table) -> str:
     skipped, staleness = (waiting[table.headings.index(name)] for name in ("skipped (%)", "longest staleness"))
     whose = f"{waiting[0]}, {skipped:.1f}%, up to {staleness} in a row"
     half = f"Half of the messages lag at most {median:g} updates behind and 95% at most {most:g}"
+    if not skipped:
+        return f"{half}; no update went without a mix."
     return f"{half}; most updates without a mix are those of {whose}."
 
 

@@ -40,6 +40,7 @@ from gala_mpi.run.tables import TABLES
 from groups import SIZE, Group, grouped, labels, mixtures, stretches
 from published import is_atari
 from script import COLOURS, MARKERS, Answer, Options, Table, legend, line_style, main, panels
+from tables import highest, listed
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,24 @@ def answer(found: list[Run], options: Options) -> Answer:
     legend(figure, axes[:1])
     if measured:
         against_ranks(axes[2], speeds, order, lambda speed: speed.watts, "power (W, all nodes)")
-    fastest = max(speeds, key=lambda speed: speed.frames)
-    sentence = f"The fastest is {fastest.group.name} on {fastest.ranks} ranks, with {fastest.frames:,.0f} frames/s"
-    alt = f"Frames per second against ranks. {sentence}; and bars of an update's time by section."
+    sentence = answered(speeds)
+    alt = f"Frames per second against ranks, and bars of an update's time by section. {sentence}"
     notes = [] if measured else ["energy: not available in these runs"]
     if measured:
         without = dict.fromkeys(str(speed.run.path) for speed in speeds if not np.isfinite(speed.watts))
         notes += [f"{path}: energy is not available" for path in without]
     notes += mixtures(groups, apart=SIZE)
     notes += [f"{piece.path}: {reason}; left out" for piece, reason in untimed.items()]
-    return Answer(table(speeds), figure, alt, points(speeds), notes, f"{sentence}.")
+    return Answer(table(speeds), figure, alt, points(speeds), notes, sentence)
+
+
+def answered(speeds: list[Speed]) -> str:
+    """Return the answer in a sentence."""
+    rates: dict[str, float] = {}
+    for speed in sorted(speeds, key=lambda speed: speed.frames):
+        rates[f"{speed.group.name} on {speed.ranks} rank{'s' * (speed.ranks > 1)}"] = speed.frames
+    best = highest(rates)
+    return f"The fastest {'are' if len(best) > 1 else 'is'} {listed(best)}, with {rates[best[0]]:,.0f} frames/s."
 
 
 def updates(run: Run) -> list[np.ndarray]:
@@ -203,7 +212,7 @@ def draw_sections(ax: Axes, bars: dict[str, np.ndarray]) -> None:
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="mean wall time of an update (ms)", ylabel="group, ranks × environments a rank")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=7, fontsize=8, handlelength=1, columnspacing=0.8)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=7, fontsize=8, handlelength=1, columnspacing=0.8)
 
 
 def table(speeds: list[Speed]) -> Table:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.container import Container
+from matplotlib.container import BarContainer, Container
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -195,8 +195,8 @@ def fit_legends(figure: Figure) -> None:
 
 
 def of_groups(figure: Figure, groups: list[Group], labels: list[str]) -> Iterator[tuple[int, Artist]]:
-    """Yield what belongs to one group, and its number: a panel that is named after it, or what is labelled with its name, and
-    what has the colour and dash of that in the same panel."""
+    """Yield what belongs to one group, and its number: a panel that is named after it, bars in a row of its name, or what is
+    labelled with its name, and what has the colour and dash of that in the same panel."""
     panels = {group.name: labels.index(group.label) for group in groups}
     names = panels | {label: number for number, label in enumerate(labels)}
     for ax in figure.axes:
@@ -211,12 +211,13 @@ def of_groups(figure: Figure, groups: list[Group], labels: list[str]) -> Iterato
                 labelled |= dict.fromkeys(parts, number)
                 if look := style(handle):
                     styles[look] = number
+        bars = dict(in_rows(ax, names))
         for artist in (*ax.lines, *ax.collections, *ax.patches, *ax.texts):
-            number = labelled.get(artist, alike(style(artist), styles))
+            number = bars.get(artist, labelled.get(artist, alike(style(artist), styles)))
             if number is not None:
                 yield number, artist
         for text in ax.get_yticklabels():
-            if (number := numbered(text.get_text(), names)) in labelled.values():
+            if (number := numbered(text.get_text(), names)) in (*labelled.values(), *bars.values()):
                 yield number, text
     for legend in figure.legends:
         for handle, text in zip(legend.legend_handles, legend.get_texts()):
@@ -224,6 +225,16 @@ def of_groups(figure: Figure, groups: list[Group], labels: list[str]) -> Iterato
                 yield number, text
                 if handle is not None:
                     yield number, handle
+
+
+def in_rows(ax: Axes, names: dict[str, int]) -> Iterator[tuple[Artist, int]]:
+    """Yield the bars that lie in a row with a group's name, and the group's number: their colours may say something else."""
+    rows = {round(y): numbered(text.get_text(), names) for y, text in zip(ax.get_yticks(), ax.get_yticklabels())}
+    for container in ax.containers:
+        if isinstance(container, BarContainer) and container.orientation == "horizontal":
+            for bar in container:
+                if (number := rows.get(round(bar.get_y() + bar.get_height() / 2))) is not None:
+                    yield bar, number
 
 
 def numbered(words: str, names: dict[str, int]) -> int | None:
