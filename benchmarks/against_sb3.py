@@ -1,12 +1,14 @@
-"""gala_mpi beside Stable-Baselines3's A2C: the same game, network, environments a process and rollout length, in turn.
+"""gala_mpi beside Stable-Baselines3: the speed of A2C, or scores and times of PPO.
 
-    python benchmarks/against_sb3.py                       Pong, network nature
+    python benchmarks/against_sb3.py                       A2C on Pong, network nature
     python benchmarks/against_sb3.py --env CartPole-v1     where environments and networks take microseconds; EnvPool's
                                                            CartPole too, where EnvPool is installed
+    python benchmarks/against_sb3.py --learner ppo --env HalfCheetah-v5     whole training runs of several seeds
 
-gala_mpi has a rank for each core. SB3 trains in one process, whose torch then has a thread for each core; as many separate SB3
-runs as cores, of one thread each, are timed as well, which is the most that it gets out of the machine, though for as many
-policies. SB3 is installed into an environment of its own, .venv-sb3, at the first call. Rates are steps/s (a step of
+PPO: see ppo_scores.py; settings are in ppo_tasks.py. A2C: the same game, network, environments a process and rollout length,
+in turn. gala_mpi has a rank for each core. SB3 trains in one process, whose torch then has a thread for each core; as many
+separate SB3 runs as cores, of one thread each, are timed as well, which is the most that it gets out of the machine, though for
+as many policies. SB3 is installed into an environment of its own, .venv-sb3, at the first call. Rates are steps/s (a step of
 Pong is 4 frames) summed over the processes; ratios are medians over rounds, in each of which every program has its turn.
 """
 
@@ -21,15 +23,18 @@ import venv
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ppo_scores import Comparison, compare
+from ppo_tasks import TASKS
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = ROOT / ".venv-sb3"
-SB3 = ("stable-baselines3>=2.7,<3", "ale-py>=0.11", "opencv-python-headless")
+SB3 = ("stable-baselines3>=2.7,<3", "ale-py>=0.11", "opencv-python-headless", "gymnasium[box2d,mujoco]")
 ONE_RUN, MANY_RUNS = "SB3", "SB3, a run a core"
 PROGRAMS = {  # what is trained, and in which precision
     "pong": (("pong", "fp32"), ("pong", "bf16")),
@@ -40,21 +45,52 @@ NETWORKS = {"pong": "nature", "CartPole-v1": "mlp"}  # those of SB3
 
 @dataclass
 class Options:
-    """Time gala_mpi against Stable-Baselines3's A2C."""
+    """Compare gala_mpi with Stable-Baselines3."""
 
-    env: Literal["pong", "CartPole-v1"] = "pong"
-    """What is trained."""
+    learner: Literal["a2c", "ppo"] = "a2c"
+    """a2c: how fast both are; ppo: what both have learnt after so many steps, and how long that took."""
+    env: Literal["pong", "breakout", "CartPole-v1", "LunarLander-v3", "HalfCheetah-v5"] = "pong"
+    """What is trained; by a2c pong or CartPole-v1. LunarLander-v3 and HalfCheetah-v5 need the extras box2d and mujoco."""
     cores: int = len(os.sched_getaffinity(0))
-    """Ranks of gala_mpi; threads of one SB3 run, or SB3 runs of one thread."""
+    """Ranks of gala_mpi; threads of one SB3 run, or (a2c) SB3 runs of one thread."""
     num_envs: int = 16
-    """Environments a process."""
+    """a2c: environments a process."""
     updates: int = 60
-    """Updates (of 5 steps in every environment) that each process does in a turn, after 10 to warm up."""
+    """a2c: updates (of 5 steps in every environment) that each process does in a turn, after 10 to warm up."""
     rounds: int = 3
-    """How often each program has its turn."""
+    """a2c: how often each program has its turn."""
+    steps: Optional[int] = None
+    """ppo: steps of a training run. None: the task's, 100,000 (CartPole) to 2 million (Atari)."""
+    seeds: int = 3
+    """ppo: training runs of each program."""
+    games: int = 20
+    """ppo: games that each final policy plays."""
+    out: Path = Path("against-sb3-results")
+    """ppo: where the result of every run is kept, so that a second call goes on where the first was stopped."""
 
 
 def main(options: Options) -> None:
+    if options.learner == "ppo":
+        compare_ppo(options)
+    else:
+        compare_a2c(options)
+
+
+def compare_ppo(options: Options) -> None:
+    task = TASKS[options.env]
+    if task.num_envs % options.cores:
+        raise SystemExit(
+            f"--cores {options.cores}: {options.env} has {task.num_envs} environments; a divisor of it is expected"
+        )
+    if min(options.seeds, options.games, options.steps or 1) < 1:
+        raise SystemExit("--seeds, --games, --steps: numbers of 1 or more are expected")
+    sizes = (options.seeds, options.games, options.cores)
+    compare(Comparison(sb3_python(), options.env, options.steps or task.steps, *sizes, options.out))
+
+
+def compare_a2c(options: Options) -> None:
+    if options.env not in PROGRAMS:
+        raise SystemExit(f"--learner a2c --env {options.env}: {' or '.join(PROGRAMS)} is expected")
     python = sb3_python()
     turns = [turn(options, python) for _ in range(options.rounds)]
     table = Table(f"{options.env}, network {NETWORKS[options.env]}", "steps/s", f"times {ONE_RUN}", f"times {MANY_RUNS}")
@@ -113,13 +149,13 @@ def gala_mpi(settings: list[str], processes: int) -> float:
 
 def sb3_python() -> Path:
     """The interpreter of SB3's own environment, which is made at the first call."""
-    python = ENVIRONMENT / "bin/python"
-    if not (ENVIRONMENT / "ready").exists():
+    python, ready = ENVIRONMENT / "bin/python", ENVIRONMENT / "ready"
+    if not ready.exists() or ready.read_text() != " ".join(SB3):
         print(f"installing Stable-Baselines3 into {ENVIRONMENT}", flush=True)
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
         constraints = ROOT / "constraints.txt"  # the same torch for both
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *SB3], check=True)
-        (ENVIRONMENT / "ready").touch()
+        ready.write_text(" ".join(SB3))
     return python
 
 

@@ -1,0 +1,170 @@
+"""PPO's scores beside Stable-Baselines3's: the same tasks, settings and steps, several seeds, one program after the other.
+
+gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
+(DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from halves of it and average. Networks are
+SB3's: nature for images, two of 64-64 tanh units for numbers (`ppo_networks.py`).
+
+The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from gala_mpi.run import reader
+from ppo_tasks import TASKS, Task
+
+HERE = Path(__file__).parent
+EPISODES = 100  # the last ones of training, whose mean is a score
+SB3 = "SB3"
+PROGRAMS = (SB3, "gala_mpi, all-reduce", "gala_mpi, gossip")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and where results are kept.
+
+    Attributes:
+        python: of SB3's environment.
+        env: a key of TASKS.
+        steps: of each training run.
+        games: that each final policy plays, by its most probable actions.
+        cores: ranks of gala_mpi, and threads of SB3.
+        folder: of the results.
+    """
+
+    python: Path
+    env: str
+    steps: int
+    seeds: int
+    games: int
+    cores: int
+    folder: Path
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.env]
+
+
+def compare(comparison: Comparison) -> None:
+    """Do all runs that are not there yet, and print the table after each seed."""
+    found: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
+    for seed in range(comparison.seeds):
+        for program in PROGRAMS:
+            print(f"{comparison.env}, {program}, seed {seed} of {comparison.seeds}", file=sys.stderr, flush=True)
+            found[program].append(result(comparison, program, seed))
+        show(comparison, found)
+
+
+def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
+    """Return what a run came to: `training` and `played` scores, `seconds`; of the file of an earlier call, if there is one."""
+    name = f"{comparison.env}-{program}-{seed}-{comparison.steps}".replace(", ", "-").replace(" ", "-")
+    path = comparison.folder / f"{name}.json"
+    asked = {"task": asdict(comparison.task), "cores": comparison.cores, "games": comparison.games}
+    if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
+        return kept
+    load = os.getloadavg()[0]
+    if program == SB3:
+        found = sb3(comparison, seed)
+    else:
+        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), comparison.folder / name)
+    found |= {"asked": asked, "load": [load, os.getloadavg()[0]]}
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found))
+    temporary.replace(path)
+    return found
+
+
+def sb3(comparison: Comparison, seed: int) -> dict[str, Any]:
+    command = [comparison.python, HERE / "sb3_ppo.py", "--env", comparison.env, "--steps", str(comparison.steps)]
+    command += ["--seed", str(seed), "--games", str(comparison.games), "--threads", str(comparison.cores)]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(comparison.cores))
+    threads |= {"OMP_WAIT_POLICY": "PASSIVE"}  # as for gala_mpi: beside other programs threads that spin are much slower
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=without | threads).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dict[str, Any]:
+    """Train in a run directory that is removed once its scores are read."""
+    shutil.rmtree(run, ignore_errors=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
+    flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
+    began = time.perf_counter()
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # where its network is
+    environment = os.environ | {"PYTHONPATH": path}
+    subprocess.run([*mpirun, *python, "gala_mpi.train", *flags], check=True, stdout=sys.stderr, env=environment)
+    seconds = time.perf_counter() - began
+    evaluate = [*python, "gala_mpi.evaluate", str(run), "--episodes", str(comparison.games), "--policies", "mean"]
+    subprocess.run(evaluate, check=True, stdout=sys.stderr, env=environment)
+    ((games, _),) = reader.open_run(run).evaluations
+    rows = [row for rank in range(comparison.cores) for row in reader.read_rows(run, rank, "episodes")]
+    rows.sort(key=lambda row: row["hours"])
+    training = [float(row["score"]) for row in rows[-EPISODES:]]
+    shutil.rmtree(run)
+    return {"training": training, "played": games["score"].tolist(), "seconds": seconds}
+
+
+def settings(comparison: Comparison) -> list[str]:
+    """Return the task's settings as flags of one rank."""
+    task = comparison.task
+    told = {
+        "--learner": "ppo",
+        "--env": comparison.env,
+        "--network": "nature" if task.images else "ppo_networks:apart",
+        "--total-steps": comparison.steps,
+        "--num-envs": task.num_envs // comparison.cores,
+        "--rollout-length": task.length,
+        "--lr": task.lr,
+        "--normalise-observations": task.normalise,
+        "--normalise-rewards": task.normalise,
+        "--ppo.minibatches": task.minibatches,
+        "--ppo.epochs": task.epochs,
+        "--ppo.clip": task.clip,
+        "--ppo.discount": task.discount,
+        "--ppo.gae-lambda": task.gae_lambda,
+        "--ppo.entropy-coefficient": task.entropy,
+    }
+    words = [word for flag, value in told.items() for word in (flag, str(value))]
+    return [*words, "--ppo.decay-lr" if task.decay_lr else "--ppo.no-decay-lr"]
+
+
+def show(comparison: Comparison, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the scores and times that there are. Intervals are over seeds (Student's t)."""
+    task = comparison.task
+    table = Table("", f"last {EPISODES} episodes", f"{comparison.games} games", "s", f"{SB3}'s time / its own")
+    theirs = statistics.median(result["seconds"] for result in found[SB3])
+    for program, results in found.items():
+        scores = [interval([float(np.mean(each[kind])) for each in results]) for kind in ("training", "played")]
+        seconds = statistics.median(each["seconds"] for each in results)
+        table.add_row(program, *scores, f"{seconds:,.0f}", f"{theirs / seconds:.2f}")
+    loads = [load for results in found.values() for result in results for load in result["load"]]
+    Console(width=100).print(
+        f"{comparison.env}, {comparison.steps:,} steps, {task.num_envs} environments, {len(found[SB3])} of {comparison.seeds} "
+        f"seeds; mean ± 95%; {comparison.cores} cores, load averages {min(loads):.1f} to {max(loads):.1f}",
+        table,
+    )
+
+
+def interval(means: list[float]) -> str:
+    """Return the mean over seeds and half of its 95% interval, in words."""
+    if len(means) < 2:
+        return f"{means[0]:.1f}"
+    half = stats.t.ppf(0.975, len(means) - 1) * statistics.stdev(means) / len(means) ** 0.5
+    return f"{statistics.mean(means):.1f} ± {half:.1f}"
