@@ -60,9 +60,9 @@ def mix(rank, k, graph, x, y, tables, versions, missed) -> None:
     x[rank, k] = y[rank, k].copy()
     if missed or any(versions[peer] == 0 for peer in peers):
         return
-    weight = 1 / (1 + len(peers))
-    x[rank, k] = weight * (y[rank, k] + sum(y[peer, versions[peer]] for peer in peers))
-    tables[rank]["mixes"] += [(k, peer, versions[peer], weight) for peer in peers]
+    own, *weights = graph.weights(rank, k)
+    x[rank, k] = own * y[rank, k] + sum(weight * y[peer, versions[peer]] for peer, weight in zip(peers, weights))
+    tables[rank]["mixes"] += [(k, peer, versions[peer], weight) for peer, weight in zip(peers, weights)]
 
 
 def forwards(

@@ -27,7 +27,7 @@ EPISODES = np.dtype([("policy", "<i4"), ("game", "<i4"), ("score", "<f4"), ("len
 
 def begin(path: Path, agents: int = 2, **settings) -> Path:
     """The run.h5 of a run of 100 updates."""
-    settings = {"env": "CartPole-v1", "total_steps": 100 * STEPS * agents, **settings}
+    settings = {"env": "CartPole-v1", "total_steps": 100 * STEPS * agents, "rollout_length": 5, **settings}
     writer.write_run(path, Config(**settings), agents, METADATA)
     return path
 

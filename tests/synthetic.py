@@ -26,7 +26,9 @@ SHARES = (0.1, 0.4, 0.2, 0.1, 0.1, 0.05)  # of an update's time, unless a test s
 COUNTERS = {"update": "<i8", "steps": "<i8", "run_steps": "<i8", "hours": "<f8"}
 COLUMNS = {
     "updates": COUNTERS
-    | dict.fromkeys(("policy_loss", "value_loss", "entropy", "grad_norm", "step_norm"), "<f4")
+    | dict.fromkeys(("policy_loss", "value_loss", "entropy"), "<f4")
+    | dict.fromkeys(("kl", "clip_share", "rho", "policy_lag", "rollout_wait", "actor_wait", "rollouts_torn"), "<f4")
+    | dict.fromkeys(("grad_norm", "step_norm"), "<f4")
     | {"skipped": "<i4", "staleness": "<i4", "age": "<f4", "torn": "<i4", "corrupt": "<i4"}
     | dict.fromkeys(("poke_gap", "rss", "cpu", *SECTIONS), "<f4"),
     "episodes": COUNTERS | {"simulator": "<i4", "length": "<i4", "score": "<f4"},

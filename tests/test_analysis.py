@@ -336,17 +336,26 @@ def test_lags_and_skips_are_counted(tmp_path):
 
 
 def test_convergent_runs_are_counted(tmp_path):
-    """Final scores of make() are about 100; thresholds on either side."""
+    """Scores of make() rise to about 100; a threshold between those at the common step. One run has ended long before."""
     for seed in range(3):
         make(tmp_path / f"s{seed}", seed)
-    make(tmp_path / "late", 9, last=30)
+    late = make(tmp_path / "late", 9, last=30)
     make(tmp_path / "more", 5, num_envs=32)
     found, _ = load([tmp_path])
-    [group] = grouped(found, "exchange")
-    final = {run.path.name: sum(sorted(slow_points(run.path, "hours"))[i][1] for i in range(-100, 0)) / 100 for run in found}
-    threshold = (final["late"] + min(final[f"s{seed}"] for seed in range(3))) / 2
-    counts = {c.environments: (c.convergent, c.runs) for c in robustness.count_runs(group, threshold)}
-    assert counts == {32: (3, 4), 64: (1, 1)}
+    ends = {run.path.name: max(slow_points(run.path, "steps"))[0] for run in found if run.path != late}
+    end, final = min(ends.values()), {}
+    for name in ends:
+        reached = [score for steps, score in sorted(slow_points(tmp_path / name, "steps")) if steps <= end]
+        final[name] = sum(reached[-100:]) / 100
+    least, *_, most = sorted(final[f"s{seed}"] for seed in range(3))
+    options = robustness.Robustness(runs=(), by="exchange", threshold={"CartPole-v1": (least + most) / 2})
+    said = robustness.answer(found, options)
+    rows = {row[1]: (row[2], row[3], row[-1]) for row in said.table.rows}
+    converged = {
+        n: sum(final[name] >= (least + most) / 2 for name in names) for n, names in ((32, ("s0", "s1", "s2")), (64, ("more",)))
+    }
+    assert rows == {32: (converged[32], 3, f"{end:,.0f} steps"), 64: (converged[64], 1, f"{end:,.0f} steps")}
+    assert 0 < converged[32] < 3 and any(note.startswith(f"{late}: has episodes up to ") for note in said.notes)
 
 
 def test_thresholds_are_half_way_to_the_reference():

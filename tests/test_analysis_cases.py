@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ import pytest
 from synthetic import Synthetic, energy, episodes, mixes, sketches, updates
 from test_analysis_scripts import SCRIPTS
 
+import export
+import report
 import script
 import simulate
 import stats
@@ -193,7 +197,7 @@ def damaged(folder: Path) -> str:
 
 
 CASES = [live, resumed_with_other_settings, resumed_on_other_ranks, lost, revived, without_rows, without_episodes]
-CASES += [not_finite, odd_names, two_games, damaged, pytest.param(many, marks=pytest.mark.long)]
+CASES += [not_finite, odd_names, two_games, damaged]
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +221,12 @@ def quick(monkeypatch) -> Iterator[None]:
     plt.close("all")
 
 
+def called(value: str | Callable) -> str:
+    return getattr(value, "__name__", value)
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: getattr(case, "__name__", None))
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name, case", [*itertools.product(EVERY, CASES), ("simulate", many)], ids=called)
 def test_no_traceback_and_nothing_is_left_out_in_silence(filled, name, case):
     folder, expected = filled(case)
     found, problems = load([folder])
@@ -240,7 +247,7 @@ REFUSED = {
     (
         "simulate",
         without_rows,
-    ): r"a run of --exchange gossip \(2 ranks, no --slow-rank, more than 6 updates of each\) is expected",
+    ): r"a run of --exchange gossip \(2 ranks, no --slow-rank or --mix-steps, more than 6 updates of each\) is expected",
     ("consensus", without_rows): "no sketches",
     ("gradients", without_rows): "no sketches",
 }
@@ -253,3 +260,34 @@ def test_figures_are_written(filled, name, case, tmp_path):
     where = tmp_path / "ü $2$.png"
     script.main(sys.modules[name].answer, SCRIPTS[name], "", [str(folder), "--by", "exchange,run_dir", "--out", str(where)])
     assert where.read_bytes().startswith(b"\x89PNG") and where.with_suffix(".csv").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cases", [CASES, [many]], ids=["runs of every kind on one page", "60 runs"])
+def test_the_page_has_every_script_and_says_what_is_odd(filled, cases, capsys):
+    folders, expected = zip(*map(filled, cases))
+    found, problems = load(folders)
+    text = html.unescape(report.page(found, problems, report.Report(runs=folders)))
+    assert capsys.readouterr().err == ""
+    for name in SCRIPTS:
+        chapter = text.partition(f'<section id="{name}">')[2].partition("</section>")[0]
+        assert "<svg" in chapter and "<td" in chapter and re.search(r'<p class="answer">.+\.</p>', chapter), name
+    assert [said for said in expected if said not in text] == []
+    assert [run.path for run in found if f"<td>{run.path}</td>" not in re.sub(' class="(short|long)"', "", text)] == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", [*CASES, many], ids=called)
+def test_exports_have_every_row(filled, case, tmp_path, capsys):
+    folder, expected = filled(case)
+    export.main([str(folder), "--to", str(tmp_path)])
+    assert expected in capsys.readouterr().err
+    found, _ = load([folder])
+    for run in found[:6]:
+        for rank in range(len(run.parts)):
+            name = run.path.relative_to(folder) if case is two_games else run.path.name  # of these, two have one name
+            mine = tmp_path / name / f"rank{rank:05d}"
+            assert (mine / export.EVENTS).exists()
+            for table in ("updates", "episodes", "mixes", "energy"):
+                rows = (mine / f"{table}.csv").read_text().splitlines()
+                assert len(rows) == 1 + len(getattr(run, table)(rank))

@@ -61,6 +61,19 @@ def test_runs_of_unequal_budgets_are_compared_at_a_common_step_and_hour(tmp_path
     assert any(note.startswith("pong: compared at 16,000 steps, where ") for note in said.notes)
 
 
+def test_no_run_has_more_steps_to_converge_than_others(tmp_path):
+    """Both learn alike, by steps; the one that goes on for eight times as long passes the threshold after the other's end."""
+    scored(tmp_path / "g", 1600, lambda s: s / 1000)
+    scored(tmp_path / "a", 200, lambda s: s / 1000, exchange="allreduce")
+    found, _ = load([tmp_path])
+    for steps, limit, converged in ((None, 15, 0), (None, 10, 2), (12_000, 10, 0), (100_000, 90, 1)):
+        said = robustness.answer(found, robustness.Robustness(runs=(), threshold={"pong": limit}, steps=steps))
+        assert sum(row["convergent"] for row in rows_of(said)) == converged
+        assert all(row["at"] == f"{steps or 16_000:,} steps" for row in rows_of(said))
+        assert f"at {steps or 16_000:,} steps" in said.figure.axes[0].get_title()
+    assert len(rows_of(said)) == 1 and any(note.startswith(f"{tmp_path}/a: has episodes up to 16,000") for note in said.notes)
+
+
 def test_a_run_that_was_cut_short_is_left_out_and_told(tmp_path):
     for seed in range(3):
         scored(tmp_path / f"g{seed}", 200, lambda s: s / 1000, seed=seed)
@@ -195,7 +208,8 @@ def test_a_threshold_without_sense_is_refused(tmp_path, module, words, said, mon
     ],
 )
 def test_a_step_without_sense_is_refused(tmp_path, words, said, monkeypatch, capsys):
-    refused(tmp_path, compare, words, said, monkeypatch, capsys)
+    for module in (compare, robustness) if "--steps" in words else (compare,):
+        refused(tmp_path / module.__name__, module, words, said, monkeypatch, capsys)
 
 
 def refused(tmp_path, module, words, said, monkeypatch, capsys):

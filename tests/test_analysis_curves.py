@@ -39,7 +39,7 @@ def test_a_group_goes_on_where_a_run_ends_and_says_how_many_are_left(tmp_path):
     assert np.isnan(curve.low[11:]).all()  # a single run has no interval
     said = learning_curves.answer(load([tmp_path])[0], Curves(runs=(), axis="steps"))
     note = "pong GALA ring, steps: the line goes on where some of its 3 runs have ended: "
-    assert note + "n = 2 from 1.56e+04 on, n = 1 from 2.76e+04 on" in said.notes
+    assert note + "n = 2 from 15,600 on, n = 1 from 27,600 on" in said.notes
     assert {text.get_text() for text in said.figure.axes[0].texts} == {"n = 2", "n = 1"}
 
 
@@ -126,7 +126,7 @@ def test_lines_over_games_end_where_a_game_has_no_run_left(tmp_path):
     said = learning_curves.answer(load([tmp_path])[0], Curves(runs=(), statistic="iqm", axis="steps"))
     drawn = [row for row in said.points.rows if row[-1] is None]
     assert {row[8] for row in drawn} == {2} and len(drawn) == 1  # one bin of 20 holds all of Pong
-    note = "all games GALA ring, steps: the line ends at 2,400, where a game has no run left; others go on to 4.8e+04"
+    note = "all games GALA ring, steps: the line ends at 2,400, where a game has no run left; others go on to 48,000"
     assert note in said.notes
 
 

@@ -11,13 +11,14 @@ from synthetic import Synthetic, episodes, mixes, scored, sketches, updates
 
 import aggregates
 import compare
+import health
 import learning_curves
 import report
 import robustness
 import scores
 import stats
 import throughput
-from groups import grouped, labels, load
+from groups import grouped, labels, load, mixtures
 from layout import line_style
 from script import STYLE, Options
 from webpage import picture
@@ -55,6 +56,22 @@ def test_graphs_of_one_name_are_two_groups_everywhere(graphs):
     said = compare.answer(found, compare.Compare(runs=(), by="topology", base="ring"))
     rows = [dict(zip(said.table.headings, row)) for row in said.table.rows]
     assert {row["group"]: (row["runs"], row["P(improvement)"].value) for row in rows} == dict(zip(CALLED, ((2, 0), (2, 1))))
+
+
+def test_numbers_of_graphs_are_explained(graphs):
+    for seed, text in ((5, "0 -> 1\n1 -> 0"), (6, "0 -> 1\n")):
+        scored(graphs / f"own{seed}", 100, lambda s: s, topology={"name": "own.txt", "text": text, "nodes": []})
+    found, _ = load([graphs])
+    expected = [
+        f"hierarchical:2 (1): agents on nodes 0 0, as in {graphs}/h0",
+        f"hierarchical:2 (2): agents on nodes 0 1, as in {graphs}/h2",
+        f"own.txt (1): the graph 0 -> 1, as in {graphs}/own6",
+        f"own.txt (2): the graph 0 -> 1 1 -> 0, as in {graphs}/own5",
+    ]
+    for module in (aggregates, compare, learning_curves, robustness, throughput, health):
+        notes = module.answer(found, report.CHAPTERS[module](runs=(), by="topology")).notes
+        assert [note for note in notes if ", as in " in note] == expected
+    assert not any("as in" in note for note in mixtures(grouped(found, "method")))
 
 
 def test_a_group_is_called_the_same_where_its_namesake_is_not_there(graphs):
@@ -133,6 +150,19 @@ def test_every_panel_of_the_page_is_filtered(ten, module, monkeypatch):
         assert len(plain) == 1 or module is not compare
         assert {to_hex(line.get_color()) for line in plain} <= {"#555555"}  # of no difference, and published scores
     assert {int(n) for n in tagged} == set(range(10))
+
+
+def test_bars_of_sections_go_with_their_group(ten):
+    """They have the sections' colours, and each group's lie in its row."""
+    groups = grouped(ten, "lr")
+    figure = throughput.answer(ten, Options(runs=(), by="lr")).figure
+    picture(figure, "", "t", groups, labels(groups))
+    ax = figure.axes[1]
+    assert len(ax.containers) == 7
+    for container in ax.containers:
+        assert [bar.get_gid().partition("-")[0] for bar in container] == [f"g{n}" for n in range(10)]
+    assert [text.get_gid().partition("-")[0] for text in ax.get_yticklabels()] == [f"g{n}" for n in range(10)]
+    assert not any(handle.get_gid() for handle in ax.get_legend().legend_handles)
 
 
 def test_what_is_written_beside_a_line_goes_with_it(tmp_path):

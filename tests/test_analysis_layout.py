@@ -23,6 +23,7 @@ import robustness
 import scores
 import staleness
 import throughput
+import webpage
 from groups import load
 from script import STYLE, Options
 
@@ -117,6 +118,29 @@ def test_names_in_a_legend_are_whole_in_a_narrower_figure():
     assert [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()] == [NAME % n for n in range(3)]
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and ax.get_window_extent().height > 1.5 * figure.dpi
+    plt.close("all")
+
+
+def test_two_short_names_in_a_legend_share_the_width():
+    figure, [ax] = layout.panels(1)
+    for name in ("A2C (3 runs)", "GALA ring (3 runs)"):
+        ax.plot([0, 1], label=name)
+    layout.legend(figure, [ax])
+    figure.set_figwidth(5.4)
+    layout.save(figure, io.BytesIO())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A2C (3 runs)", "GALA ring (3 runs)"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize("width", [7, webpage.WIDTH])
+def test_the_legend_of_sections_is_whole_beside_long_names(named, width):
+    figure = ANSWERS["throughput"](named).figure
+    figure.set_figwidth(width)
+    if width < 7:
+        webpage.fit_legends(figure)
+    layout.save(figure, io.BytesIO())
+    box, ax = figure.axes[1].get_legend().get_window_extent(), figure.axes[1].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and ax.width > 0.4 * figure.bbox.width
     plt.close("all")
 
 

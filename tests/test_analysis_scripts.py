@@ -146,7 +146,7 @@ BAD = [
     ("learning_curves", ["empty"], "empty: no run is there (no run.h5); a run directory or a folder of runs is expected"),
     ("learning_curves", ["new"], "new: no finished episode is there; one or more is expected"),
     ("learning_curves", ["torn"], "run.h5: cannot be read ("),
-    ("learning_curves", ["run", "--by", "colour"], "--by colour: no such setting; one of a2c.clip_rewards, a2c.decay_lr"),
+    ("learning_curves", ["run", "--by", "colour"], "--by colour: no such setting; one of a2c.adam_eps, a2c.clip_rewards"),
     ("learning_curves", ["run", "--by", "exchange,"], "--by : no such setting; one of"),
     (
         "learning_curves",

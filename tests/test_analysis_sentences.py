@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
-from synthetic import Synthetic, episodes, scored, updates
+from synthetic import Synthetic, episodes, mixes, scored, sketches, updates
 
 import aggregates
 import common
 import compare
+import consensus
+import gradients
 import learning_curves
 import robustness
 import scores
+import staleness
+import throughput
 from gala_mpi.run import RunError
 from groups import grouped, load
 from script import Options
@@ -48,9 +53,26 @@ def test_equal_scores_are_no_victory(tmp_path):
         "pong: the final policies of A2C and GALA ring score alike, 5 on average, the most of 3 groups.",
     ]
     said = robustness.answer(found, robustness.Robustness(runs=(), threshold={"pong": 5}))
-    assert said.sentence == "2 of 3 runs converge; the fewest of pong independent on 16 environments: 0 of 1."
+    assert said.sentence == "2 of 3 runs converge by 8,000 steps; the fewest of pong independent on 16 environments: 0 of 1."
     said = robustness.answer(two, robustness.Robustness(runs=(), threshold={"pong": 9}))
-    assert said.sentence == "0 of 2 runs converge."
+    assert said.sentence == "0 of 2 runs converge by 8,000 steps."
+
+
+def test_runs_that_are_alike_in_all_are_said_to_be(tmp_path):
+    for exchange in ("gossip", "allreduce"):
+        run, rows = Synthetic(tmp_path / exchange, exchange=exchange), updates(100)
+        for rank in range(2):
+            heard = {"mixes": mixes(rows, 1 - rank)} if exchange == "gossip" else {}
+            alike = sketches(rows, parameters=np.full((10, 1), 3.0 * rank), gradient=np.ones((10, 1)))
+            run.write(rank, updates=rows, sketches=alike, **heard)
+    found, _ = load([tmp_path])
+    said = {module: module.answer(found, Options(())).sentence for module in (throughput, gradients, consensus, staleness)}
+    assert said[throughput] == "The fastest are pong A2C on 2 ranks and pong GALA ring on 2 ranks, with 640 frames/s."
+    assert said[gradients] == "Gradients of two agents are equally alike in all groups: their correlation is 1.000 on average."
+    assert said[consensus].startswith("At the last update looked at, the agents' distance to their mean is 2.12; ")
+    assert (
+        said[staleness] == "Half of the messages lag at most 0 updates behind and 95% at most 0; no update went without a mix."
+    )
 
 
 @pytest.mark.parametrize(

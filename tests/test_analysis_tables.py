@@ -83,7 +83,7 @@ def test_runs_are_chosen_by_their_settings(five, where, left):
         ("pong", "--where pong: a setting, one of =, !=, <, <=, >, >=, and a value are expected, as env=pong"),
         ("env=pong,", "--where : a setting, one of"),
         ("=3", "--where =3: a setting, one of"),
-        ("colour=red", "--where colour: no such setting; one of a2c.clip_rewards"),
+        ("colour=red", "--where colour: no such setting; one of a2c.adam_eps"),
         ("seed<two", "--where seed<two: a value like those of the runs is expected; seed is 1, 2, 3, 10 in these runs"),
         ("seed=nan", "--where seed=nan: a value like those"),
         ("seed=", "--where seed=: a value like those"),
@@ -129,7 +129,7 @@ def test_runs_of_unequal_budgets_and_versions_are_told(tmp_path):
     for number, (steps, commit, exchange) in enumerate(
         [(1_280_000, "a" * 40, "gossip"), (16_000, "a" * 40, "gossip"), (16_000, "b" * 40, "allreduce")]
     ):
-        settings = Config(env="pong", exchange=exchange, total_steps=steps, seed=number)
+        settings = Config(env="pong", exchange=exchange, total_steps=steps, rollout_length=5, seed=number)
         writer.write_run(tmp_path / str(number), settings, 2, METADATA | {"commit": commit, "gala_mpi": "0.1.0"})
     begin(tmp_path / "other", env="breakout")
     found, _ = load([tmp_path])

@@ -27,6 +27,7 @@ from gala_mpi.run.checkpoints import State
 from gala_mpi.topology import Graph
 
 LENGTH = 5000
+SCORES = resume.Scores(3.0, 100, (1.0, 3.0, 5.0))
 
 
 def new_state(score: float = 1.0, agents: int = 1, seed: int = 0) -> State:
@@ -82,7 +83,7 @@ def new_learner(seed: int = 0, updates: int = 0, steps: int = 0, optimiser: str 
 def save_agents(run: Path, *agents: A2C) -> Origin:
     """Checkpoint 1 of some agents, and what a start goes on from."""
     for rank, learner in enumerate(agents):
-        Checkpoints(run, rank, Config(), 0).save(resume.take(learner, Config(), len(agents), 2.5, 3.0))
+        Checkpoints(run, rank, Config(), 0).save(resume.take(learner, Config(), len(agents), 2.5, SCORES))
     return resume.resumable(run, "mlp")
 
 
@@ -339,6 +340,42 @@ def test_generations_without_a_score_are_not_the_best(tmp_path):
     scores = {1: float("nan"), 2: -21.0, 3: float("nan"), 4: float("nan")}
     save(tmp_path, 0, range(1, 5), keep=1, score=scores.get)
     assert kept(tmp_path) == [2, 4]
+
+
+def test_a_score_of_few_games_tells_nothing(tmp_path):
+    """The first games of a run are few, and may be lucky. Older checkpoints do not say how many they were."""
+    for number, (score, games) in enumerate([(21.0, 3), (5.0, 100), (9.0, 49), (4.0, 50)], 1):
+        checkpoints.write(tmp_path, number, 0, replace(new_state(score), games=games))
+    assert checkpoints.best(tmp_path) == 2
+    checkpoints.write(tmp_path, 5, 0, new_state(6.0))
+    assert checkpoints.best(tmp_path) == 5
+
+
+def test_without_enough_games_the_newest_is_the_best(tmp_path):
+    for number in (1, 2):
+        checkpoints.write(tmp_path, number, 0, replace(new_state(3.0 - number), games=10 * number))
+    assert checkpoints.best(tmp_path) == 2
+
+
+def test_a_score_is_that_of_the_first_rank_that_lives(tmp_path):
+    for number, score in ((1, 9.0), (2, 4.0)):
+        checkpoints.write(tmp_path, number, 1, replace(new_state(score, agents=2), games=100))
+    layout.end_file(tmp_path, 0).parent.mkdir()
+    layout.end_file(tmp_path, 0).write_text('{"rank": 0, "lost": true}')
+    assert checkpoints.best(tmp_path) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_last_scores_go_on_with_a_run_each_once(tmp_path, ranks):
+    for rank in range(2):
+        recent = tuple(10.0 * rank + k for k in range(4))
+        state = resume.take(new_learner(), Config(), 2, 2.5, resume.Scores(3.0, 8, recent))
+        checkpoints.write(tmp_path, 1, rank, state)
+    origin = replace(resume.resumable(tmp_path, "mlp"), shares=np.ones((ranks, 2)) / 2)
+    scores = [resume.recent_scores(tmp_path, origin, rank) for rank in range(ranks)]
+    assert sorted(score for each in scores for score in each) == [0, 1, 2, 3, 10, 11, 12, 13]
+    if ranks == 2:
+        assert scores == [[0, 1, 2, 3], [10, 11, 12, 13]]
 
 
 def test_without_any_score_only_the_newest_are_kept(tmp_path):

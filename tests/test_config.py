@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gala_mpi.config import A2CSettings, AtariSettings, Config, check
+from gala_mpi.config import A2CSettings, AtariSettings, Config, PPOSettings, VTraceSettings
+from gala_mpi.config_checks import check
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.job.prepare import read as parse
@@ -25,81 +26,126 @@ OUT_OF_BOUNDS = [
     ("--seed", "seed", [-1]),
     ("--staleness", "staleness", [-1]),
     ("--max-lag", "max_lag", [-1]),
+    ("--lag", "lag", [-1, 2]),
     ("--sync-updates", "sync_updates", [0, -1]),
     ("--lr", "lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
     ("--base-lr", "base_lr", [0.0, -1e-3, 1.1e6, math.inf, math.nan]),
+    ("--actors", "actors", [-1]),
+    ("--memory-size", "memory_size", [0, -1]),
     ("--action-std", "action_std", [0.0, 1e-7, -1.0, 2e6, math.inf, math.nan]),
-    ("--atari.sticky", "sticky", [-0.1, 1.1, math.nan]),
-    ("--atari.frame-skip", "frame_skip", [0, -1]),
-    ("--atari.no-ops", "no_ops", [-1]),
-    ("--atari.frame-limit", "frame_limit", [0, -1]),
+    ("--atari.sticky", "atari.sticky", [-0.1, 1.1, math.nan]),
+    ("--atari.frame-skip", "atari.frame_skip", [0, -1]),
+    ("--atari.no-ops", "atari.no_ops", [-1]),
+    ("--atari.frame-limit", "atari.frame_limit", [0, -1]),
     ("--checkpoint-minutes", "checkpoint_minutes", [0.0, 1e-9, 1e-300, -1.0, math.nan, math.inf]),
     ("--checkpoint-updates", "checkpoint_updates", [0, -1]),
+    ("--evaluate-minutes", "evaluate_minutes", [0.0, 1e-9, -1.0, math.nan, math.inf]),
+    ("--evaluate-episodes", "evaluate_episodes", [0, -1, 1001]),
     ("--keep-checkpoints", "keep_checkpoints", [0, -1]),
     ("--sketch-updates", "sketch_updates", [-1]),
     ("--max-skipped", "max_skipped", [-1]),
     ("--wall-minutes", "wall_minutes", [0.0, -2.0, math.nan]),
     ("--survive", "survive", [0.0, -5.0, math.inf, math.nan]),
+    ("--mix-steps", "mix_steps", [0, -1]),
+    ("--outer-momentum", "outer_momentum", [-0.1, 1.0, math.nan]),
+    ("--outer-lr", "outer_lr", [0.0, -0.7, math.inf, math.nan]),
+    ("--ema", "ema", [0.0, 1.0, -0.1, math.nan]),
+    ("--preempt", "preempt", [0.0, -0.5, 1.01, math.nan]),
     ("--hang-minutes", "hang_minutes", [0.0, -1.0, 1e9, math.inf, math.nan]),
-    ("--a2c.discount", "discount", [-0.1, 1.1, math.nan]),
-    ("--a2c.gae-lambda", "gae_lambda", [-0.1, 1.1, math.nan]),
-    ("--a2c.entropy-coefficient", "entropy_coefficient", [-0.1, math.inf, math.nan]),
-    ("--a2c.value-coefficient", "value_coefficient", [-0.1, math.inf, math.nan]),
-    ("--a2c.max-grad-norm", "max_grad_norm", [0.0, -1.0, math.nan]),
-    ("--a2c.rms-alpha", "rms_alpha", [-0.1, 1.0, math.nan]),
-    ("--a2c.rms-eps", "rms_eps", [0.0, 1e-13, -1e-5, math.inf, math.nan]),
+    *(
+        (f"--{learner}.{name.replace('_', '-')}", f"{learner}.{name}", bad)
+        for learner in ("a2c", "ppo", "vtrace")
+        for name, bad in {
+            "discount": [-0.1, 1.1, math.nan],
+            "gae_lambda": [-0.1, 1.1, math.nan],
+            "entropy_coefficient": [-0.1, math.inf, math.nan],
+            "value_coefficient": [-0.1, math.inf, math.nan],
+            "max_grad_norm": [0.0, -1.0, math.nan],
+            "rms_alpha": [-0.1, 1.0, math.nan],
+            "rms_eps": [0.0, 1e-13, -1e-5, math.inf, math.nan],
+            "adam_eps": [0.0, 1e-13, -1e-5, math.inf, math.nan],
+        }.items()
+    ),
+    ("--ppo.epochs", "ppo.epochs", [0, -1]),
+    ("--ppo.minibatches", "ppo.minibatches", [0, -1]),
+    ("--ppo.clip", "ppo.clip", [0.0, 1.0, -0.1, math.nan]),
+    ("--ppo.value-clip", "ppo.value_clip", [0.0, -0.2, math.inf, math.nan]),
+    ("--ppo.target-kl", "ppo.target_kl", [0.0, -0.02, math.inf, math.nan]),
+    ("--vtrace.rho-bar", "vtrace.rho_bar", [0.0, -1.0, math.nan]),
+    ("--vtrace.c-bar", "vtrace.c_bar", [0.0, -1.0, math.nan]),
 ]
 IN_BOUNDS = {
     "num_envs": [1, 512],
     "env_workers": [0, 1, 16],
-    "rollout_length": [1],
+    "rollout_length": [None, 1],
     "total_steps": [1],
     "seed": [0, 2**40],
     "staleness": [None, 0, 7],
     "max_lag": [None, 0, 7],
+    "lag": [0],
+    "actors": [0],
     "sync_updates": [None],
+    "outer_momentum": [None],
+    "outer_lr": [None],
+    "ema": [None, 0.5, 0.999],
+    "preempt": [None],
+    "mix_steps": [None],
     "lr": [None, 1e-9, 1.0, 1e6],
     "base_lr": [None, 1e-9, 1.0, 1e6],
+    "memory_size": [1, 512],
     "action_std": [1e-3, 2.0],
-    "sticky": [None, 0.0, 0.25, 1.0],
-    "frame_skip": [None, 1, 8],
-    "no_ops": [None, 0, 100],
-    "frame_limit": [None, 1, 10**6],
+    "atari.sticky": [None, 0.0, 0.25, 1.0],
+    "atari.frame_skip": [None, 1, 8],
+    "atari.no_ops": [None, 0, 100],
+    "atari.frame_limit": [None, 1, 10**6],
     "checkpoint_minutes": [0.01],
     "checkpoint_updates": [None],
     "keep_checkpoints": [1],
     "sketch_updates": [0, 1],
     "max_skipped": [0],
+    "evaluate_minutes": [None, 0.01, 60.0],
+    "evaluate_episodes": [1, 1000],
     "wall_minutes": [None, 0.1],
     "survive": [None, 0.5],
     "hang_minutes": [None, 0.5],
-    "discount": [0.0, 1.0],
-    "gae_lambda": [0.0, 0.95, 1.0],
-    "entropy_coefficient": [None, 0.0],
-    "value_coefficient": [0.0],
-    "max_grad_norm": [1e-3],
-    "rms_alpha": [0.0, 0.999],
-    "rms_eps": [1e-8],
+    **{
+        f"{learner}.{name}": good
+        for learner in ("a2c", "ppo", "vtrace")
+        for name, good in {
+            "discount": [0.0, 1.0],
+            "gae_lambda": [0.0, 0.95, 1.0],
+            "entropy_coefficient": [None, 0.0],
+            "value_coefficient": [0.0],
+            "max_grad_norm": [1e-3],
+            "rms_alpha": [0.0, 0.999],
+            "rms_eps": [1e-8],
+            "adam_eps": [1e-8],
+        }.items()
+    },
+    "ppo.epochs": [None, 1, 80],
+    "ppo.minibatches": [None, 1, 32],
+    "ppo.clip": [None, 0.3],
+    "ppo.value_clip": [None, 0.2, 10.0],
+    "ppo.target_kl": [None, 0.02],
+    "vtrace.rho_bar": [0.5, math.inf],
+    "vtrace.c_bar": [0.5, math.inf],
 }
-GROUPS = {"a2c": A2CSettings, "atari": AtariSettings}
+GROUPS = {"a2c": A2CSettings, "ppo": PPOSettings, "vtrace": VTraceSettings, "atari": AtariSettings}
 FIELDS = {group: {field.name for field in dataclasses.fields(kind)} for group, kind in GROUPS.items()}
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(Config)} - set(GROUPS)
 
 
-def group_of(name: str) -> str | None:
-    """The group that a setting belongs to; None: it has none."""
-    return next((group for group, names in FIELDS.items() if name in names), None)
-
-
 def config_with(name: str, value) -> Config:
-    group = group_of(name)
-    return Config(**{group: GROUPS[group](**{name: value})}) if group else Config(**{name: value})
+    """Settings of which one, "ppo.clip" say, has a value."""
+    group, _, inner = name.rpartition(".")
+    return Config(**{group: GROUPS[group](**{inner: value})} if group else {name: value})
 
 
 def numbers() -> set[str]:
     """The fields that hold numbers."""
-    fields = [field for kind in (Config, *GROUPS.values()) for field in dataclasses.fields(kind)]
-    return {field.name for field in fields if "int" in field.type or "float" in field.type}
+    kinds = {"": Config} | {f"{group}.": kind for group, kind in GROUPS.items()}
+    fields = [(prefix + field.name, field.type) for prefix, kind in kinds.items() for field in dataclasses.fields(kind)]
+    return {name for name, kind in fields if "int" in kind or "float" in kind}
 
 
 def test_every_number_is_tried():
@@ -142,6 +188,17 @@ def test_updates_between_averages_are_for_periodic_alone(exchange):
     check(Config(exchange="periodic", sync_updates=1))
 
 
+@pytest.mark.parametrize("exchange", ["gossip", "allreduce", "server", "none"])
+def test_outer_steps_are_for_periodic_alone(exchange):
+    expected = rf"^--outer-momentum 0.9 --exchange {exchange}: --exchange periodic is expected$"
+    with pytest.raises(SettingError, match=expected):
+        check(Config(exchange=exchange, outer_momentum=0.9))
+    with pytest.raises(SettingError, match=r"^--outer-lr 0.7: --outer-momentum with it is expected$"):
+        check(Config(exchange="periodic", outer_lr=0.7))
+    for momentum in (0.0, 0.99):
+        check(Config(exchange="periodic", outer_momentum=momentum, outer_lr=2.0))
+
+
 IN_STEP = [Config(exchange="allreduce"), Config(exchange="periodic"), Config(staleness=0)]
 OUT_OF_STEP = [Config(), Config(staleness=1), Config(exchange="server"), Config(exchange="none")]
 
@@ -153,8 +210,7 @@ def test_which_agents_move_in_step():
 @pytest.mark.parametrize("flag, name, values", OUT_OF_BOUNDS)
 def test_the_flag_that_a_complaint_names_is_a_flag(flag, name, values):
     parsed = parse([flag, str(IN_BOUNDS[name][-1])])
-    group = group_of(name)
-    assert getattr(getattr(parsed, group) if group else parsed, name) == IN_BOUNDS[name][-1]
+    assert parsed == config_with(name, IN_BOUNDS[name][-1])
 
 
 CHANGED = Config(
@@ -228,6 +284,8 @@ FLAGS = [
     ("--staleness", "4", {"staleness": 4}),
     ("--max-lag", "5", {"max_lag": 5}),
     ("--sync-updates", "5", {"sync_updates": 5}),
+    ("--outer-momentum", "0.9", {"outer_momentum": 0.9}),
+    ("--outer-lr", "0.1", {"outer_lr": 0.1}),
     ("--total-steps", "1000", {"total_steps": 1000}),
     ("--num-envs", "8", {"num_envs": 8}),
     ("--rollout-length", "20", {"rollout_length": 20}),
@@ -407,6 +465,7 @@ def test_a_checksum_is_for_gossip():
         ({"exchange": "allreduce"}, "A2C"),
         ({"exchange": "periodic"}, "local SGD"),
         ({"exchange": "periodic", "sync_updates": 5}, "local SGD, K = 5"),
+        ({"exchange": "periodic", "outer_momentum": 0.9, "outer_lr": 0.1}, "local SGD, μ = 0.9, η = 0.1"),
         ({"exchange": "none"}, "independent"),
     ],
 )

@@ -113,7 +113,7 @@ def trained(kind: str, precision: str, updates: int, path: str = "cached") -> tu
     losses = []
     for _ in range(updates):
         batch, _ = playing.collect()
-        losses.append(gradient(batch).tolist())
+        losses.append(gradient(batch).tolist()[:3])  # those that it has
         learner.step(progress=0.0)
     return learner.flat.data, losses
 

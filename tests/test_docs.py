@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 import launch
-from gala_mpi import config
+from gala_mpi import config, config_checks
 from launch import ROOT, mpirun
 
 SKIPPED = {"runs", "build"}  # folders that are not part of the repository, as hidden ones are not
@@ -85,7 +85,7 @@ def test_every_link_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_names_its_language(page):
-    assert {language for _, language, _ in FENCE.findall(page.read_text())} <= {"sh", "text", "python", "yaml", "diff"}
+    assert {language for _, language, _ in FENCE.findall(page.read_text())} <= {"sh", "text", "python", "yaml", "toml", "diff"}
 
 
 def test_the_readme_is_one_page_and_begins_with_a_sentence_and_two_commands():
@@ -115,7 +115,8 @@ def test_files_that_the_pages_name_exist():
         text = prose(page) if page in ELSEWHERE else page.read_text()  # whose changes add files
         for name in re.findall(r"(?<![\w/.-])[\w./-]+\.(?:py|sh|pml|toml|yml)\b", text):
             name = name.removeprefix("../")
-            if name not in ("my_figure.py", "my_poles.py") and not any(path.endswith(f"/{name}") for path in there):
+            yours = name in ("my_figure.py", "my_loop.py", "my_networks.py", "my_poles.py", "my_run.toml", "my_training.py")
+            if not yours and not any(path.endswith(f"/{name}") for path in there):
                 missing.append(f"{name_of(page)}: {name}")
     assert missing == []
 
@@ -182,6 +183,8 @@ def under_mpi(words: list[str], ranks: int = 2) -> list[str]:
 
 def small_training(words: list[str]) -> list[str]:
     ranks = 4 if "my_graph.txt" in words else 2
+    if "--actors" in words:
+        ranks = 1 + int(words[words.index("--actors") + 1])
     if "--replay" in words:
         return under_mpi(with_small_runs(words))
     if "--resume" in words:
@@ -216,7 +219,7 @@ def runs(smaller: Callable[[list[str]], list[str]]) -> Callable[[str, Laboratory
 def parses_as_training(command: str, _: Laboratory) -> None:
     """Training with another launcher than ours, or with what is not installed: its flags are accepted."""
     words = shlex.split(command)
-    config.check(config.parse(words[words.index("gala_mpi.train") + 1 :]))
+    config_checks.check(config.parse(words[words.index("gala_mpi.train") + 1 :]))
 
 
 def has_its_flags(command: str, laboratory: Laboratory) -> None:
@@ -266,7 +269,7 @@ def is_a_job(command: str, laboratory: Laboratory) -> None:
             knows(laboratory.result(help_of(starts[0].split())), flags)
     else:
         assert starts, f"{script} starts no program that this test knows"
-        config.check(config.parse(flags))
+        config_checks.check(config.parse(flags))
 
 
 def is_a_target(command: str, _: Laboratory) -> None:
@@ -302,13 +305,16 @@ RULES: list[tuple[str, Callable[[str, Laboratory], None]]] = [
     (r"(srun|mpirun --with-ft ulfm) .*python -m gala_mpi\.train", parses_as_training),
     (r"((mpirun -n \d+|srun .*)? ?)python -m gala_mpi\.(doctor|bench)", has_its_flags),
     (r"mpirun -n \d+ python -m gala_mpi\.train --env envpool:", parses_as_training),  # trained by test_envpool_runs.py
+    (r"mpirun -n \d+ python -m gala_mpi\.train --env beam:", parses_as_training),  # trained by test_examples.py
     (r"mpirun -n \d+ python -m gala_mpi\.train", runs(small_training)),
     (r"mpirun -n \d+ python -m gala_mpi\.evaluate", runs(small_evaluation)),
-    (r"python -m gala_mpi\.(watch|topology) ", runs(with_small_runs)),
-    (r"python -m gala_mpi\.(reference|run\.columns_doc)$", is_a_module),
+    (r"mpirun -n \d+ python (-m mpi4py my_loop|my_training)\.py$", runs(under_mpi)),
+    (r"mpirun -n \d+ python (-m mpi4py )?examples/", names_files),  # run by test_examples.py
+    (r"python -m gala_mpi\.(watch|topology|export) ", runs(with_small_runs)),
+    (r"python -m gala_mpi\.(train|api_doc|run\.columns_doc)$", is_a_module),
     (r"python analysis/\w+\.py ", runs(small_analysis)),
     (r"python my_figure\.py$", runs(list)),
-    (r"python benchmarks/", has_its_flags),
+    (r"(mpirun -n \d+ )?python benchmarks/", has_its_flags),
     (r"benchmarks/gpu\.sh$", names_files),
     (r"(job=\$\()?sbatch ", is_a_job),
     (r"run=\$\(ls ", finds_the_first_run),
@@ -365,11 +371,16 @@ class Laboratory:
         (folder / "my_graph.txt").write_text(graph())
         (folder / "my_figure.py").write_text(figure())
         (folder / "my_poles.py").write_text(poles())
+        (folder / "my_loop.py").write_text(loop())
+        (folder / "my_training.py").write_text(training())
+        (folder / "my_run.toml").write_text(settings())
         if words[0] == "mpirun":
             result = mpirun(int(words[2]), *words[4:], cwd=folder, timeout=300)
         else:
             result = self._start([sys.executable, *words[1:]], folder)
-        made = [words[i + 1] for i, word in enumerate(words) if word in ("--out", "--to", "--table", "--video")]
+        made = [
+            words[i + 1] for i, word in enumerate(words) if word in ("--out", "--to", "--table", "--video", "--torch", "--onnx")
+        ]
         for name in (*made, *(["my_figure.png"] if "my_figure.py" in words else [])):
             assert (folder / name).exists() or result.returncode, f"{shlex.join(words)} has not made {name}"
         shutil.rmtree(folder)
@@ -383,6 +394,24 @@ class Laboratory:
 def poles() -> str:
     """The example of a module of one's own in docs/environments.md."""
     (example,) = (block for block in blocks(ROOT / "docs" / "environments.md", "text") if "gymnasium.register(" in block)
+    return example
+
+
+def loop() -> str:
+    """The training loop of one's own in docs/library.md."""
+    (script,) = (block for block in blocks(ROOT / "docs" / "library.md", "python") if "Gossip(" in block)
+    return script
+
+
+def training() -> str:
+    """The program that calls training in docs/library.md."""
+    (script,) = (block for block in blocks(ROOT / "docs" / "library.md", "python") if "gala_mpi.train(" in block)
+    return script
+
+
+def settings() -> str:
+    """The file of settings in docs/tutorial.md."""
+    (example,) = blocks(ROOT / "docs" / "tutorial.md", "toml")
     return example
 
 
@@ -438,7 +467,7 @@ def test_a_command_works_as_it_stands(command, laboratory):
 
 SCRIPTS = {
     f"{page}-{n}": block
-    for page in ("tutorial", "resume")
+    for page in ("tutorial", "resume", "library")
     for n, block in enumerate(blocks(ROOT / "docs" / f"{page}.md", "python"))
 }
 

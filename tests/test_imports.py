@@ -20,10 +20,13 @@ HOMES = {
     "gymnasium": {"envs/"},
     "envpool": {"envs/envpool.py"},
     "h5py": {"run/"},
-    "mpi4py": {"mpi/", "exchange/", "job/build.py"},  # build: the type of the communicator
+    "onnxruntime": {"networks/onnx.py"},
+    "mpi4py": {"mpi/", "exchange/", "gossip.py", "job/build.py"},  # build: the type of the communicator
     "matplotlib": {"topology/draw.py"},
     "pynvml": {"record/energy.py"},
     "tyro": {"cli.py"},
+    "wandb": {"record/logs.py"},
+    "tomli_w": {"config_file.py"},
     "rich": {"display.py", "evaluate.py", "bench/", "doctor/", "topology/__main__.py", "watch.py"},
 }
 
@@ -122,6 +125,11 @@ def test_a_room_needs_no_more_than_its_own(room, strangers):
         assert not all_imports_of(path) & strangers, name_of(path)
 
 
+@pytest.mark.parametrize("name", ["policy.py", "export.py"])
+def test_a_policy_needs_no_mpi(name):
+    assert "mpi4py" not in all_imports_of(PACKAGE / name)
+
+
 def test_the_table_of_exchanges_needs_neither_torch_nor_mpi():
     assert not all_imports_of(PACKAGE / "exchange" / "__init__.py") & {"torch", "mpi4py", "numpy"}
 
@@ -154,8 +162,9 @@ def test_nothing_knows_the_training_program():
 
 
 def test_pure_modules_know_no_files_no_mpi_and_no_torch_but_returns():
-    standard = {"__future__", "dataclasses", "typing", "collections", "itertools", "math"}
-    for name, allowed in (("topology/graphs.py", {"numpy"}), ("learners/returns.py", {"torch"}), ("errors.py", set())):
+    standard = {"__future__", "dataclasses", "typing", "collections", "functools", "itertools", "math"}
+    pure = [("topology/base_graph.py", set()), ("topology/graphs.py", {"numpy", "gala_mpi"})]  # the former
+    for name, allowed in (*pure, ("learners/returns.py", {"torch"}), ("errors.py", set())):
         imported = {module.split(".")[0] for module in imports_of(PACKAGE / name, True)}
         assert imported - standard == allowed, name
 

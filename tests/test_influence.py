@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
+import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -142,6 +144,30 @@ def test_messages_newer_than_all_rows_count_as_the_newest_that_is_there(tmp_path
     found = influence.influence(open_run(run.path))
     np.testing.assert_allclose(found.moments[0], [1 / 8, 7 / 8])  # averaged three times with the same message since then
     assert row["slowest's (%)"] + row["lost agents' (%)"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "mixes", "updates"])
+def test_what_an_unreadable_agent_mixed_is_not_known(tmp_path, damage):
+    """No number is given for such a run: agent 1 seemed to have 99.8%, of parameters from before all that cannot be read."""
+    for name in ("whole", "damaged"):
+        run = Synthetic(tmp_path / name, agents=2)
+        files = [run.write(rank, updates=updates(400), mixes=mixes(updates(400), peer=1 - rank)) for rank in range(2)]
+    if damage == "lost":
+        files[1].unlink()
+    elif damage == "cut":
+        files[1].write_bytes(files[1].read_bytes()[:5000])
+    else:
+        with h5py.File(files[1], "r+") as file:
+            if damage == "mixes":
+                file["mixes"][200:] = np.zeros_like(file["mixes"][200:])
+            else:
+                file["updates"]["hours"] = np.nan
+    what = f"{run.path}: the newest metrics of agent 1 cannot be read whole, so that nobody knows what was mixed"
+    with pytest.raises(RunError, match=re.escape(what)):
+        row_of(run.path)
+    row, notes, sentence = row_of(tmp_path / "whole", run.path)
+    assert f"{what}; left out" in notes and row["run"] == str(tmp_path / "whole")
+    assert sentence == "All agents made up the final policy in equal parts: the largest is less than 1% above its equal share."
 
 
 def test_runs_that_mix_nothing_are_named(tmp_path):

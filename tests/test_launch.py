@@ -15,13 +15,13 @@ import time
 {begin}
 import torch
 torch.set_num_threads(2)
-numbers, used = torch.ones(1 << 20), 0.0
+numbers, used = torch.ones(1 << 20), []
 for _ in range(30):
     numbers.mul_(1.0)
     before = time.process_time()
     time.sleep(0.01)
-    used += time.process_time() - before
-print(used / 30)
+    used.append(time.process_time() - before)
+print(sorted(used)[15], max(used))
 """
 
 
@@ -31,8 +31,8 @@ def test_threads_of_torch_sleep_while_they_wait(begin, spins):
     bare = {name: value for name, value in os.environ.items() if name not in launch.WAITING}
     done = subprocess.run([sys.executable, "-c", NAPS.format(begin=begin)], env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    seconds = float(done.stdout)
-    assert seconds > 2e-3 if spins else seconds < 1e-3
+    middle, most = map(float, done.stdout.split())  # on busy cores a thread that spins may not get its turn each time
+    assert most > 2e-3 if spins else middle < 1e-3
 
 
 def test_what_the_user_has_set_stays(monkeypatch):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -20,8 +23,11 @@ from shows import (
 
 from gala_mpi import networks
 from gala_mpi.clock import Clock
+from gala_mpi.config import Config
+from gala_mpi.envs.base import Spaces
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.errors import JobError, SettingError
+from gala_mpi.learners import LEARNERS
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.settings import A2CSettings
 from gala_mpi.networks.policy import Network
@@ -112,7 +118,7 @@ def test_a_masked_action_is_never_taken_and_all_stays_finite(kind, where):
         for numbers in (now.log_prob(batch.actions), now.entropy(), values, batch.log_probs, batch.behaviour.entropy()):
             assert torch.isfinite(numbers).all()
         torch.testing.assert_close(now.log_prob(batch.actions).detach(), batch.log_probs, rtol=1e-4, atol=1e-4)
-        assert torch.isfinite(learner.gradient(batch)).all() and torch.isfinite(learner.flat.grad).all()
+        assert torch.isfinite(learner.gradient(batch)[:3]).all() and torch.isfinite(learner.flat.grad).all()
         assert learner.step(0.0).taken
     for i in range(2):
         assert all(inside(environments, i).taken) and len(inside(environments, i).taken) == 36
@@ -158,6 +164,87 @@ def test_log_probabilities_and_entropies_under_a_mask_are_those_of_the_allowed_a
     assert not policy.probs[:, :3].any()
     policy.entropy().sum().backward()
     assert not network.policy.bias.grad[:3].any() and network.policy.bias.grad[3:].any()
+
+
+NETWORKS = {
+    "mlp": (Spaces((4,), False, 4), {"hidden": "16,8", "activation": "relu"}),
+    "impala": (Spaces((2, 8, 9), True, 4), {}),
+    "nets:features": (Spaces((4,), False, 4), {}),
+    "nets:Apart": (Spaces((4,), False, None, (2,), choices=(3, 2)), {}),
+    "nets:convolved": (Spaces((2, 8, 9), True, 4), {}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_probabilities_under_every_mask_are_those_of_the_allowed_actions_by_enumeration(name):
+    """Of each choice, over all masks that allow something: by what the same network gives without a mask."""
+    torch.manual_seed(0)
+    plain, settings = NETWORKS[name]
+    counts = plain.choices or (plain.outputs,)
+    image, numbers = plain.observation_shape if plain.image else None, math.prod(plain.observation_shape) + sum(counts)
+    packed = {"observation_shape": (numbers,), "image": False, "image_shape": image, "dtype": "float32", "scale": 1.0}
+    spaces = replace(plain, **packed, masked=True)
+    network = Network(name, spaces, settings=settings)
+    without = Network(name, replace(plain, scale=1.0), settings=settings)
+    without.load_state_dict({key.replace("encoder.image.", "encoder."): value for key, value in network.state_dict().items()})
+    for each in (network, without):
+        (each.encoder.actor[-1] if each.policy is None else each.policy).weight.data.mul_(20)
+    allowed = [mask for mask in itertools.product((0.0, 1.0), repeat=sum(counts)) if all(map(any, parted(mask, counts)))]
+    observation = torch.rand(1, *plain.observation_shape)
+    rows = torch.cat([observation.flatten(1).expand(len(allowed), -1), torch.tensor(allowed)], 1)
+    policy, values = network(rows)
+    logits, value = without(observation)
+    torch.testing.assert_close(values, value.expand(len(allowed)))
+    outputs = [logits.logits[0]] if len(counts) == 1 else list(logits.logits[0])
+    drawn = torch.stack([policy.sample() for _ in range(20)]).reshape(20, len(allowed), len(counts))
+    for row, mask in enumerate(allowed):
+        expected = []
+        for part, numbers in zip(parted(mask, counts), outputs, strict=True):
+            weights = [open_ * math.exp(number) for open_, number in zip(part, numbers.tolist())]
+            expected.append([weight / sum(weights) for weight in weights])
+        for choice, part in enumerate(parted(mask, counts)):
+            assert all(part[action] for action in drawn[:, row, choice].tolist())
+        entropy = -sum(p * math.log(p) for part in expected for p in part if p)
+        assert policy.entropy()[row].item() == pytest.approx(entropy, abs=1e-5)
+        best = [max(range(len(part)), key=part.__getitem__) for part in expected]
+        assert policy.mode[row].reshape(-1).tolist() == best
+        for actions in itertools.product(*map(range, counts)):
+            probability = math.prod(part[action] for part, action in zip(expected, actions))
+            chosen = torch.tensor(actions if len(counts) > 1 else actions[0]).expand(policy.mode.shape)
+            assert policy.log_prob(chosen)[row].exp().item() == pytest.approx(probability, abs=1e-6)
+
+
+def parted(mask: tuple[float, ...], counts: tuple[int, ...]) -> list[tuple[float, ...]]:
+    """A mask's numbers for each choice."""
+    ends = list(itertools.accumulate(counts))
+    return [mask[end - count : end] for end, count in zip(ends, counts)]
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    ("kind", "network"), [("vector", "mlp"), ("choices", "nets:Apart"), ("vector", "nets:features"), ("image", "impala")]
+)
+def test_every_learner_learns_under_a_mask(kind, network, learner):
+    """What is never allowed is never taken, and its output has no gradient from any part of a rollout."""
+    torch.manual_seed(0)
+    environments = made_masked(kind, "info")
+    for each in environments.envs:
+        each.unwrapped.mask = lambda: np.concatenate([np.arange(count) > 0 for count in MASKED[kind][2]]).astype(np.int8)
+    played = Network(network, environments.spaces).to(memory_format=torch.channels_last)
+    settings = Config(learner=learner).learner_settings.settled(True, False, 24)
+    learning = LEARNERS[learner].load()(played, settings, 1e-3)
+    collector = Collector(learning, [environments], np.array([1, 2]), 12, 0.9, False, lambda: None, Clock())
+    last = played.encoder.actor[-1] if played.policy is None else played.policy
+    first = [end - count for end, count in zip(itertools.accumulate(MASKED[kind][2]), MASKED[kind][2])]
+    others = [i for i in range(sum(MASKED[kind][2])) if i not in first]
+    for _ in range(2):
+        batch, _ = collector.collect()
+        assert (batch.actions > 0).all() and torch.isfinite(batch.log_probs).all()
+        for part in learning.parts(batch):
+            assert torch.isfinite(learning.gradient(part)[:3]).all() and torch.isfinite(learning.flat.grad).all()
+            assert not last.bias.grad[first].any() and last.bias.grad[others].any()
+            assert learning.step(0.0).taken
+    assert all(all(inside(environments, i).taken) for i in range(2))
 
 
 @placed

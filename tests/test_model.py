@@ -64,6 +64,106 @@ def test_mlp_has_two_layers_of_64():
     assert size(new_network("mlp", CARTPOLE)) == 4_675
 
 
+@pytest.mark.parametrize(
+    ("spaces", "hidden", "expected"),
+    [
+        (CARTPOLE, "256,256", [(256, 4), (256, 256)]),
+        (CARTPOLE, "7", [(7, 4)]),
+        (Spaces((2, 5, 6), True, 2), "16,8,4", [(16, 60), (8, 16), (4, 8)]),
+    ],
+)
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_mlp_has_the_layers_that_it_is_told(spaces, hidden, expected, activation):
+    torch.manual_seed(0)
+    network = Network("mlp", spaces, settings={"hidden": hidden, "activation": activation})
+    assert shapes(network) == [*expected, (2, expected[-1][0]), (1, expected[-1][0])]
+    x = some_observations(spaces)
+    _, values = network(x)
+    x = (x.float() / 255).permute(0, 2, 3, 1).flatten(1) if spaces.image else x
+    layers = [layer for layer in network.encoder if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        x = getattr(x @ layer.weight.T + layer.bias, activation)()
+    torch.testing.assert_close(values, (x @ network.value.weight.T)[:, 0], rtol=1e-4, atol=1e-5)
+    assert network.description()["hidden"] == hidden and network.description()["activation"] == activation
+
+
+def test_mlp_is_the_same_bit_for_bit_when_it_is_told_its_defaults():
+    torch.manual_seed(0)
+    told = Network("mlp", CARTPOLE, settings={"hidden": "64,64", "activation": "tanh"})
+    plain = new_network("mlp", CARTPOLE)
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 64), nn.Linear(64, 64)
+    torch.manual_seed(0)
+    for layer in (first, second):  # as before there was a choice
+        layer.reset_parameters()
+        nn.init.orthogonal_(layer.weight, math.sqrt(2))
+    for one, other in zip(told.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(plain.encoder[0].weight, first.weight) and torch.equal(plain.encoder[2].weight, second.weight)
+
+
+# IMPALA
+
+
+def literal_impala(images: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    """Figure 3 of Espeholt et al. 2018 (right), read from top to bottom: images [N, C, H, W] in 0..1 → features [N, 256]."""
+    weights = list(weights)
+
+    def convolved(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, weights.pop(0), weights.pop(0), padding=1)
+
+    x = images
+    for _ in (16, 32, 32):
+        x = nn.functional.max_pool2d(convolved(x), 3, 2, 1)
+        for _ in range(2):
+            x = x + convolved(convolved(x.relu()).relu())
+    x = x.relu().permute(0, 2, 3, 1).flatten(1)
+    return nn.functional.linear(x, weights.pop(0), weights.pop(0)).relu()
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 64, 96), (1, 8, 8), (2, 9, 11)])
+def test_impala_is_the_figure_of_the_paper(shape):
+    spaces = Spaces(shape, True, 6)
+    network, observations = new_network("impala", spaces), some_observations(spaces)
+    height, width = (math.ceil(side / 8) for side in shape[1:])
+    expected = []
+    planes = shape[0]
+    for channels in (16, 32, 32):
+        expected += [(channels, planes, 3, 3), *[(channels, channels, 3, 3)] * 4]
+        planes = channels
+    assert shapes(network) == [*expected, (256, 32 * height * width), (6, 256), (1, 256)]
+    weights = [*network.encoder.parameters()]
+    assert len(weights) == 2 * (15 + 1)
+    features = literal_impala(observations.float() / 255, weights)
+    policy, values = network.to(memory_format=torch.channels_last)(observations)
+    torch.testing.assert_close(values, (features @ network.value.weight.T)[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.logits, features @ network.policy.weight.T, rtol=1e-4, atol=1e-5)
+
+
+def test_impala_has_as_many_parameters_as_its_layers():
+    convolutions = (4 * 9 + 1) * 16 + 4 * (16 * 9 + 1) * 16 + (16 * 9 + 1) * 32 + 9 * (32 * 9 + 1) * 32
+    assert size(new_network("impala", PONG)) == convolutions + (32 * 11 * 11 + 1) * 256 + 257 * 6 + 257 == 1_091_031
+
+
+def test_weights_of_impala_are_drawn_as_sonnet_does():
+    """Truncated normal, by the number of inputs; biases zero."""
+    for layer in new_network("impala", PONG).encoder.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            drawn = layer.weight.detach().flatten().double() * math.sqrt(layer.weight[0].numel())
+            spread = scipy.stats.truncnorm(-2, 2)
+            assert drawn.abs().max() <= 2 + 1e-6 and not layer.bias.any()
+            assert scipy.stats.kstest(drawn.numpy()[:5000], spread.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_impala_learns_from_images_of_either_precision(precision):
+    network = new_network("impala", Spaces((4, 40, 44), True, 6), precision)
+    policy, values = network(some_observations(network.spaces))
+    (policy.log_prob(torch.zeros(3, dtype=torch.long)).sum() + values.sum()).backward()
+    assert values.dtype == torch.float32
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
 def test_a_box_of_actions_adds_one_deviation_an_action():
     assert size(new_network("mlp", ARM)) == 5 * 64 + 64 + 64 * 64 + 64 + 64 * 6 + 6 + 64 + 1 + 6
 

@@ -29,7 +29,7 @@ from gala_mpi.networks.statistics import BOUND, EPSILON, LARGEST, Sums
 from gala_mpi.rollout import collector as collecting
 from gala_mpi.rollout import tally
 from gala_mpi.rollout.cached import Cached
-from gala_mpi.rollout.collector import Collector
+from gala_mpi.rollout.collector import Collector, _Room
 from gala_mpi.rollout.stored import Stored
 from gala_mpi.rollout.tally import Counter, Tally
 from gala_mpi.topology import Graph
@@ -277,6 +277,28 @@ def test_what_is_learnt_is_what_is_learnt_without_statistics(elsewhere):
         assert np.array_equal(value, learner.optimiser.state()[name]), name
 
 
+def test_outer_steps_leave_statistics_at_the_mean():
+    learner = new_learner(**BOTH)
+    learner.take_outer_steps(0.9, 0.7)
+    learner.outer_step()
+    before, end = learner.flat.data.clone(), len(learner.flat.learnt.data)
+    learner.flat.data.add_(1)
+    learner.outer_step()
+    torch.testing.assert_close(learner.flat.learnt.data, before[:end] + 0.7 * 1.9)
+    assert torch.equal(learner.flat.counted.data, before[end:] + 1)
+
+
+def test_a_moving_average_has_the_newest_statistics():
+    learner = new_learner(**BOTH)
+    learner.keep_average(0.5)
+    before = learner.flat.data.clone()
+    learner.flat.data.add_(1)
+    learner.average()
+    ema, end = torch.from_numpy(learner.state()["ema"]), len(learner.flat.learnt.data)
+    torch.testing.assert_close(ema[:end], before[:end] + 0.5)
+    assert torch.equal(ema[end:], learner.flat.counted.data)
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("broken", [slice(None), slice(0, 1)])
 def test_a_step_that_is_not_taken_adds_nothing(elsewhere, broken):
@@ -306,8 +328,8 @@ class Twice(A2C):
 def test_of_a_rollout_in_parts_statistics_are_added_once_and_at_the_end(world):
     agent = new_agent(world, "CartPole-v1")
     twice = agent.learner = Twice(agent.learner.network, A2CSettings(), 1e-3)
-    agent.collector.passes = Stored(twice.network, T_OF_AGENT, agent.collector.observations[0])
-    agent.collector._act_by_pass = [lambda n=n: agent.collector._pass(n) for n in range(T_OF_AGENT + 1)]
+    stored = Stored(twice.network, T_OF_AGENT, agent.collector.observations[0])
+    agent.collector._rooms = [_Room.of(stored, agent.collector._pass, T_OF_AGENT + 1, agent.collector.device)]
     agent.gradient = twice.gradient
     agent.start()
     for update in range(3):
@@ -475,7 +497,7 @@ def test_agents_go_on_from_the_mean_of_sums_or_from_copies(tmp_path, ranks):
         learner = new_learner(**BOTH)
         learner.network.observation_sums.centre(rows[0][0])
         count(learner.network.observation_sums, np.split(mine, 4))
-        Checkpoints(tmp_path, rank, Config(), 0).save(resume.take(learner, Config(), 4, 1.0, 2.0))
+        Checkpoints(tmp_path, rank, Config(), 0).save(resume.take(learner, Config(), 4, 1.0, resume.Scores(2.0, 100, ())))
     origin = resume.resumable(tmp_path, "mlp", len(learner.flat))
     origin = dataclasses.replace(origin, shares=elastic.shares(topology.build(Graph("ring"), 4), 4, ranks))
     merged = {0: (0, 2, 3), 1: (1,)} if ranks == 2 else {rank: (rank % 4,) for rank in range(6)}

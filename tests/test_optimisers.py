@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from gala_mpi.config import LARGEST_LR, SMALLEST_EPS
+from gala_mpi.config_checks import LARGEST_LR
 from gala_mpi.learners.optimisers import Adam, Optimiser, RMSprop, make
-from gala_mpi.learners.settings import LearnerSettings
+from gala_mpi.learners.settings import SMALLEST_EPS, LearnerSettings
 
 SIZE, LR = 1003, 1e-2  # no multiple of a vector register
 NAMES = ("rmsprop", "adam")
@@ -108,7 +108,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name, elsewhere, where):
 @pytest.mark.parametrize("max_norm", [0.5, math.inf])
 def test_no_gradient_moves_a_parameter_by_more_than_some_learning_rates(name, size, max_norm):
     one, data = (
-        make(LearnerSettings(optimiser=name, rms_alpha=0.999, rms_eps=SMALLEST_EPS), torch.zeros(SIZE)),
+        make(LearnerSettings(optimiser=name, rms_alpha=0.999, rms_eps=SMALLEST_EPS, adam_eps=SMALLEST_EPS), torch.zeros(SIZE)),
         torch.zeros(SIZE),
     )
     for seed in (1, 2, 2, 3):

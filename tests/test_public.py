@@ -23,6 +23,16 @@ def test_public_names_are_there():
         _ = gala_mpi.nothing
 
 
+def test_the_page_of_the_public_names_is_made_from_their_docstrings():
+    from gala_mpi import api_doc  # which imports them all
+
+    page = api_doc.page()
+    assert (ROOT / "docs" / "api.md").read_text() == page, "python -m gala_mpi.api_doc > docs/api.md"
+    for name in ("## Gossip", "### Gossip.mix", "## Mailbox", "## Topology", "## load_policy", "### Policy.act", "## open_run"):
+        assert f"\n{name}\n" in page
+    assert "\n- `staleness`: after how many mixes" in page and "\n- `SettingError`: " in page
+
+
 def test_the_package_imports_nothing_and_sets_no_variable(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

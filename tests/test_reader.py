@@ -132,7 +132,7 @@ def test_steps_are_of_the_agents_that_there_were(tmp_path):
     assert set(run.all_episodes()["rank"]) == {0, 1, 2, 3} and run.problems == []
     for rank in range(6):  # and six from update 90 on
         write(run_dir, rank, 90, 6, updates=update_rows(91, 100))
-    writer.write_run(run_dir, Config(env="CartPole-v1", total_steps=100), 6, METADATA)
+    writer.write_run(run_dir, Config(env="CartPole-v1", total_steps=100, rollout_length=5), 6, METADATA)
     run = open_run(run_dir)
     assert run.updates(3)["update"].tolist() == [*range(1, 51), *range(91, 101)]
     assert run.agents_at(0, np.array([50, 51, 90, 91])).tolist() == [4, 2, 2, 6]
@@ -250,7 +250,7 @@ def test_files_by_the_writer_of_the_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recorder, "ROOM", 8)
     monkeypatch.setattr(recorder, "SECONDS_BETWEEN_READINGS", 0.0)
-    losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0)
+    losses = SimpleNamespace(policy=0.0, value=0.0, entropy=1.0, kl=0.01, clip_share=0.1, rho=0.9)
 
     def record(tables, update, score):
         learner = SimpleNamespace(updates=update, steps=update * STEPS)

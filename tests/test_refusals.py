@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 import sys
@@ -15,10 +16,12 @@ from gymnasium import spaces as gym
 
 from gala_mpi import evaluate, pulse
 from gala_mpi.bench import __main__ as bench
+from gala_mpi.config import Config
 from gala_mpi.doctor import __main__ as doctor
 from gala_mpi.errors import REFUSED, SettingError
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
+from gala_mpi.networks import policy
 from gala_mpi.run import files, lock
 
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
@@ -92,9 +95,38 @@ TRAIN = {
     "marks": (("--checkpoint-updates", 100), "--checkpoint-updates 100", "--exact-resume"),
     "bound": (("--exchange", "server", "--staleness", 1), "--staleness 1 --exchange server", "--exchange gossip is expected"),
     "averages": (("--sync-updates", 5), "--sync-updates 5 --exchange gossip", "--exchange periodic is expected"),
+    "outer steps": (("--outer-momentum", 0.9), "--outer-momentum 0.9 --exchange gossip", "--exchange periodic is expected"),
     "graph": (("--topology", "rinng"), "--topology rinng", "a file is expected (did you mean ring?)"),
     "device": (("--device", "tpu"), "--device tpu", "cpu"),
     "network": (("--network", "nature"), "--network nature", "mlp is expected"),
+    "a network that is none": (
+        ("--network", "natur"),
+        "--network natur: gala, nature, small, impala, mlp, or MODULE:FUNCTION of yours is expected",
+        "",
+    ),
+    "no module": (
+        ("--network", "nowhere:nets"),
+        "--network nowhere:nets: there is no module nowhere; one that is installed, on PYTHONPATH or in ",
+        "",
+    ),
+    "a network that keeps something": (("--network", "nets:normalising"), "--network nets:normalising: it keeps encoder.", ""),
+    "layers that are fixed": (
+        ("--env", "pong", "--hidden", "256"),
+        "--network gala --hidden 256: --network mlp is expected with it",
+        "",
+    ),
+    "layers of ones own": (
+        ("--network", "nets:features", "--activation", "relu"),
+        "--network nets:features --activation relu: --network mlp is expected with it",
+        "",
+    ),
+    "no units": (
+        ("--hidden", "64,0"),
+        "--hidden 64,0: a number of units a layer, 1 to 10,000 each, as 256,256,",
+        "is expected",
+    ),
+    "too many units": (("--hidden", "10001"), "--hidden 10001: a number of units a layer", ""),
+    "words": (("--hidden", "64x64"), "--hidden 64x64: a number of units a layer", ""),
     "a game": (
         ("--env", "pong", "--normalise-observations"),
         "--normalise-observations: pong shows nothing but images; observations that are numbers are expected",
@@ -110,6 +142,100 @@ TRAIN = {
         "--normalise-rewards --a2c.clip-rewards True: one of the two is expected",
         "",
     ),
+    "rewards twice, by ppo": (
+        ("--learner", "ppo", "--normalise-rewards", "--ppo.clip-rewards", "True"),
+        "--normalise-rewards --ppo.clip-rewards True: one of the two is expected",
+        "",
+    ),
+    "numbers of minibatches that differ": (
+        ("--learner", "ppo", "--exchange", "allreduce", "--ppo.target-kl", 0.02),
+        "--ppo.target-kl 0.02 --exchange allreduce: ranks average the gradient of every minibatch, so all take as many; "
+        "None or --exchange gossip or periodic or server or none is expected",
+        "",
+    ),
+    "mixes within one step": (
+        ("--mix-steps", 4),
+        "--mix-steps 4 --learner a2c: it takes one step on a rollout; --learner ppo is expected",
+        "",
+    ),
+    "mixes with nobody": (
+        ("--mix-steps", 4, "--learner", "ppo", "--exchange", "server"),
+        "--mix-steps 4 --exchange server: --exchange gossip is expected",
+        "",
+    ),
+    "mixes within what is exact": (
+        ("--mix-steps", 4, "--learner", "ppo", "--staleness", 0, "--exact-resume"),
+        "--mix-steps 4 --exact-resume True: one of the two is expected",
+        "",
+    ),
+    "numbers of mixes that differ": (
+        ("--mix-steps", 4, "--learner", "ppo", "--staleness", 0, "--ppo.target-kl", 0.02),
+        "--mix-steps 4 --staleness 0 --ppo.target-kl 0.02: None, so that all do as many updates, is expected",
+        "",
+    ),
+    "preemption where nobody waits for a rollout": (
+        ("--preempt", 0.6, "--exchange", "periodic"),
+        "--preempt 0.6 --exchange periodic: --exchange allreduce is expected",
+        "",
+    ),
+    "preemption of one rank": (
+        ("--preempt", 0.6, "--exchange", "allreduce"),
+        "--preempt 0.6: one rank waits for nobody; None, or 2 ranks or more, is expected",
+        "",
+    ),
+    "preemption that is repeated": (
+        ("--preempt", 0.6, "--exchange", "allreduce", "--exact-resume"),
+        "--exact-resume --preempt 0.6: one of the two is expected",
+        "",
+    ),
+    "a lag without correction": (
+        ("--lag", 1, "--learner", "ppo"),
+        "--lag 1 --learner ppo: it learns from what its own parameters have played; --lag 0 or --learner vtrace is expected",
+        "",
+    ),
+    "a lag of rollouts that are cut short": (
+        ("--lag", 1, "--learner", "vtrace", "--exchange", "allreduce", "--preempt", 0.6),
+        "--lag 1 --preempt 0.6: one of the two is expected",
+        "",
+    ),
+    "actors without correction": (
+        ("--actors", 3),
+        "--actors 3 --learner a2c: it learns from what its own parameters have played; ",
+        "--actors 0 or --learner vtrace is expected",
+    ),
+    "actors and a lag": (
+        ("--learner", "vtrace", "--actors", 1, "--lag", 1),
+        "--actors 1 --lag 1: one of the two is expected",
+        "",
+    ),
+    "actors and what is exact": (
+        ("--learner", "vtrace", "--actors", 1, "--exact-resume"),
+        "--actors 1 --exact-resume True: one of the two is expected",
+        "",
+    ),
+    "actors of rollouts that are cut short": (
+        ("--learner", "vtrace", "--actors", 1, "--exchange", "allreduce", "--preempt", 0.6),
+        "--actors 1 --preempt 0.6: one of the two is expected",
+        "",
+    ),
+    "actors of which one is slow": (
+        ("--learner", "vtrace", "--actors", 1, "--slow-rank", "0:1s"),
+        "--actors 1 --slow-rank 0:1s: one of the two is expected",
+        "",
+    ),
+    "no ranks for actors": (
+        ("--learner", "vtrace", "--actors", 1),
+        "--actors 1: mpirun -n 1: a multiple of 2 ranks is expected",
+        "",
+    ),
+    "fewer actors than none": (("--learner", "vtrace", "--actors", -1), "--actors -1", "0 or more"),
+    "clipping": (("--ppo.clip", 1), "--ppo.clip 1.0", "a number between 0 and 1 is expected"),
+    "minibatches of whole environments": (
+        ("--learner", "ppo", "--memory", "lstm", "--num-envs", 4, "--ppo.minibatches", 5),
+        "--memory lstm --num-envs 4 --ppo.minibatches 5: 4 or less is expected",
+        "",
+    ),
+    "memory": (("--memory", "gru", "--memory-size", 0), "--memory-size 0", "1 or more"),
     "spread": (("--action-std", 0), "--action-std 0", "a number from 1e-6 to 1e6"),
     "small images": (
         ("--env", "Grid-v0", "--network", "gala"),
@@ -150,6 +276,7 @@ BENCH = {
         "--staleness 1 --exchange none: --exchange gossip is expected",
     ),
     "replay": (("train", "--replay", "runs/pong"), "--replay: a benchmark reads no run"),
+    "actors": (("train", "--learner", "vtrace", "--actors", 1), "bench --actors 1: 0, since benchmarks are of agents that"),
     "resume": (("train", "--resume"), "--resume: a benchmark reads no run"),
 }
 EVALUATE = {
@@ -235,6 +362,40 @@ def test_a_run_keeps_what_it_normalises(world, old, capfd, flag):
     assert line == f"{flag} True: the run in {run} has False, and goes on with it"
 
 
+@pytest.mark.parametrize(("flag", "value", "has"), [("--hidden", "128,128", "64,64"), ("--activation", "relu", "tanh")])
+def test_a_run_keeps_its_layers(world, old, capfd, flag, value, has):
+    """One that was begun before there was a choice has those that it had."""
+    run = old / "allreduce"
+    line = refused(prepare.make, ("--resume", "--run-dir", run, flag, value), world, capfd)
+    assert line == f"{flag} {value}: the run in {run} has {has}, and goes on with it"
+
+
+def test_layers_are_settled_and_stored(world):
+    def settled(*flags: str):
+        found, network, _ = prepare.settle(prepare.read(["--env", "CartPole-v1", *flags]), world)
+        return found.network, found.hidden, found.activation, network.parameters
+
+    assert settled() == ("mlp", "64,64", "tanh", 4_675)
+    assert settled("--hidden", "8", "--activation", "relu") == ("mlp", "8", "relu", 4 * 8 + 8 + 3 * (8 + 1))
+    assert settled("--network", "nets:linear") == ("nets:linear", None, None, 3 * (4 + 1))
+
+
+@pytest.mark.parametrize(("learner", "rows"), [("a2c", 16), ("ppo", 512)])
+def test_precisions_are_compared_at_what_is_learnt_from_at_once(world, monkeypatch, learner, rows):
+    asked = []
+    monkeypatch.setattr(policy, "fastest_precision", lambda *arguments: asked.append(arguments[2]) or "fp32")
+    prepare.settle(prepare.read(["--env", "pong", "--learner", learner]), world)
+    assert asked == [rows]
+
+
+def test_a_run_keeps_what_it_remembers_with(world, old, capfd):
+    """One that was begun before there was a choice remembers nothing."""
+    run = old / "allreduce"
+    assert prepare.read(["--resume", "--run-dir", str(run)]).memory is None
+    line = refused(prepare.make, ("--resume", "--run-dir", run, "--memory", "lstm"), world, capfd)
+    assert line == f"--memory lstm: the run in {run} has None, and goes on with it"
+
+
 @pytest.mark.parametrize(
     ("wrapper", "flag"),
     [("NormalizeObservation", "--normalise-observations"), ("NormalizeReward:gamma=0.9", "--normalise-rewards")],
@@ -255,6 +416,47 @@ def test_defaults_that_go_by_the_spaces_are_settled_and_stored(world, env, base_
     assert (settled().base_lr, settled().a2c.entropy_coefficient) == (base_lr, entropy)
     given = settled("--base-lr", "1e-4", "--a2c.entropy-coefficient", "0.5")
     assert (given.base_lr, given.a2c.entropy_coefficient) == (1e-4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "run", "learner"),
+    [
+        (("--env", "pong"), (128, 2.5e-4, False, False), (4, 4, 0.1, 0.01)),
+        (("--env", "pong", "--num-envs", "8"), (128, 2.5e-4, False, False), (4, 4, 0.1, 0.01)),
+        (("--env", "CartPole-v1"), (128, 3e-4, True, True), (10, 32, 0.2, 0.01)),
+        (("--env", "Pendulum-v1", "--num-envs", "3"), (682, 3e-4, True, True), (10, 31, 0.2, 0.0)),
+        (("--env", "Pendulum-v1", "--num-envs", "4096"), (1, 3e-4, True, True), (10, 64, 0.2, 0.0)),
+        (("--env", "CartPole-v1", "--ppo.clip-rewards", "True"), (128, 3e-4, True, False), (10, 32, 0.2, 0.01)),
+        (
+            ("--env", "CartPole-v1", "--rollout-length", "2", "--num-envs", "4", "--no-normalise-observations"),
+            (2, 3e-4, False, True),
+            (10, 1, 0.2, 0.01),
+        ),
+        (
+            ("--env", "CartPole-v1", "--base-lr", "1e-4", "--ppo.epochs", "3", "--ppo.minibatches", "7", "--ppo.clip", "0.3"),
+            (128, 1e-4, True, True),
+            (3, 7, 0.3, 0.01),
+        ),
+        (("--env", "CartPole-v1", "--lr", "1e-4"), (128, None, True, True), (10, 32, 0.2, 0.01)),
+        (("--env", "CartPole-v1", "--memory", "lstm"), (128, 3e-4, True, True), (10, 16, 0.2, 0.01)),
+        (("--env", "pong", "--memory", "gru", "--num-envs", "3"), (128, 2.5e-4, False, False), (4, 3, 0.1, 0.01)),
+    ],
+)
+def test_defaults_of_ppo_go_by_the_task_and_are_stored(world, flags, run, learner):
+    told = ("--learner", "ppo", "--precision", "fp32", *flags)
+    settled, *_ = prepare.settle(prepare.read([*told]), world)
+    found = settled.rollout_length, settled.base_lr, settled.normalise_observations, settled.normalise_rewards
+    assert found == run
+    ppo = settled.ppo
+    assert (ppo.epochs, ppo.minibatches, ppo.clip, ppo.entropy_coefficient) == learner
+    assert settled.a2c == Config().a2c  # which nobody asks
+
+
+def test_what_ppo_is_given_goes_no_further_than_ppo(world):
+    """A2C's rollouts and statistics are what they were before there was another learner."""
+    settled, *_ = prepare.settle(prepare.read(["--env", "CartPole-v1", "--ppo.epochs", "3"]), world)
+    assert (settled.rollout_length, settled.base_lr) == (5, 2e-3) and not any(settled.statistics.values())
+    assert settled.ppo == dataclasses.replace(Config().ppo, epochs=3)
 
 
 def test_a_run_that_nobody_has_begun_is_not_resumed(world, tmp_path, capfd):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from recorded import update_rows, write
 
-from gala_mpi.config import A2CSettings, Config, check
+from gala_mpi.config import A2CSettings, Config
+from gala_mpi.config_checks import check
 from gala_mpi.errors import SettingError
 from gala_mpi.job import reproduce
 from gala_mpi.job.prepare import read as parse

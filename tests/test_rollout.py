@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import itertools
 
 import gymnasium
 import numpy as np
@@ -11,12 +12,15 @@ import torch
 from gymnasium import spaces
 
 from gala_mpi.clock import Clock
-from gala_mpi.config import A2CSettings
+from gala_mpi.config import A2CSettings, PPOSettings, VTraceSettings
 from gala_mpi.device import on_host
 from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Environments, Step
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.learners.a2c import A2C
+from gala_mpi.learners.base import Learner
+from gala_mpi.learners.ppo import PPO
+from gala_mpi.learners.vtrace import VTrace
 from gala_mpi.networks.policy import Network
 from gala_mpi.rollout.batch import Batch
 from gala_mpi.rollout.collector import Collector
@@ -329,6 +333,66 @@ def test_with_a_network_on_another_device_nothing_is_computed_on_the_host(kind, 
     }
     with pytest.raises(RuntimeError, match="device"):
         learner.flat.data + torch.ones(len(learner.flat))
+
+
+# Rollouts that are cut short
+
+
+LEARNERS = {A2C: A2CSettings(), PPO: PPOSettings(), VTrace: VTraceSettings()}
+
+
+def rollout_of(
+    kind: str, turns: int, length: int, learner: type[Learner], memory: str | None, **options
+) -> tuple[Collector, Batch]:
+    torch.manual_seed(0)
+    environments = [GymEnvironments(f"plan/{kind}-v0", N // turns) for _ in range(turns)]
+    network = Network(KINDS[kind][0], environments[0].spaces, memory=memory, memory_size=5, normalise_rewards=True)
+    made = learner(network.to(memory_format=torch.channels_last), LEARNERS[learner], lr=1e-3)
+    generator = torch.Generator().manual_seed(1)
+    collector = Collector(
+        made, environments, SEEDS, length, GAMMA, False, lambda: None, Clock(), generator=generator, **options
+    )
+    batch, _ = collector.collect()
+    made.gradient(next(iter(made.parts(batch))))
+    return collector, batch
+
+
+@pytest.mark.parametrize(
+    "learner, memory, passes",
+    [
+        (A2C, None, "cached"),
+        (VTrace, None, "cached"),
+        (PPO, None, "stored"),
+        (PPO, "lstm", "stored"),
+        (VTrace, "gru", "stored"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["numbers", "images", "box"])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_rollout_that_is_cut_short_is_one_of_so_many_steps(learner, memory, passes, kind, turns):
+    """And is learnt from as if no more had been meant to be played. The next one may be whole again."""
+    asked = itertools.count(3)  # after so many steps for the first time
+    cut = {"shortest": 3, "cut_short": lambda: next(asked) == 5}
+    whole, expected = rollout_of(kind, turns, 5, learner, memory)
+    collector, batch = rollout_of(kind, turns, T, learner, memory, **cut)
+    assert collector.passes.name == passes and collector.steps == whole.steps == 5 * N
+    for name in (
+        "rewards",
+        "discounts",
+        "resets",
+        "actions",
+        "log_probs",
+        "values",
+        "next_values",
+        "observations",
+        "additions",
+    ):
+        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+    torch.testing.assert_close(*(each.network.policy.weight.grad for each in (collector, whole)))
+    torch.testing.assert_close(*(each.network.encoder[0].weight.grad for each in (collector, whole)))
+    assert all(torch.equal(*states) for states in zip(collector._states, whole._states))
+    batch, _ = collector.collect()
+    assert batch.rewards.shape == batch.evaluate()[1].shape == (T, N) and collector.steps == T * N
 
 
 # Numbers that are not finite

@@ -55,6 +55,16 @@ def test_a_job_stops_earlier_by_the_updates_until_all_have_stopped(monkeypatch):
     assert asked.requested(0) and not at_once.requested(0)
 
 
+def test_a_reason_of_the_programs_own_counts_less_than_a_signal(monkeypatch):
+    asked = Stop(None, propagation_delay=0)
+    asked.ask("")
+    assert not asked.requested(0)
+    asked.ask("good enough")
+    assert asked.requested(0) and asked.verdict == (errors.RESUME, "good enough")
+    monkeypatch.setattr(signals, "_received", [signal.SIGTERM])
+    assert asked.verdict == (143, "SIGTERM")
+
+
 def test_wall_time(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
@@ -74,17 +84,16 @@ def test_wall_time(monkeypatch):
     ],
 )
 def test_the_signal_that_means_most_gives_the_status(received, status):
-    before = {number: signal.getsignal(number) for number in signals.STATUS}
-    try:
-        signals.listen()
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may have been ignored when the tests were started
+    before = [signal.getsignal(number) for number in signals.STATUS]
+    with signals.listening():
         asked = Stop(None, propagation_delay=0)
         for name in received:
             signal.raise_signal(signal.Signals[name])
         assert asked.requested(0) and asked.verdict[0] == status and asked.verdict[1] in received
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert [signal.getsignal(number) for number in signals.STATUS] == before
+    assert signal.set_wakeup_fd(-1) == -1 and not signals._received
+    signal.signal(signal.SIGHUP, hangup)
 
 
 FORKED = """
@@ -155,9 +164,10 @@ def test_who_insists_gets_an_end_at_once(times, how, ends, monkeypatch):
 
 
 STUCK = """
-import ctypes, sys, time
+import ctypes, signal, sys, time
 from gala_mpi.job import signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have had it ignored, as nohup does
 signals.SECONDS_OF_ONE_REQUEST = 0.0
 signals.listen()
 print("listens", flush=True)

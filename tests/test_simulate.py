@@ -27,7 +27,7 @@ CONSTANT = model.Measured(np.full(10, 0.1), 0.0, 0.02)
 VARYING = model.Measured(np.random.default_rng(0).gamma(20, 0.1 / 20, 10_000), 0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", ["ring", "exponential", "one-peer-exponential", "complete", "torus"])
+@pytest.mark.parametrize("name", ["ring", "exponential", "one-peer-exponential", "complete", "torus", "base:2"])
 def test_the_model_mixes_as_the_training_does(name, monkeypatch):
     """Of every graph that the training knows, whom a rank reads and with which weights."""
     for n in (2, 3, 8, 12):

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 
 import networkx as nx
@@ -17,7 +18,7 @@ from gala_mpi.networks import policy
 from gala_mpi.topology import BUILT_IN, Graph, Topology, draw, files, mixing_rate, second_singular_value
 from gala_mpi.topology.__main__ import GraphView
 from gala_mpi.topology.graphs import sides
-from gala_mpi.topology.properties import diameter, properties
+from gala_mpi.topology.properties import diameter, properties, shares
 from gala_mpi.topology.substitutes import in_peers_without, weights_without
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16)
@@ -56,7 +57,7 @@ def test_peers_are_others_each_once(name, size):
         for rank in range(size):
             peers = graph.in_peers(rank, round)
             assert len(set(peers)) == len(peers) and set(peers) <= set(range(size)) - {rank}
-            assert bool(peers) == (size > 1)
+            assert peers or size == 1 or name == "base"
 
 
 @every_graph
@@ -74,10 +75,14 @@ def test_neighbours_and_degree_are_those_of_all_rounds(name, size):
 
 @every_graph
 def test_mixing_matrices_are_doubly_stochastic_with_equal_weights(name, size):
+    """Of base graphs the weights are as they must be, and equal both ways."""
     graph = build(name, size)
     for round in range(len(graph.rounds)):
         matrix = graph.mixing_matrix(round)
         assert np.allclose(matrix.sum(axis=0), 1) and np.allclose(matrix.sum(axis=1), 1)
+        if name == "base":
+            assert (matrix >= 0).all() and np.array_equal(matrix, matrix.T)
+            continue
         for rank in range(size):
             peers = graph.in_peers(rank, round)
             for other in range(size):
@@ -169,6 +174,46 @@ def test_a_torus_reads_its_neighbours_on_the_grid(size):
         assert set(graph.in_peers(rank, 0)) == {r * columns + c for r, c in grid[place]} - {rank}
 
 
+# Base-(k+1) graphs.
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_base_graphs_average_exactly_in_one_period_whatever_the_number_of_agents(k):
+    for size in range(1, 34):
+        graph = build(f"base:{k}", size)
+        assert graph.degree <= k
+        np.testing.assert_allclose(product_of_rounds(graph), np.full((size, size), 1 / size), atol=1e-14)
+        assert mixing_rate(graph) == 0.0
+
+
+@pytest.mark.parametrize(
+    "k, lengths", [(1, [1, 3, 2, 5, 4, 5, 3, 7, 6, 7, 5]), (2, [1, 1, 2, 3, 2]), (3, [1, 1, 1, 3, 2, 3, 2])]
+)
+def test_base_graphs_are_as_short_as_the_papers(k, lengths):
+    """Of 2, 3, ... agents. At most 2 log_(k+1) n + 2 rounds (theorem 1)."""
+    assert [build(f"base:{k}", size).period for size in range(2, 2 + len(lengths))] == lengths
+    assert all(build(f"base:{k}", size).period <= 2 * math.log(size, k + 1) + 2 for size in range(2, 200))
+
+
+def test_base_alone_is_of_one_peer():
+    assert build("base", 6).rounds == build("base:1", 6).rounds and build("base", 6).degree == 1
+    assert build("base:1000", 6).rounds == build("base:5", 6).rounds and build("base:5", 6).period == 1
+
+
+@pytest.mark.parametrize("word", ["base:0", "base:01", "base:1001", "base:", "base:x", "ring:1"])
+def test_a_base_graph_s_degree_is_from_1_to_1000(word):
+    assert build("base:1000", 3).period == 1
+    with pytest.raises(
+        SettingError, match=re.escape(f"--topology {word}: ring, ") + r".* base, base:K, hierarchical:K \(K from 1 to 1000\) or"
+    ):
+        topology.resolve(Graph(word), [])
+
+
+def test_a_file_of_an_old_run_may_be_called_as_a_graph_is_now():
+    assert build(Graph("base", "0 1\n1 0\n"), 2).rounds == files.parse("base", "0 1\n1 0\n").rounds
+    assert topology.resolve(Graph("base", "0 1\n1 0\n"), []).text
+
+
 # Nodes.
 
 HOSTS = [["a"] * 4, ["a", "a", "b", "b"], ["a", "b"] * 4, ["a", "a", "a", "b", "c", "c", "b"], ["a", "b", "c"]]
@@ -240,7 +285,7 @@ def test_figures_are_those_of_the_dense_matrices(name, size):
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 16, 32])
-@pytest.mark.parametrize("name", [*BUILT_IN, "hierarchical:3", "hierarchical:30"])
+@pytest.mark.parametrize("name", [*BUILT_IN, "base:2", "hierarchical:3", "hierarchical:30"])
 def test_diameter_is_when_all_have_heard_of_all(name, size):
     graph = build(topology.resolve(Graph(name), [str(agent // 4) for agent in range(size)]), size)
 
@@ -280,6 +325,20 @@ def test_figures_of_a_graph_whose_columns_do_not_sum_to_1():
     assert (found.degree, found.out_degree, found.diameter) == (2, 2, 2)
 
 
+def test_how_much_agents_count_is_what_many_mixes_come_to():
+    graph = files.parse("my.txt", WEIGHTED)
+    many = np.linalg.matrix_power(ROWS, 200)
+    np.testing.assert_allclose(many, np.tile(shares(graph), (3, 1)), atol=1e-12)
+    found = properties(graph, 1)
+    assert (found.least_share, found.largest_share) == pytest.approx((many[0].min(), many[0].max()))
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, "base:2", "hierarchical:3"])
+def test_all_agents_count_alike_on_graphs_with_names(name):
+    graph = build(topology.resolve(Graph(name), [str(agent // 4) for agent in range(7)]), 7)
+    np.testing.assert_allclose(shares(graph), 1 / 7)
+
+
 def test_agents_that_only_swap_never_agree():
     found = properties(files.parse("swap", "0 1 1\n1 0 1"), 1)
     assert found.beta == pytest.approx(1) and found.ratio is None and found.updates_to_halve is None
@@ -292,7 +351,7 @@ def test_the_length_of_messages_is_that_of_the_default_network():
 
 # In place of the lost.
 
-SMALL_GRAPHS = [(Graph(name), size) for name in BUILT_IN for size in range(1, 8)]
+SMALL_GRAPHS = [(Graph(name), size) for name in [*BUILT_IN, "base:2", "base:3"] for size in range(1, 8)]
 SMALL_GRAPHS += [
     (Graph(f"hierarchical:{every}", nodes=nodes), len(nodes))
     for every in (1, 3)
@@ -321,11 +380,16 @@ def test_all_that_live_still_hear_of_each_other(named, size):
 
 @pytest.mark.parametrize("named, size", SMALL_GRAPHS, ids=str)
 def test_who_is_read_in_place_of_the_lost(named, size):
-    """By definition: those to whom a chain of readings leads whose agents between are lost, all in the same round."""
+    """By definition: those to whom a chain of readings leads whose agents between are lost, all in the same round
+    (but for mutual graphs)."""
     graph = build(named, size)
     for lost in losses(size):
         for reader, round in itertools.product(set(range(size)) - lost, range(graph.period)):
-            links = nx.DiGraph((who, peer) for who in {reader, *lost} for peer in graph.in_peers(who, round))
+            links = nx.DiGraph((reader, peer) for peer in graph.in_peers(reader, round))
+            for who in lost:  # in a mutual graph, in all rounds
+                links.add_edges_from(
+                    (who, peer) for peer in (graph.neighbours(who) if graph.mutual else graph.in_peers(who, round))
+                )
             expected = (nx.descendants(links, reader) if reader in links else set()) - lost - {reader}
             peers = in_peers_without(graph, reader, round, lost)
             assert set(peers) == expected and len(peers) == len(expected)

@@ -70,6 +70,13 @@ def test_independent_agents_are_not_averaged(tmp_path):
         said(other)
 
 
+def test_moving_averages_are_not_taken_for_agents_or_their_mean(tmp_path):
+    apart = paced(tmp_path / "r", [1, 1], [10, 10], exchange="none").evaluate(4, {0: [10], 1: [20]}).evaluate(5, {-2: [-21]})
+    assert row(said(apart), "independent")["checkpoint"] == 4
+    run = paced(tmp_path / "s", [1, 1], [10, 10]).evaluate(4, {-1: [20]}).evaluate(5, {-2: [-21]})
+    assert row(said(run), "GALA ring")["mean"] == "20"
+
+
 def test_scores_that_are_not_finite_are_left_out_and_counted(tmp_path):
     run = paced(tmp_path / "r", [1, 1], [10, 10]).evaluate(9, {-1: [20, float("nan"), 22]})
     answer = said(run)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from synthetic import Synthetic, energy, paced, updates
 
 import simulate
 import throughput
 from gala_mpi.run import RunError, open_run
+from gala_mpi.run.steps import from_its_beginning
 from groups import incomplete
 from script import Options
 
@@ -171,3 +173,11 @@ def test_measured_rates_are_those_while_all_train(tmp_path):
     """Two agents of equal shares, one of which takes ten times as long."""
     run = paced(tmp_path / "r", [1, 10], [200, 200])
     assert simulate.rate(open_run(run.path)) == pytest.approx(1.1, rel=0.02)
+
+
+def test_a_rollout_that_several_updates_learn_from_counts_once():
+    """Three updates each, the first of which plays 80 steps: before its first row an agent has played none."""
+    rows = updates(12)
+    rows["steps"] = 80 * (1 + np.arange(12) // 3)
+    assert from_its_beginning(rows)["steps"].tolist() == [0, *rows["steps"]]
+    assert from_its_beginning(rows)["update"].tolist() == list(range(13))

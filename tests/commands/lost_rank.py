@@ -17,16 +17,17 @@ from gala_mpi.run import checkpoints, files, layout, reader
 SECONDS = 10.0  # without a sign of life; a rank that waits for a core shows none either
 
 
-def loses_a_rank(run: Path, n: int, victim: int, updates: int) -> None:
+def loses_a_rank(run: Path, n: int, victim: int, updates: int, *more: object) -> None:
     """`victim` is killed in the middle: the others do all that is left, save, say who is missing, and end.
 
     Args:
         updates: of the run, over all ranks.
+        more: flags; with rollouts of 5 steps.
     """
     flags = ("--survive", SECONDS, "--total-steps", updates * STEPS_PER_UPDATE, "--checkpoint-minutes", 0.02)
     reader = (victim + 1) % n
     flags = (*flags, "--slow-rank", f"{reader}:60ms")  # so that it still trains when it misses the dead one
-    with start(n, run, *SMALL, *flags) as job:
+    with start(n, run, *SMALL, *flags, *more) as job:
         job.wait_until(lambda: all(_begun(run, rank) for rank in range(n)) and checkpoints.complete(run))
         os.kill(job.ranks()[victim], signal.SIGKILL)
         result = job.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from commandline import complaints
 from gala_mpi import config, host
 from gala_mpi.host import HostView
 from gala_mpi.job import preflight
+from gala_mpi.mpi import mailbox
+from gala_mpi.networks.sizes import Sizes
 from launch import mpirun
 
 DOCTOR = ("-m", "gala_mpi.doctor")
 SMALL = ("--env", "CartPole-v1")
+NETWORK = Sizes(parameters=5000, observation=16, step=528, images=False)
 HERE = Path(__file__).parent
 root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
 mpich = pytest.mark.skipif(launch.OPEN_MPI, reason="by variables of MPICH")
@@ -125,9 +129,49 @@ def test_many_ranks_that_fit_are_not_refused():
     """What they have as they start is theirs; the code that they share is there once."""
     views = [HostView("here", 100, 1, 10**9, 10**9, "", 6 << 30, 32 << 30, memory_held=160 << 20) for _ in range(100)]
     settings = config.Config(env="CartPole-v1", network="mlp", exchange="none")
-    (demand,) = preflight.demands(settings, 5000, views)
+    (demand,) = preflight.demands(settings, NETWORK, views)
     assert demand.memory_free == (6 << 30) + 100 * (160 << 20)
     assert 17 << 30 < demand.memory < 19 << 30 and preflight.memory(demand).state == "ok"
+
+
+def test_windows_of_agents_and_of_their_actors():
+    """2 agents with 2 actors each on 2 hosts: agents publish parameters, to agents and to actors, and actors rollouts."""
+    views = [HostView("ab"[rank // 3], 8, 1, 10**9, 10**9, "", 6 << 30, 32 << 30) for rank in range(6)]
+    settings = config.Config(env="CartPole-v1", network="mlp", learner="vtrace", actors=2, num_envs=4, rollout_length=20)
+    for host_demand in preflight.demands(settings, NETWORK, views):
+        assert (len(host_demand.ranks), host_demand.actors) == (3, 2) and "3 ranks (2 actors) × 4 env" in str(host_demand)
+        parameters = mailbox.window_bytes(5000, mailbox.REMOTE)
+        rollouts = host_demand.windows - 2 * parameters
+        step = 4 * 4 + 8 + 4 * 4 + 1 + 24  # an observation, an action, four numbers, whether an episode begins, one that ends
+        assert 1 < rollouts / (2 * 21 * 4 * step) < 3
+
+
+PEAK = """
+import atexit, re, runpy
+atexit.register(lambda: print("peak", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]))
+runpy.run_module("gala_mpi.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--network", "impala"),
+        ("--learner", "ppo", "--ppo.epochs", 1),
+        ("--learner", "vtrace", "--lag", 1),
+        ("--learner", "ppo", "--network", "impala", "--num-envs", 8, "--rollout-length", 32, "--memory", "lstm"),
+    ],
+)
+def test_the_plan_has_room_for_what_training_takes(tmp_path, flags):
+    """By the most resident memory that its process has had; not many times as much."""
+    told = ("--env", "pong", "--precision", "fp32", "--run-dir", tmp_path / "run", "--total-steps", 2000, *flags)
+    result = mpirun(1, "-c", PEAK, *told)
+    assert result.returncode == 0, result.stdout + result.stderr
+    peak = int(re.search(r"peak (\d+)", result.stdout)[1]) / 1024
+    number, unit = re.search(r"memory about (\S+) ([MG])iB", result.stdout).groups()
+    planned = float(number) * (1024 if unit == "G" else 1)
+    assert 0.85 * peak < planned < 2.5 * peak, (planned, peak)
 
 
 def test_memory_held_is_what_no_other_process_has():

@@ -16,14 +16,16 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+import gala_mpi
 import launch
 from commandline import SMALL, complaints, plain, train
 from gala_mpi import evaluate
 from gala_mpi.config import AtariSettings, Config
 from gala_mpi.envs import film, registry
 from gala_mpi.errors import SettingError
-from gala_mpi.evaluate import GAMES, MEAN, game_seeds
+from gala_mpi.evaluate import GAMES, game_seeds
 from gala_mpi.run import checkpoints, files, layout
+from gala_mpi.run.policies import EMA, MEAN
 from launch import mpirun
 
 EVALUATE = ("-m", "gala_mpi.evaluate")
@@ -34,7 +36,7 @@ IMPATIENT = Path(__file__).with_name("impatient.py")
 def pole(tmp_path_factory):
     """A run of two agents that have learnt a little."""
     run = tmp_path_factory.mktemp("pole") / "run"
-    train(2, run, *SMALL, "--total-steps", 8000, "--checkpoint-minutes", 0.02)
+    train(2, run, *SMALL, "--total-steps", 8000, "--checkpoint-minutes", 0.02, "--ema", 0.9)
     return run
 
 
@@ -66,7 +68,8 @@ def test_every_agent_and_the_mean_play_the_same_games_on_any_number_of_ranks(pol
         assert [float(cell) for cell in cells.groups()] == pytest.approx([scores.mean(), error], abs=0.06)
 
 
-def test_scores_are_those_of_the_policy_played_by_hand(pole):
+@pytest.mark.parametrize("policies, name, code", [("mean", "parameters", MEAN), ("ema", "ema", EMA)])
+def test_scores_are_those_of_the_policy_played_by_hand(pole, policies, name, code):
     """One game at a time, in a plain gymnasium environment, with the parameters averaged by hand."""
     import gymnasium
     import torch
@@ -75,9 +78,11 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
     from gala_mpi.networks.policy import Network
 
     number = checkpoints.newest(pole)
-    vectors = [checkpoints.load(pole, number, rank).learner["parameters"] for rank in range(2)]
+    vectors = [checkpoints.load(pole, number, rank).learner[name] for rank in range(2)]
     network = Network("mlp", registry.make("CartPole-v1", 1).spaces)
     Flat(network).data.copy_(torch.from_numpy((vectors[0] + vectors[1]) / 2))
+    loaded = gala_mpi.load_policy(pole, number, policies).module.network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
     scores = []
     for seed in game_seeds(1, range(3)):
         game = gymnasium.make("CartPole-v1")
@@ -88,9 +93,10 @@ def test_scores_are_those_of_the_policy_played_by_hand(pole):
             observation, reward, terminated, truncated, _ = game.step(action)
             score, over = score + reward, terminated or truncated
         scores.append(score)
-    result = mpirun(2, *EVALUATE, pole, "--episodes", 3, "--policies", "mean")
+    result = mpirun(2, *EVALUATE, pole, "--episodes", 3, "--policies", policies)
     assert result.returncode == 0, result.stderr
     games, _ = evaluations(pole)[-1]
+    assert set(games["policy"]) == {code}
     assert np.sort(games, order="game")["score"].tolist() == scores
 
 
@@ -137,6 +143,12 @@ def test_bad_input_is_one_line(pole, flags, words):
     (line,) = complaints(result)
     assert words in line
     assert len(evaluations(pole) if "evaluations" in h5_names(pole) else []) == len(before)
+
+
+def test_a_run_without_moving_averages_is_refused(pong):
+    result = mpirun(2, *EVALUATE, pong, "--policies", "ema")
+    (line,) = complaints(result)
+    assert result.returncode == 2 and " has no moving average; one of a run with --ema is expected" in line
 
 
 def test_a_damaged_checkpoint_is_one_line(pole, tmp_path):
@@ -193,7 +205,7 @@ def test_games_are_played_and_filmed_by_the_protocol_of_the_run():
 
 def lengths_of_games(settings: Config) -> list[int]:
     """Of two games that a network as it begins plays, in evaluating a run with these settings."""
-    _, flat = evaluate.make_network(settings, registry.try_out(settings.env, **settings.env_options))
+    _, flat = evaluate.make_network(settings, registry.try_out(settings.env, **settings.env_options).spaces)
     selection = evaluate.Selection(evaluate.Evaluation(Path("run"), episodes=2), settings, 1, [0])
     world, played = SimpleNamespace(rank=0, size=1, threads=1), SimpleNamespace(count=lambda games: None)
     environments, games, cut = evaluate.play_my_share(selection, {0: flat.data.numpy()}, world, played)

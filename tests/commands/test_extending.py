@@ -18,16 +18,19 @@ from launch import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 DIFFS = re.findall(r"^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+FILES = re.findall(r"as `(\w+\.py)` in the working directory:\n\n```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory) -> Path:
-    """A folder with a copy of the package to which every change has been made."""
+    """A folder with a copy of the package to which every change has been made, and the page's files."""
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(ROOT / "gala_mpi", folder / "gala_mpi", ignore=shutil.ignore_patterns("__pycache__"))
     for diff in DIFFS:
         subprocess.run(["git", "apply", "--whitespace=error"], cwd=folder, input=diff, text=True, check=True)
+    for name, text in FILES:
+        (folder / name).write_text(text)
     return folder
 
 
@@ -42,7 +45,7 @@ def run(folder: Path, command: str) -> str:
 
 def test_each_section_has_a_change():
     assert len(DIFFS) == len(re.findall(r"^## ", PAGE, re.MULTILINE)) == 6
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 8 and len(FILES) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

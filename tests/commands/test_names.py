@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from commandline import TRAIN, complaints, states
-from gala_mpi import errors, evaluate, open_run
+from gala_mpi import errors, open_run, policy
 from gala_mpi.config import Config
 from gala_mpi.errors import SettingError
 from gala_mpi.job import command
@@ -107,9 +107,9 @@ def test_a_wrapper_that_gives_other_words_is_told_what_to_call(monkeypatch):
 def test_resuming_what_has_moved(tmp_path, monkeypatch):
     """Another module that registers the same id may be named; another id may not."""
     settings = Config(env="gone:Mine-v0", run_dir=tmp_path)
-    assert evaluate.named_anew(settings, "here:Mine-v0").env == "here:Mine-v0"
+    assert policy.named_anew(settings, "here:Mine-v0").env == "here:Mine-v0"
     with pytest.raises(SettingError, match="--env here:Other-v0: MODULE:Mine-v0 is expected"):
-        evaluate.named_anew(settings, "here:Other-v0")
+        policy.named_anew(settings, "here:Other-v0")
 
 
 def test_an_environment_may_change_the_working_directory(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ from gala_mpi.evaluate import game_seeds
 from gala_mpi.run import checkpoints, files, layout
 from launch import mpirun
 
-HERE = Path(__file__).parent
 N, T, GAMMA = 4, 5, 0.99
 UPDATES = 20
 BOTH = ("--normalise-observations", "--normalise-rewards")
@@ -74,9 +72,8 @@ def assert_same(found: tuple[Statistics, Statistics], expected: tuple[Statistics
 
 
 @pytest.fixture
-def played(tmp_path, monkeypatch):
+def played(tmp_path, importable_here):
     """Trains some ranks on DiaryPole → the run; their diaries are in tmp_path."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
 
     def play(n: int, name: str, *flags: object, updates: int = UPDATES) -> Path:
         (tmp_path / name).mkdir()
@@ -228,7 +225,7 @@ def by_hand(folder: Path, run_policy, about: dict, values: dict, seed: int) -> f
     observation, _ = pole.reset(seed=int(seed))
     score, over = 0.0, False
     while not over:
-        outputs, _ = run_policy(about, values, torch.from_numpy(observation)[None])
+        outputs, *_ = run_policy(about, values, torch.from_numpy(observation)[None])
         observation, reward, terminated, truncated, _ = pole.step(int(outputs.argmax()))
         score, over = score + reward, terminated or truncated
     return score

@@ -190,7 +190,7 @@ def test_old_runs_are_on_a_report(unpacked, tmp_path):
     said = alone("analysis/report.py", unpacked, "--out", page)
     shown = page.read_text()
     assert all(name in shown for name in AGENTS), said
-    assert "cannot be read" not in said + shown
+    assert "cannot be read (" not in said + shown
     assert shown.count("<svg") >= 5
 
 

@@ -62,7 +62,7 @@ def test_a_network_of_ones_own_is_trained_and_resumed(tmp_path, network, game):
         ),
         pytest.param(
             ("--env", "pong", "--network", "residual"),
-            "--network residual: pong shows images; gala or nature or small or mlp or",
+            "--network residual: pong shows images; gala or nature or small or impala or mlp or",
             marks=pytest.mark.long,
         ),
     ],

@@ -55,14 +55,14 @@ def test_the_document_is_enough_to_rebuild_a_policy(tmp_path, game):
     train(2, run, *GAMES[game], "--precision", "fp32", "--total-steps", 2 * 20 * 5 * 4, "--staleness", 0)
     settings = reader.read_config(run)
     environments = registry.make(settings.env, 1)
-    network, flat = evaluate.make_network(settings, environments)
+    network, flat = evaluate.make_network(settings, environments.spaces)
     observations, names = some_observations(environments.spaces), documented()
     for rank, state in enumerate(states(run, 2)):
         flat.data.copy_(torch.from_numpy(state.learner["parameters"]))
         distribution, values = network(observations)
         path = layout.checkpoint_file(run, checkpoints.newest(run), rank)
         policy, parameters = names["read_policy"](path)
-        outputs, same_values = names["run_policy"](policy, parameters, observations)
+        outputs, same_values, _ = names["run_policy"](policy, parameters, observations)
         expected = distribution.mean if game == "pendulum" else distribution.logits
         assert expected.std() > 1e-4 and values.std() > 1e-4  # ten times what may differ
         torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-5)
@@ -77,6 +77,7 @@ def test_the_document_is_enough_to_rebuild_a_policy(tmp_path, game):
 
 
 NETWORKS = {
+    "relus": ("mlp", Spaces((5,), False, 3), {"hidden": "16,8,4", "activation": "relu"}),
     "small": ("small", Spaces((1, 7, 9), True, 3, dtype="float32", scale=1.0)),
     "an mlp of images": ("mlp", Spaces((3, 7, 9), True, 3)),
     "choices": ("mlp", Spaces((5,), False, None, (2,), choices=(3, 4))),
@@ -106,9 +107,9 @@ def count(network: Network, some: torch.Tensor) -> None:
 )
 @torch.no_grad()
 def test_the_document_is_enough_for_every_kind_of_network(kind, normalised):
-    name, spaces = NETWORKS[kind]
+    name, spaces, *settings = NETWORKS[kind]
     torch.manual_seed(0)
-    network = Network(name, spaces, normalise_observations=normalised)
+    network = Network(name, spaces, normalise_observations=normalised, settings=settings[0] if settings else {})
     observations = some_observations(replace(spaces, image=spaces.observation_dtype == np.uint8))
     if spaces.masked:
         observations[:, -spaces.outputs :] = (torch.rand(100, spaces.outputs) < 0.7).float()
@@ -116,7 +117,7 @@ def test_the_document_is_enough_for_every_kind_of_network(kind, normalised):
         count(network, observations)
     policy, values = network(observations)
     said = json.loads(json.dumps(network.description()))
-    outputs, same_values = documented()["run_policy"](said, network.state_dict(), observations)
+    outputs, same_values, _ = documented()["run_policy"](said, network.state_dict(), observations)
     torch.testing.assert_close(same_values, values, rtol=1e-5, atol=1e-5)
     if not spaces.discrete:
         torch.testing.assert_close(outputs, policy.mean, rtol=1e-5, atol=1e-5)
@@ -124,6 +125,21 @@ def test_the_document_is_enough_for_every_kind_of_network(kind, normalised):
     counts = spaces.choices or (spaces.outputs,)
     for part, logits in zip(outputs.split(counts, -1), policy.logits.reshape(100, len(counts), -1).unbind(1), strict=True):
         torch.testing.assert_close(part.softmax(-1), logits.softmax(-1)[:, : part.shape[1]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["lstm", "gru"])
+@torch.no_grad()
+def test_the_document_is_enough_for_a_memory(memory):
+    """Over three steps of episodes."""
+    torch.manual_seed(0)
+    network, names = Network("mlp", Spaces((5,), False, 3), memory=memory, memory_size=7), documented()
+    said, state, same_state = json.loads(json.dumps(network.description())), network.first_state(100), None
+    for _ in range(3):
+        observations = torch.randn(100, 5)
+        policy, values, state = network.step(observations, state)
+        outputs, same_values, same_state = names["run_policy"](said, network.state_dict(), observations, same_state)
+        torch.testing.assert_close(same_values, values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(outputs, policy.logits, rtol=1e-5, atol=1e-6)
 
 
 def shapes(network: Network) -> dict[str, tuple[int, ...]]:

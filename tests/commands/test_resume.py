@@ -32,6 +32,7 @@ def run(tmp_path):
 def assert_same(one: Path, other: Path, n: int) -> None:
     """Bit for bit: what the agents have become, and everything that they recorded but the time and memory it took."""
     for mine, theirs in zip(states(one, n), states(other, n), strict=True):
+        assert mine.learner.keys() == theirs.learner.keys() and mine.recent == theirs.recent
         assert all(np.array_equal(value, theirs.learner[name]) for name, value in mine.learner.items())
     columns = {"updates": ("update", "steps", "policy_loss", "value_loss", "entropy", "grad_norm", "age")}
     columns |= {"episodes": ("update", "steps", "simulator", "length", "score"), "mixes": ("update", "peer", "version")}
@@ -41,13 +42,38 @@ def assert_same(one: Path, other: Path, n: int) -> None:
             assert all(np.array_equal(mine[column], theirs[column], equal_nan=True) for column in compared), name
 
 
+def resumed(folder: Path, *flags: object, slow: str = "0:200ms") -> tuple[Path, int]:
+    """Do a run of two ranks that stops at a checkpoint and goes on, and one that never stops; assert that they are the same.
+
+    Args:
+        slow: whom --slow-rank slows down, so that the signal comes in the middle.
+
+    Returns:
+        The run that never stopped, and the update at which the other one did.
+    """
+    whole, parts = folder / "whole", folder / "parts"
+    with start(2, parts, *flags, "--slow-rank", slow) as job:
+        job.wait_until(lambda: checkpoints.newest(parts))
+        os.kill(job.ranks()[-1], signal.SIGUSR1)
+        job.wait()
+    stopped = int(states(parts, 2)[0].learner["updates"])
+    train(2, parts, "--resume", "--slow-rank", "None")
+    train(2, whole, *flags)
+    assert_same(whole, parts, 2)
+    return whole, stopped
+
+
 WAYS = {
     "one rank": (1, SMALL, signal.SIGUSR1),
-    "lock-step": (3, (*SMALL, *LOCKSTEP), signal.SIGUSR1),
+    "lock-step": (3, (*SMALL, "--staleness", 0, "--topology", "base", "--ema", 0.9), signal.SIGUSR1),
     "lock-step killed": (2, (*SMALL, *LOCKSTEP), signal.SIGKILL),
     "allreduce": (2, (*SMALL, "--exchange", "allreduce"), signal.SIGUSR1),
     "periodic": (2, (*SMALL, "--exchange", "periodic", "--sync-updates", 5), signal.SIGUSR1),
     "periodic, checkpoints between averages": (2, (*SMALL, "--exchange", "periodic", "--sync-updates", 7), signal.SIGUSR1),
+    "outer steps": (
+        *(2, (*SMALL, "--exchange", "periodic", "--sync-updates", 7, "--outer-momentum", 0.9, "--outer-lr", 0.1)),
+        signal.SIGUSR1,
+    ),
     "periodic killed": (2, (*SMALL, "--exchange", "periodic", "--sync-updates", 7), signal.SIGKILL),
 }
 PONG = pytest.param(1, ("--env", "pong", "--num-envs", 4, "--precision", "fp32"), signal.SIGUSR1, marks=pytest.mark.long)

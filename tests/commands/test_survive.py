@@ -27,8 +27,13 @@ def sparing(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_rank_is_killed(run, sparing):
-    loses_a_rank(run, n=4, victim=3, updates=20_000)
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--learner", "vtrace", "--rollout-length", 5, "--lag", 1), ("--learner", "ppo", "--rollout-length", 5)],
+    ids=["a2c", "vtrace", "ppo"],
+)
+def test_a_rank_is_killed(run, sparing, flags):
+    loses_a_rank(run, 4, 3, 5_000 if "ppo" in flags else 20_000, *flags)
     is_whole_again(run, n=4, victim=3, updates=800)
 
 

@@ -76,7 +76,7 @@ def test_pong_on_two_ranks(run):
     assert any(len(table(run, rank, "mixes")) for rank in range(2))
 
 
-@pytest.mark.parametrize("n", [1, 2])  # two threads each on two cores, and one
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.long), 2])  # two threads each on two cores, and one
 def test_mean_squares_do_not_end_as_denormal_numbers(run, n):
     train(n, run, "--env", "pong", "--num-envs", 4, "--total-steps", n * 2000, "--a2c.rms-alpha", 0.3, "--precision", "fp32")
     for state in states(run, n):
@@ -102,7 +102,7 @@ def test_total_steps_are_rounded_up_to_whole_updates(run):
     assert_complete(run, 2, updates=2)
 
 
-@pytest.mark.parametrize("exchange", ["gossip", "server", "none"])
+@pytest.mark.parametrize("exchange", ["gossip", *(pytest.param(name, marks=pytest.mark.long) for name in ("server", "none"))])
 def test_a_run_does_not_wait_for_a_slow_rank(run, exchange):
     """All stop when their steps add up, whoever did them."""
     total = 1000 * STEPS_PER_UPDATE

@@ -36,9 +36,10 @@ def test_a_program_without_its_guard_is_told(tmp_path):
     assert done.returncode not in (0, 75) and "is to stand below `if __name__ == '__main__':`" in done.stderr
 
 
+# (train may be imported by programs of one's own, in which MPI starts as ever.)
 IMPORTED = """
 import sys
-from gala_mpi import train, evaluate
+from gala_mpi import evaluate
 from gala_mpi.bench import __main__
 from gala_mpi.doctor import __main__
 from mpi4py import MPI

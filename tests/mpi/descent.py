@@ -31,7 +31,7 @@ def named(configs: list[Config]) -> list:
     return [pytest.param(config, id="-".join(map(str, name))) for config, name in zip(configs, names)]
 
 
-LOCKSTEP = [gossip(graph, 0) for graph in TOPOLOGIES]
+LOCKSTEP = [gossip(graph, 0) for graph in [*TOPOLOGIES, "base", "base:2"]]
 FREE = [gossip(graph) for graph in TOPOLOGIES]
 BOUNDED = [gossip(graph, 3) for graph in TOPOLOGIES]
 ALLREDUCE, SERVER, NONE = (Config(exchange=name) for name in ("allreduce", "server", "none"))

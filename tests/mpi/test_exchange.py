@@ -192,6 +192,20 @@ def test_periodic_averages_are_the_recursion_and_repeat_bit_for_bit(comm, every)
     np.testing.assert_allclose(first.parameters, x[comm.rank], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", named([PERIODIC, ALLREDUCE, SERVER, gossip("complete", 0)]))
+def test_periodic_averages_alone_say_when_all_are_at_the_mean(comm, config):
+    said = []
+    with closing(build_exchange(config, comm, LENGTH)) as exchange:
+        x = torch.zeros(LENGTH)
+        exchange.start(4, x)
+        for _ in range(6):
+            exchange.gradient(torch.zeros(LENGTH))
+            step(exchange, x)
+            said.append(exchange.at_mean())
+    expected = [version % 3 == 0 for version in range(5, 11)]
+    assert said == (expected if config is PERIODIC and comm.size > 1 else [False] * 6)
+
+
 @pytest.mark.parametrize("stopped_at", [12, 20])
 def test_periodic_averages_go_on_bit_for_bit(comm, stopped_at):
     """Also from between two of them."""
@@ -307,7 +321,7 @@ def test_lockstep_mixes_exactly_its_own_version_of_all_peers(comm, config):
         weights = graph.mixing_matrix(k)[comm.rank]
         assert [mix[:2] for mix in mixes] == [(peer, k) for peer in graph.in_peers(comm.rank, k)]
         assert [mix.weight for mix in mixes] == pytest.approx([weights[mix.peer] for mix in mixes])
-    assert set(trace.staleness) == {0}
+        assert trace.staleness[k - 1] == 0 or not mixes  # in some rounds of a base graph an agent reads nobody
 
 
 # Staleness.
@@ -350,7 +364,7 @@ def test_what_lags_too_far_is_not_mixed(comm, graph, bound, signs):
         assert bound is not None or min(lags) < -10  # the others are ahead
 
 
-@pytest.mark.parametrize("graph", TOPOLOGIES)
+@pytest.mark.parametrize("graph", [*TOPOLOGIES, "base"])
 @pytest.mark.parametrize("staleness", [None, 3])
 def test_a_message_is_mixed_once(comm, graph, staleness):
     trace = run(comm, gossip(graph, staleness), 60, pause=abreast(comm))

@@ -6,9 +6,10 @@ import math
 import time
 from contextlib import closing
 
+import pytest
 from test_mailbox import wait_for
 
-from gala_mpi.mpi.live_board import COLUMNS, LiveBoard
+from gala_mpi.mpi.live_board import COLUMNS, STEPS, LiveBoard
 
 
 def row(rank: int, update: int) -> dict[str, float]:
@@ -63,3 +64,38 @@ def test_who_has_ended_passes_on_what_others_do(comm):
             board.post(**row(comm.rank, 2))
         expected = [row(rank, 2) if rank else dict.fromkeys(COLUMNS, 0.0) for rank in range(comm.size)]
         wait_for(lambda: board.poll() or board.rows.tolist() == [list(each.values()) for each in expected])
+
+
+def test_a_row_that_is_being_written_is_not_taken(comm):
+    """Its number of steps is new already, and others are not: it would stay so until the next one."""
+    if comm.size == 1:
+        pytest.skip("one rank reads nobody")
+    with closing(LiveBoard(comm)) as board:
+        if comm.rank == 1:
+            board._table[1, STEPS] = 5e6
+            board._window.sync()
+        comm.Barrier()
+        for _ in range(20):
+            board.poll()
+            time.sleep(0.001)
+        wait_for(lambda: taken(board))
+        assert board.rows[1, STEPS] == (5e6 if comm.rank == 1 else 0)
+        comm.Barrier()
+        if comm.rank == 1:
+            board.post(**row(1, 5))
+        wait_for(lambda: board.poll() or board.rows[1].tolist() == list(row(1, 5).values()))
+
+
+def test_rows_that_are_written_all_the_time_are_read_whole(comm):
+    """Every number of a row says when it was posted."""
+    last = 20_000
+    with closing(LiveBoard(comm)) as board:
+        if comm.rank == comm.size - 1:
+            for update in range(1, last + 1):
+                board.post(**row(comm.rank, update))
+        seen = 0
+        while seen < last:
+            board.poll()
+            numbers = board.rows[-1].tolist()
+            seen = int(numbers[0] // 1e6)
+            assert numbers == (list(row(comm.size - 1, seen).values()) if seen else [0] * len(COLUMNS))

@@ -16,7 +16,7 @@ from gala_mpi.mpi.live_board import LiveBoard
 from gala_mpi.mpi.mailbox import BEGUN, DIRECT, LATEST, MIXED, REMOTE, Mailbox
 from gala_mpi.mpi.readers import CopyReader, DirectReader, HeaderReader, MessageReader, message_reader
 
-MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 100_000))  # received and checked in the stress test, over all ranks
+MESSAGES = int(os.environ.get("MAILBOX_MESSAGES", 40_000))  # received and checked in the stress test, over all ranks
 LENGTH = 1 << 14  # float32: 64 KiB a message; it is written in pieces, so that it can be caught half written
 # Against hangs, and stresses that show nothing; how fast messages are is no matter here.
 SECONDS = 400.0

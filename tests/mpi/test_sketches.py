@@ -26,7 +26,8 @@ def test_distances_and_angles_between_agents(comm, exchange):
         own = catch_gradients(me)
         for update in range(1, 51):
             before = me.learner.flat.data.clone()
-            _, grad_norm, step_norm, _, sketches, _ = me.update()
+            done = me.update()
+            grad_norm, step_norm, sketches = done.grad_norm, done.step_norm, done.sketches
             assert len(sketches) == (2 if update % 10 == 0 else 0)
             if exchange == "none":  # nothing but the step has changed the parameters
                 assert step_norm == pytest.approx(float((me.learner.flat.data - before).norm()), rel=1e-3)
@@ -45,6 +46,8 @@ def test_distances_and_angles_between_agents(comm, exchange):
 
 
 def test_sketches_cost_less_than_a_hundredth_of_an_update(comm):
+    if comm.size > 1:
+        pytest.skip("one rank tells")
     config = Config(env="pong", network="gala", precision="bf16")
     with closing(build.build(config, comm, 0, 1)) as me:
         me.start()

