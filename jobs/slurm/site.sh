@@ -12,6 +12,7 @@ fi
 
 # Launcher: takes -n RANKS and a command. `srun --mpi=list` says what Slurm offers; MPICH and Intel MPI want pmi2, Open MPI pmix.
 #     LAUNCHER="srun --mpi=pmi2" sbatch jobs/slurm/atari.sh
+# Where MPICH was built with UCX, as the wheel is, srun wants MPIR_CVAR_CH4_NETMOD=ofi too: docs/cluster.md, Symptoms.
 read -ra launcher <<<"${LAUNCHER:-$(if command -v mpirun >/dev/null; then echo mpirun; else echo srun --mpi=pmi2; fi)}"
 
 # Transport between nodes, where the MPI library does not find the network by itself; TCP on any network, for example
