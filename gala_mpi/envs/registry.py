@@ -10,7 +10,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
-from gala_mpi.envs import modules
+from gala_mpi.envs import minatar, modules
 from gala_mpi.envs.atari import AtariEnvironments
 from gala_mpi.envs.base import Environments
 from gala_mpi.envs.envpool import PREFIX, EnvPoolEnvironments, require_task
@@ -51,7 +51,7 @@ def resolve(env: str) -> Found:
     * envpool:id, one of EnvPool's;
     * module:id: the module is imported, which registers the id (gymnasium's own form);
     * module:function: the module is imported, whose function (or class) makes the environment;
-    * an id of gymnasium's registry; those of ale-py are Atari games;
+    * an id of gymnasium's registry, or of MinAtar's; those of ale-py are Atari games;
     * an Atari game in ale-py's way of writing (ms_pacman), or in the way of older ids (PongDeterministic-v4).
 
     Raises:
@@ -70,6 +70,8 @@ def resolve(env: str) -> Found:
         function = None if name in gymnasium.registry else modules.reached(found, name)
     if callable(function):
         return Found("gymnasium", _register(env, function), stored=env)
+    if env.startswith(minatar.PREFIX):
+        minatar.register(env)
     spec = gymnasium.registry.get(name)
     if spec is not None:
         return _found_atari(env, **spec.kwargs) if _is_ale(spec) else Found("gymnasium", env, stored=env)
@@ -137,7 +139,7 @@ def is_known_to_all(env: str) -> bool:
 
     if ":" in env or resolve(env).kind != "gymnasium":
         return modules.is_for_all(env)
-    return str(gymnasium.registry[env].entry_point).startswith("gymnasium.")
+    return str(gymnasium.registry[env].entry_point).startswith(("gymnasium.", "minatar."))
 
 
 def bare(env: str) -> str:
@@ -240,6 +242,8 @@ def _is_registered(env: str, spec: Any) -> bool:
     """Return whether an id is registered as `spec` says, or names the module that registers it. None: it is not."""
     import gymnasium
 
+    if env.startswith(minatar.PREFIX):
+        minatar.register(env)
     return ":" in env or (spec is not None and gymnasium.registry.get(env) == spec)
 
 
@@ -250,7 +254,8 @@ def gymnasium_options(env: str, kwargs: Sequence[str], wrappers: Sequence[str]) 
     given = keywords(kwargs)
     if given:
         check_keywords(env, gymnasium.registry[bare(resolve(env).name)], given)
-    return {"kwargs": given, "wrappers": wrappers_of(wrappers)}
+    own = [minatar.channels_first] if env.startswith(minatar.PREFIX) else []
+    return {"kwargs": given, "wrappers": [*own, *wrappers_of(wrappers)]}
 
 
 def try_out(env: str, **options: Any) -> Environments:

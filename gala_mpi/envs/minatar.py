@@ -1,0 +1,34 @@
+"""MinAtar (Young & Tian 2019): five small games in the manner of Atari's, by their ids of gymnasium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gala_mpi.errors import SettingError
+
+PREFIX = "MinAtar/"
+
+
+def register(env: str) -> None:
+    """Have MinAtar's games registered, which its package does only when it is told to. Raises SettingError: not installed."""
+    import gymnasium
+
+    if env in gymnasium.registry:
+        return
+    try:
+        from minatar.gym import register_envs  # pyright: ignore[reportMissingImports]  # optional
+    except ModuleNotFoundError:
+        raise SettingError(f"--env {env}: MinAtar is not installed; pip install 'gala_mpi[minatar]'") from None
+    register_envs()
+
+
+def channels_first(env: Any) -> Any:
+    """Wrap one game: its observations, [10, 10, channels], would be ambiguous where there are 10 channels (Seaquest)."""
+    from gymnasium import spaces
+    from gymnasium.wrappers import TransformObservation
+
+    was = env.observation_space
+    shown = spaces.Box(0, 1, (was.shape[-1], *was.shape[:-1]), was.dtype)
+    return TransformObservation(env, lambda observation: np.moveaxis(observation, -1, 0), shown)
