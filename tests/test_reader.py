@@ -34,6 +34,13 @@ def test_the_reference_is_made_of_the_code():
         assert f"`{name}`" in page
 
 
+def test_a_run_knows_its_commit():
+    from gala_mpi.record import provenance
+
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert provenance.metadata(None, "MPI", ["a"], [1], 0)["commit"] == head
+
+
 def test_the_reference_s_examples_run(tmp_path):
     """Those whose packages are here; h5dump as well."""
     make(tmp_path / "runs" / "pong", 0)

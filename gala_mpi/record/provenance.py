@@ -34,7 +34,7 @@ def metadata(graph: Topology | None, library: str, hosts: list[str], threads: li
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "gala_mpi": gala_mpi.__version__,
-        "commit": commit(Path(__file__).parents[1]),
+        "commit": commit(Path(gala_mpi.__file__).parents[1]),
         "python": platform.python_version(),
         "packages": [f"{package} {version(package)}" for package in PACKAGES],
         "mpi": library,
