@@ -1,0 +1,285 @@
+"""The runs behind docs/results.md: do what is missing, one after the other, and keep a few numbers of each in results/.
+
+    python benchmarks/paper.py                          what is missing, in the order of paper.toml, every seed of it
+    python benchmarks/paper.py --part minatar           one part
+    python benchmarks/paper.py --seeds 10 11            further seeds, of all parts
+    python benchmarks/paper.py --minutes 60             begin no run after an hour
+    python benchmarks/paper.py --status                 how much is done, and how long the rest takes
+    python benchmarks/paper.py --sweep tables           tables for jobs/slurm/sweep.sh, and how to submit them
+    python benchmarks/paper.py --collect runs/sweep-7   the numbers of finished runs, those of a sweep for example
+
+A run that was stopped goes on where it was, and one whose numbers are in results/ is not done again. `make paper` does what is
+missing and makes the page.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import tyro
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "analysis"))
+
+from digest import digest, points  # noqa: E402
+from gala_mpi import open_run  # noqa: E402
+from gala_mpi.run import Run  # noqa: E402
+from gala_mpi.run.reader import find_runs  # noqa: E402
+
+STOPPED = 75  # the exit status of a run that can be resumed
+KEY = ("env", "method", "agents", "seed")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The runs behind docs/results.md."""
+
+    part: Optional[str] = None
+    """Only this part of paper.toml."""
+    seeds: tuple[int, ...] = ()
+    """These seeds. None given: those of each part, 0 to one less than its number."""
+    minutes: Optional[float] = None
+    """Begin no further run after so many minutes."""
+    status: bool = False
+    """Say what is done and how long the rest takes, and do nothing."""
+    sweep: Optional[Path] = None
+    """Write tables of what paper.toml asks for to this folder, for jobs/slurm/sweep.sh, and do nothing else."""
+    collect: Optional[Path] = None
+    """Take up the finished runs in this folder that paper.toml asks for, and do nothing else."""
+    table: Path = HERE / "paper.toml"
+    """What is asked for."""
+    results: Path = HERE.parent / "results"
+    """Where the numbers are kept."""
+    runs: Path = Path("runs/paper")
+    """Where run directories are, until their numbers are kept."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run that paper.toml asks for."""
+
+    part: str
+    env: str
+    method: str
+    agents: int
+    seed: int
+    flags: str
+    games: int
+    told: frozenset[str]  # names of all flags in the table
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(str(getattr(self, name)) for name in KEY)
+
+    @property
+    def name(self) -> str:
+        return "-".join((*self.key[:2], f"{self.agents}x16", f"seed{self.seed}")).replace("/", ".")
+
+    def is_done_by(self, run: Run) -> bool:
+        """Return whether a run is this one and finished: told the same by these flags, and no others of the table."""
+        wanted = pairs(self.flags)
+        if run.state != "finished" or named(run.starts[0]["command"]) & self.told != set(wanted):
+            return False
+        settings = run.settings()
+        wanted |= {"env": self.env, "seed": str(self.seed), "agents": str(self.agents)}
+        return all(alike(settings.get(name), value) for name, value in wanted.items())
+
+
+def pairs(flags: str) -> dict[str, str]:
+    """Return what flags tell, by the names of settings."""
+    words = shlex.split(flags)
+    return {setting(flag): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def named(command: str) -> set[str]:
+    """Return the names of the settings that a command gives."""
+    return {setting(word.partition("=")[0]) for word in shlex.split(command) if word.startswith("--")}
+
+
+def setting(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def alike(value: Any, word: str) -> bool:
+    """Return whether a setting is what a flag says."""
+    try:
+        return float(value) == float(word)
+    except (TypeError, ValueError):
+        return str(value) == word
+
+
+class Results:
+    """The numbers of a part's runs: runs.csv, a row each, and curves.csv, a row for each twentieth of each. Both are small, and
+    every change rewrites them whole, so that a kill leaves the file before or the one after."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        path = self._folder / f"{name}.csv"
+        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+    @property
+    def done(self) -> dict[tuple[str, ...], dict[str, str]]:
+        return {tuple(row[name] for name in KEY): row for row in self.rows("runs")}
+
+    def add(self, task: Task, run: Run) -> None:
+        key = dict(zip(KEY, task.key))
+        curve = [key | {"steps": s, "hours": h, "score": v} for s, h, v in points(run)]
+        self._write("curves", curve, task.key)  # first: a run counts as done once it is in runs.csv
+        self._write("runs", [key | digest(run)], task.key)
+
+    def _write(self, name: str, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+        others = [row for row in self.rows(name) if tuple(row[column] for column in KEY) != key]
+        written = sorted([*others, *({k: short(v) for k, v in row.items()} for row in rows)], key=order)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{name}.{os.getpid()}.tmp"
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(written)
+        temporary.replace(self._folder / f"{name}.csv")
+
+
+def short(value: Any) -> str:
+    """Return a number in six digits, anything else as it is."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def order(row: dict[str, str]) -> tuple:
+    return row["env"], row["method"], int(row["agents"]), int(row["seed"]), float(row["steps"])
+
+
+def tasks(options: Options) -> list[Task]:
+    """Return all runs that are asked for, in the order in which they are done."""
+    table = tomllib.loads(options.table.read_text())
+    parts = [part for part in table["parts"] if options.part in (None, part["name"])]
+    if not parts:
+        names = ", ".join(dict.fromkeys(part["name"] for part in table["parts"]))
+        raise SystemExit(f"--part {options.part}: no such part; one of {names} is expected")
+    texts = [flags for _, flags in table["methods"].values()] + [part["flags"] for part in table["parts"]]
+    told = frozenset(name for text in texts for name in pairs(text))
+    found = []
+    for part in parts:
+        seeds = options.seeds or range(part["seeds"])
+        for seed, agents, env, method in itertools.product(seeds, part["agents"], part["envs"], part["methods"]):
+            flags = f"{table['methods'][method][1]} {part['flags']}"
+            found.append(Task(part["name"], env, method, agents, seed, flags, part.get("games", 0), told))
+    return found
+
+
+def missing(options: Options) -> list[Task]:
+    done = {task.part: Results(options.results / task.part).done for task in tasks(options)}
+    return [task for task in tasks(options) if task.key not in done[task.part]]
+
+
+def do(task: Task, options: Options) -> None:
+    """Train, go on with what was begun, and keep its numbers. Raises CalledProcessError where it fails."""
+    run = options.runs / task.part / task.name
+    began = (run / "run.h5").exists()
+    if not began:
+        shutil.rmtree(run, ignore_errors=True)
+    python = [sys.executable, "-m"]
+    what = ["--resume"] if began else ["--env", task.env, "--seed", str(task.seed), *shlex.split(task.flags)]
+    train = ["mpirun", "-n", str(task.agents), *python, "gala_mpi.train", *what, "--run-dir", str(run)]
+    if not (began and open_run(run).state == "finished"):
+        subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
+    if task.games and not open_run(run).evaluations:
+        evaluate = [*python, "gala_mpi.evaluate", str(run), "--policies", "mean", "--episodes", str(task.games)]
+        subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
+    Results(options.results / task.part).add(task, open_run(run))
+    shutil.rmtree(run)
+
+
+def hours_left(left: Iterable[Task], options: Options) -> float:
+    """Return how long runs take, by those of the same part and number of agents that were done, else by any."""
+    known: dict[tuple[str, str], list[float]] = {}
+    for part in {task.part for task in tasks(Options(results=options.results))}:
+        for row in Results(options.results / part).done.values():
+            known.setdefault((part, row["agents"]), []).append(float(row["hours"]))
+    every = [hours for found in known.values() for hours in found]
+    return sum(statistics.median(known.get((task.part, str(task.agents)), every or [float("nan")])) for task in left)
+
+
+def status(options: Options) -> str:
+    """Return how much is done, part by part."""
+    wanted, left = tasks(options), missing(options)
+    lines = []
+    for part in dict.fromkeys(task.part for task in wanted):
+        all_of_it, rest = ([task for task in some if task.part == part] for some in (wanted, left))
+        lines.append(f"{part}: {len(all_of_it) - len(rest)} of {len(all_of_it)} runs, {in_words(hours_left(rest, options))}")
+    return "\n".join(lines)
+
+
+def in_words(hours: float) -> str:
+    return "as yet nobody knows how long the rest takes" if math.isnan(hours) else f"{hours:.1f} h left"
+
+
+def write_sweep(options: Options) -> None:
+    """Write a table for each part and number of agents, of all of its runs, and print how they are submitted."""
+    options.sweep.mkdir(parents=True, exist_ok=True)
+    table = tomllib.loads(options.table.read_text())
+    for number, part in enumerate(part for part in table["parts"] if options.part in (None, part["name"])):
+        seeds = options.seeds or range(part["seeds"])
+        lines = [
+            " | ".join(f"--env {env}" for env in part["envs"]),
+            " | ".join(table["methods"][method][1] for method in part["methods"]),
+            " | ".join(f"--seed {seed}" for seed in seeds),
+            part["flags"],
+        ]
+        path = options.sweep / f"{number}-{part['name']}.txt"
+        path.write_text("\n".join(lines) + "\n")
+        last = len(part["envs"]) * len(part["methods"]) * len(seeds) - 1
+        for agents in part["agents"]:
+            print(f"sbatch --ntasks={agents} --array=0-{last} jobs/slurm/sweep.sh {path}")
+
+
+def collect(options: Options) -> Iterator[str]:
+    """Keep the numbers of finished runs that are asked for, wherever they were made; yield what was kept."""
+    left = missing(options)
+    for path in find_runs([options.collect]):
+        run = open_run(path)
+        for task in [task for task in left if task.is_done_by(run)]:
+            Results(options.results / task.part).add(task, run)
+            left.remove(task)
+            yield f"{path}: {task.part}, {task.name}"
+
+
+def main(options: Options) -> None:
+    if options.status:
+        print(status(options))
+    elif options.sweep:
+        write_sweep(options)
+    elif options.collect:
+        print("\n".join(collect(options)) or f"{options.collect}: no finished run that is missing in {options.results}")
+    else:
+        do_missing(options)
+
+
+def do_missing(options: Options) -> None:
+    began, left = time.monotonic(), missing(options)
+    for number, task in enumerate(left):
+        if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
+            break
+        rest = hours_left(left[number:], options)
+        print(f"{task.part}, {task.name}: run {number + 1} of {len(left)} that are missing; {in_words(rest)}", flush=True)
+        do(task, options)
+    print(status(options))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
