@@ -127,4 +127,4 @@ def require_file(flag: str, path: Path | None, *endings: str) -> None:
     if path is not None:
         names = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
         require(path.suffix in endings, flag, path, f"a name that ends in {names}")
-        require(path.absolute().parent.is_dir(), flag, path, "a file in a folder that exists")
+        require(os.path.isdir(path.absolute().parent), flag, path, "a file in a folder that exists")

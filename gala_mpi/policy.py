@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -225,7 +226,7 @@ def load_policy(
         SettingError: there is no such run, checkpoint or agent, a file is damaged, or the network is another one by now.
     """
     path = Path(run)
-    if path.is_file():
+    if os.path.isfile(path):
         require(checkpoint == "best", f"{path}: checkpoint", checkpoint, "none, since the file has one policy,")
         require(agent == "mean", f"{path}: agent", agent, "none, since the file has one policy,")
         return _from_file(path, env, network)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
+import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -22,7 +25,8 @@ from gala_mpi.errors import REFUSED, SettingError
 from gala_mpi.job import prepare
 from gala_mpi.mpi.world import World
 from gala_mpi.networks import policy
-from gala_mpi.run import files, lock
+from gala_mpi.policy import load_policy
+from gala_mpi.run import files, lock, open_run
 
 SMALL = ("--env", "CartPole-v1", "--num-envs", 4, "--precision", "fp32")
 
@@ -265,6 +269,9 @@ TRAIN = {
     ),
     "no run": (("--resume", "--run-dir", "nothing"), "--run-dir nothing: a run is expected", "run.h5"),
     "a file in the way": (("--run-dir", "file/run"), "--run-dir file/run: file cannot be written", "a writable directory"),
+    "a name too long": (("--run-dir", 300 * "x"), f"--run-dir {300 * 'x'} cannot be written:", "File name too long"),
+    "a name that is none": (("--run-dir", "a\0b"), "--run-dir a\0b cannot be written:", "null byte"),
+    "no run by that name": (("--resume", "--run-dir", 300 * "x"), f"--run-dir {300 * 'x'}: a run is expected", "run.h5"),
 }
 BENCH = {
     "rounds": (("train", "--rounds", 0), "--rounds 0"),
@@ -319,6 +326,26 @@ def test_training(world, tmp_path, monkeypatch, capfd, flags, start, allowed):
     line = refused(prepare.make, (*SMALL, *flags), world, capfd)
     assert line.startswith(start) and allowed in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_one_may_not_enter(world, tmp_path, monkeypatch, capfd):
+    """As of another user, whose run is asked for."""
+    monkeypatch.chdir(tmp_path)
+
+    def stat(path: str | Path, status: Callable = os.stat, **more) -> os.stat_result:  # root may enter every folder
+        if "closed/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return status(path, **more)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for flags, words in (((), "closed cannot be written; a writable directory"), (("--resume",), "a run is expected there")):
+        line = refused(prepare.make, (*SMALL, *flags, "--run-dir", "closed/run"), world, capfd)
+        assert line.startswith(f"--run-dir closed/run: {words}")
+    for read in (load_policy, open_run):
+        with pytest.raises(SettingError, match="closed/run"):
+            read("closed/run")
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def read_arguments(arguments: list[str], world: World) -> Prepared:
     settings = dataclasses.replace(options.settings, precision="fp32")  # "auto" would be timed, and no check needs it
     settings, network, _ = prepare.settle(settings, world)
     folder = settings.directory.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     token = folder / f".gala_mpi-{world.host}.{os.getpid()}.tmp"
     try:

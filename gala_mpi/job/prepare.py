@@ -324,9 +324,9 @@ def _new_run(settings: Config, given: bool) -> Config:
     if given:
         _require_new(run)
     parent = run
-    while not parent.exists():
+    while not os.path.exists(parent):  # pathlib's raises where a folder may not be entered, or a name is too long
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
         raise SettingError(f"--run-dir {run}: {parent} cannot be written; a writable directory is expected")
     wants_locks = os.environ.get("HDF5_USE_FILE_LOCKING", "")  # goes before what a program says as it opens a file
     if wants_locks.upper() in ("TRUE", "1") and (problem := files.try_lock(parent)):
@@ -337,7 +337,7 @@ def _new_run(settings: Config, given: bool) -> Config:
         run.parent.mkdir(parents=True, exist_ok=True)
         run = run if given else _make_anew(run)
         run.mkdir(exist_ok=True)
-    except OSError as error:  # access() says yes where a file system is read-only, full or odd
+    except (OSError, ValueError) as error:  # access() says yes where a file system is read-only, full or odd; NUL in a name
         raise SettingError(f"--run-dir {run} cannot be written: {error}") from None
     _lock(run)
     _require_new(run)  # another job may have begun, and ended, since
@@ -345,7 +345,7 @@ def _new_run(settings: Config, given: bool) -> Config:
 
 
 def _require_new(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or any(run.glob("[!.]*"))):
+    if os.path.exists(run) and (not os.path.isdir(run) or any(run.glob("[!.]*"))):
         raise SettingError(f"--run-dir {run} exists: a new directory is expected, or --resume to continue the run in it")
 
 

@@ -12,6 +12,7 @@ films/000012.gif                  with --evaluate-minutes and --log: of a checkp
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -29,8 +30,8 @@ def run_file(run: Path) -> Path:
 
 
 def is_run(run: Path) -> bool:
-    """Return whether a run has begun in this directory."""
-    return run_file(run).is_file()
+    """Return whether a run has begun in this directory, as far as one can see."""
+    return os.path.isfile(run_file(run))  # pathlib's raises where a folder may not be entered, or a name is too long
 
 
 def require_there(run: Path) -> None:

@@ -32,8 +32,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.is_dir():
-            raise RunError(f"{path}: {'a file' if path.exists() else 'nothing'} is there; a run directory is expected")
+        if not os.path.isdir(path):
+            raise RunError(f"{path}: {'a file' if os.path.exists(path) else 'nothing'} is there; a run directory is expected")
         inside = _runs_in(path)
         if not inside:
             raise RunError(f"{path}: no run is there (no run.h5); a run directory or a folder of runs is expected")
