@@ -13,8 +13,11 @@ Every MPI rank runs the same program on data of its own. What `mix` does is exch
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
-from typing import Literal, Self
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, Literal, Self, cast
 
 import torch
 from mpi4py import MPI
@@ -41,11 +44,12 @@ class Gossip:
     Tensors of one dtype (float32 or float64) on one device become views of one vector, so that `mix` copies nothing to and
     fro: their `data` is replaced, which optimisers do not mind, but a CUDA graph or another view of them would. Tensors of
     several dtypes or devices, or in half precision, are copied into such a vector and back at every mix; messages are then
-    float32, or float64 if any tensor is.
+    float32, or float64 if any tensor is. So are tensors that share memory, and those whose `data` something has replaced since
+    (`module.to(...)`).
 
     Args:
-        averaged: a module, all of whose parameters are averaged (tied ones once, those without gradient too); or tensors. Their
-            shapes and dtypes are the same on all ranks.
+        averaged: a module, all of whose parameters are averaged (tied ones once, those without gradient too), as it has them
+            now; or tensors. Their shapes and dtypes are the same on all ranks.
         topology: who reads whom: a name or a file as for --topology of training, or a `Topology`.
         comm: the ranks; None: all.
         staleness: after how many mixes without a message a rank waits for its peers; None: never. 0: lock-step; ranks mix the
@@ -68,7 +72,7 @@ class Gossip:
 
     def __init__(
         self,
-        averaged: nn.Module | Iterable[torch.Tensor],
+        averaged: nn.Module | torch.Tensor | Iterable[torch.Tensor],
         topology: str | Topology = "ring",
         *,
         comm: MPI.Intracomm | None = None,
@@ -82,14 +86,19 @@ class Gossip:
         self._comm = (comm or MPI.COMM_WORLD).Dup()  # its own: messages of others never meet those of this one
         named = _named(averaged, buffers == "average")
         arguments = {
-            "topology": topology if isinstance(topology, str) else f"{topology.name} of {topology.size} ranks",
+            "topology": _shown(topology),
             **{"staleness": staleness, "max_lag": max_lag, "checksum": checksum, "every": every, "buffers": buffers},
-            "state": "None" if state is None else "one",
-            **{f"parameter {name}": f"{tensor.dtype} {[*tensor.shape]}" for name, tensor in named.items()},
+            "state": "None" if state is None else "one" if _is_state(state) else repr(state),
+            **{
+                f"parameter {name}": f"{tensor.dtype} {[*tensor.shape]}"
+                if isinstance(tensor, torch.Tensor)
+                else type(tensor).__name__
+                for name, tensor in named.items()
+            },
         }
         try:
             require_alike(self._comm, list(arguments.items()))  # first: whoever is refused alone would leave the others waiting
-            _check(named, staleness, max_lag, every, buffers)
+            _check(named, staleness, max_lag, checksum, every, buffers, state)
             graph = _graph(topology, self._comm)
             require_no_circle(graph, staleness, max_lag)
         except SettingError:
@@ -115,7 +124,7 @@ class Gossip:
 
         Returns:
             What was averaged: the peer, its version and the weight of each message. Empty: nothing, and the parameters stay as
-            they are.
+            they are. So it is where they, or those of a peer, are not finite.
         """
         require(not self._closed, "mix", "after close", "a call before it")
         self.calls += 1
@@ -166,7 +175,7 @@ class Gossip:
         if kind is None:
             self.close()
 
-    def _begin_alike(self, averaged: nn.Module | Iterable[torch.Tensor]) -> None:
+    def _begin_alike(self, averaged: object) -> None:
         """Take rank 0's numbers, buffers included. Collective."""
         self._vector.gather()
         with device.on_host(self._vector.flat) as numbers:
@@ -197,17 +206,17 @@ class Vector:
             part.as_strided(tensor.shape, _dense(tensor))
             for part, tensor in zip(torch.split(self.flat, [tensor.numel() for tensor in tensors]), tensors)
         ]
-        self._viewed = False
+        self._viewed, self._places = False, _places(self._parts)
         self.gather()
-        memory = {tensor.data_ptr() for tensor in tensors}  # two may share theirs
-        if len(memory) == len(tensors) and all((tensor.dtype, tensor.device) == (dtype, where) for tensor in tensors):
+        if not _overlap(tensors) and all((tensor.dtype, tensor.device) == (dtype, where) for tensor in tensors):
             for tensor, part in zip(tensors, self._parts):
                 tensor.data = part
             self._viewed = True
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Copy the tensors into the vector, where they are not part of it."""
+        """Copy the tensors into the vector, where they are not part of it, or not any more."""
+        self._viewed = self._viewed and _places(self._tensors) == self._places
         if not self._viewed:
             torch._foreach_copy_(self._parts, self._tensors)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
@@ -218,29 +227,67 @@ class Vector:
             torch._foreach_copy_(self._tensors, self._parts)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
+def _places(tensors: list[torch.Tensor]) -> list[int]:
+    """Return where in memory tensors are; of an empty one that says nothing."""
+    return [tensor.data_ptr() for tensor in tensors if tensor.numel()]
+
+
+def _overlap(tensors: list[torch.Tensor]) -> bool:
+    """Return whether some of them share memory, as views of one another. Each takes all from its first to its last number."""
+    taken = sorted(
+        (place, place + tensor.element_size() * (1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))))
+        for tensor, place in zip(filter(torch.Tensor.numel, tensors), _places(tensors))
+    )
+    return any(end > start for (_, end), (start, _) in pairwise(taken))
+
+
 def _dense(tensor: torch.Tensor) -> tuple[int, ...]:
     """Return strides without gaps, in the order in which a tensor's dimensions lie in memory (channels last stays so)."""
     return torch.empty_like(tensor, memory_format=torch.preserve_format).stride()
 
 
-def _named(averaged: nn.Module | Iterable[torch.Tensor], with_buffers: bool) -> dict[str, torch.Tensor]:
-    """Return what is averaged by name, each tensor once."""
+def _named(averaged: Any, with_buffers: bool) -> dict[str, Any]:
+    """Return what is averaged by name, each tensor once; of a program that nobody checks it may be anything."""
     if isinstance(averaged, nn.Module):
-        named: dict[str, torch.Tensor] = dict(averaged.named_parameters())
+        named: dict[str, Any] = dict(averaged.named_parameters())
         if with_buffers:
             named |= {name: buffer for name, buffer in averaged.named_buffers() if buffer.is_floating_point()}
     else:
-        named = {str(number): tensor for number, tensor in enumerate(dict.fromkeys(averaged))}
+        is_one = isinstance(averaged, torch.Tensor) or not isinstance(averaged, Iterable)
+        given: list[Any] = [averaged] if is_one else list(cast(Iterable[Any], averaged))
+        named = {str(number): each for number, each in enumerate({id(each): each for each in given}.values())}
     return named
 
 
-def _check(named: dict[str, torch.Tensor], staleness: int | None, max_lag: int | None, every: int, buffers: str) -> None:
+def _shown(topology: Any) -> str:
+    """Return a word for a graph, by which those of ranks are compared."""
+    if isinstance(topology, Topology):
+        return f"{topology.name} of {topology.size} ranks ({zlib.crc32(repr(topology.rounds).encode()):08x})"
+    return topology if isinstance(topology, str) else repr(topology)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and value is not True and value is not False
+
+
+def _is_state(state: Any) -> bool:
+    """Return whether it is what `Gossip.state` returns."""
+    said = dict(cast(dict[str, Any], state)) if isinstance(state, dict) else {}
+    return all(_is_whole(said.get(name)) and said[name] >= 0 for name in ("calls", "version"))
+
+
+def _check(named: dict[str, Any], staleness: Any, max_lag: Any, checksum: Any, every: Any, buffers: Any, state: Any) -> None:
     """Refuse what cannot work, on all ranks alike. Raises SettingError."""
-    require_whole("staleness", staleness, 0)
-    require_whole("max_lag", max_lag, 0)
-    require_whole("every", every, 1)
+    for name, value, lowest in (("staleness", staleness, 0), ("max_lag", max_lag, 0), ("every", every, 1)):
+        is_left_out = value is None and name != "every"
+        require(is_left_out or _is_whole(value), name, repr(value), f"a whole number, {lowest} or more,")
+        require_whole(name, value, lowest)
+    require(isinstance(checksum, bool), "checksum", repr(checksum), "True or False")
+    require(state is None or _is_state(state), "state", state, "what Gossip.state has returned")
     require(buffers in ("average", "keep"), "buffers", buffers, "average or keep")
     require(max_lag is None or staleness != 0, f"max_lag {max_lag}, staleness", staleness, "a bound of 1 or more, or None,")
+    for name, tensor in named.items():
+        require(isinstance(tensor, torch.Tensor), f"parameter {name}", type(tensor).__name__, "a torch tensor")
     require(any(tensor.numel() for tensor in named.values()), "parameters", "none", "one number or more")
     kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
     for name, tensor in named.items():
@@ -256,6 +303,8 @@ def _graph(wanted: str | Topology, comm: MPI.Intracomm) -> Topology:
     if isinstance(wanted, Topology):
         require(wanted.size == comm.size, f"topology {wanted.name}", f"of {wanted.size} ranks", f"one of {comm.size}")
         return wanted
+    known = isinstance(wanted, str)  # pyright: ignore[reportUnnecessaryIsInstance]  # of programs that nobody checks
+    require(known, "topology", repr(wanted), "a name, that of a file, or a gala_mpi.Topology")
     hosts = comm.gather(MPI.Get_processor_name())
     found: Graph | SettingError = Graph(wanted)
     if hosts is not None:  # rank 0: a file need not be on all hosts

@@ -280,20 +280,26 @@ class Gossip(Exchange):
         mixes = [Mix(peer, version, weight) for peer, (_, version), weight in zip(peers, taken, weights)]
         self._mixed.update((mix.peer, mix.version) for mix in mixes)
         if mixes and not is_finite(out):
-            self._refuse(mixes, messages)
+            self._refuse(mine, mixes, messages)
             out.copy_(mine)
             return []
         return mixes
 
-    def _refuse(self, mixes: list[Mix], messages: list[np.ndarray]) -> None:
-        """Count the messages that are not finite, and name their senders. Agents publish no such thing: something broke it."""
+    def _refuse(self, mine: torch.Tensor, mixes: list[Mix], messages: list[np.ndarray]) -> None:
+        """Count the messages that are not finite, and name their senders. Agents that train publish no such thing, so something
+        broke it; a program of one's own may, and have such numbers itself."""
         broken = [mix for mix, message in zip(mixes, messages) if not is_finite(torch.from_numpy(message))]
-        broken = broken or mixes  # it may have been rewritten since
+        broken = broken or (mixes if is_finite(mine) else [])  # it may have been rewritten since
         self._refused += len(broken)
         if time.monotonic() - self._complained > SECONDS_BETWEEN_WARNINGS:
             self._complained = time.monotonic()
             names = ", ".join(f"version {mix.version} of {self._roll.name(mix.peer)}" for mix in broken)
-            self._say(f"does not mix {names}: it is not finite, so memory, network or MPI is at fault")
+            if names:
+                self._say(
+                    f"does not mix {names}: it is not finite, by its sender's numbers, or memory, network or MPI is at fault"
+                )
+            else:
+                self._say("mixes nothing: its own parameters are not finite")
 
     def _say(self, what: str) -> None:
         self._roll.say(f"at update {self._version} {what}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 import time
 from collections.abc import Callable
 
@@ -117,6 +119,49 @@ def test_one_dtype_is_averaged_in_place_and_others_are_copied():
         assert all((parameter == 0.5).all() for parameter in module.parameters())
 
 
+def test_what_shares_memory_goes_on_doing_so_and_what_is_moved_is_averaged_too(comm):
+    mean, whole = (comm.size - 1) / 2, torch.zeros(6)
+    low, high = whole[:4], whole[2:]
+    one, layer = torch.zeros(3), nn.Linear(2, 1, bias=False)
+    with (
+        gala_mpi.Gossip([low, high], "complete", comm=comm, staleness=0) as shared,
+        gala_mpi.Gossip(one, "complete", comm=comm, staleness=0) as alone,
+        gala_mpi.Gossip(layer, "complete", comm=comm, staleness=0) as moved,
+    ):
+        layer.double()
+        for tensor in (whole, one, layer.weight.data):
+            tensor.fill_(comm.rank)
+        for gossip in (shared, alone, moved):
+            gossip.mix()
+    for tensor in (whole, low, high, one, layer.weight):
+        assert torch.allclose(tensor.detach(), torch.full_like(tensor, mean))
+
+
+def test_graphs_of_one_name_may_not_differ(comm):
+    if comm.size == 1:
+        pytest.skip("one rank differs from nobody")
+    graph = topology.build(Graph("ring"), comm.size)
+    if comm.rank == 0:
+        graph = dataclasses.replace(graph, rounds=graph.rounds * 2)
+    with pytest.raises(SettingError, match=r"topology on rank 1: ring of .* ranks \("):
+        gala_mpi.Gossip([torch.zeros(1)], graph, comm=comm)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_numbers_that_are_not_finite_stay_where_they_are_and_the_right_rank_is_named(comm, capsys, broken):
+    if comm.size != 2:
+        pytest.skip("of two ranks it is plain who reads whom")
+    parameter = torch.zeros(2)
+    with gala_mpi.Gossip([parameter], comm=comm, staleness=0) as gossip:
+        if comm.rank == broken:
+            parameter[0] = torch.nan
+        assert gossip.mix() == []
+        assert gossip.counters.corrupt == (comm.rank != broken)
+    assert bool(torch.isnan(parameter).any()) == (comm.rank == broken)
+    words = "mixes nothing: its own parameters are not" if comm.rank == broken else f"does not mix version 1 of rank {broken}"
+    assert words in capsys.readouterr().err
+
+
 def test_nobody_waits_for_who_does_not_come(comm, signs):
     """One rank mixes only after all others have mixed many times."""
     parameter = torch.zeros(1000)
@@ -202,10 +247,18 @@ def test_two_at_once_and_one_after_another(comm):
             "max_lag 3, staleness 0: a bound of 1 or more, or None,",
         ),
         ([torch.zeros(2)], {"topology": "rung"}, "--topology rung: "),
+        ([torch.zeros(2)], {"topology": None}, "topology None: a name, that of a file, or a gala_mpi.Topology is expected"),
+        ([torch.zeros(2)], {"every": 1.5}, "every 1.5: a whole number, 1 or more, is expected"),
+        ([torch.zeros(2)], {"every": None}, "every None: a whole number, 1 or more, is expected"),
+        ([torch.zeros(2)], {"staleness": "0"}, "staleness '0': a whole number, 0 or more, is expected"),
+        ([torch.zeros(2)], {"checksum": "no"}, "checksum 'no': True or False is expected"),
+        ([torch.zeros(2)], {"state": {"calls": 3}}, "state {'calls': 3}: what Gossip.state has returned is expected"),
+        ([np.zeros(2)], {}, "parameter 0 ndarray: a torch tensor is expected"),
+        (None, {}, "parameter 0 NoneType: a torch tensor is expected"),
     ],
 )
 def test_what_cannot_be_is_one_line(comm, tensors, options, said):
-    with pytest.raises(SettingError, match=said.replace(".", r"\.")) as error:
+    with pytest.raises(SettingError, match=re.escape(said)) as error:
         gala_mpi.Gossip(tensors, comm=comm, **options)
     assert "\n" not in str(error.value)
 
@@ -233,6 +286,8 @@ def test_ranks_that_differ_are_named_on_all(comm):
         ({"checksum": True}, "checksum on rank .*: True: checksum False, as on rank 0, is expected"),
         ({"max_lag": 2}, "max_lag on rank .*: 2: max_lag None, as on rank 0, is expected"),
         ({"buffers": "average"}, "buffers on rank .*: average: buffers keep, as on rank 0, is expected"),
+        ({"topology": None}, "topology on rank .*: None: topology ring, as on rank 0, is expected"),
+        ({"state": 3}, "state on rank .*: 3: state None, as on rank 0, is expected"),
     ],
 )
 def test_nobody_waits_for_who_is_told_something_else(comm, told, said):
