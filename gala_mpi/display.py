@@ -75,7 +75,8 @@ class Display:
             self._history.popleft()
         (then, steps_then), share = self._history[0], steps / self._config.total_steps
         rate = (steps - steps_then) / max(self._shown - then, 1e-9)
-        left = (self._config.total_steps - steps) / rate if rate > 0 else np.inf
+        still = max(self._config.total_steps - steps, 0)  # agents end together, some steps after all are done
+        left = still / rate if rate > 0 else np.inf
         if self._live:
             self._live.update(self._panel(column, steps, share, rate, left), refresh=True)
         else:

@@ -302,7 +302,7 @@ def panel(run: Path, seen: RunStatus) -> Panel:
     if seen.lost:
         table.add_row("", f"[red]lost: {', '.join(f'rank {rank}' for rank in sorted(seen.lost))}")
     table.add_row("steps", f"{seen.steps:,} of {c.total_steps:,} ({share:.1%})")
-    left = (c.total_steps - seen.steps) / seen.rate if seen.rate else math.nan
+    left = max(c.total_steps - seen.steps, 0) / seen.rate if seen.rate else math.nan
     table.add_row("speed", f"{seen.rate:,.0f} steps/s" + (f", {_duration(left)} left" if seen.state == "running" else ""))
     table.add_row("score", f"{_number(seen.score, '+.1f')}  [dim]mean of the newest {RECENT_EPISODES} episodes at most")
     if seen.evaluated:

@@ -118,8 +118,8 @@ def board(**columns: list[float]) -> np.ndarray:
     return rows
 
 
-def line(rows: np.ndarray, capsys) -> str:
-    shown = display.Display(Config(total_steps=10**6, run_dir=Path("runs/one")), 0, frames_per_step=None)
+def line(rows: np.ndarray, capsys, total: int = 10**6) -> str:
+    shown = display.Display(Config(total_steps=total, run_dir=Path("runs/one")), 0, frames_per_step=None)
     shown.show(rows)
     return capsys.readouterr().out
 
@@ -156,6 +156,11 @@ def test_one_update_is_no_plural(capsys):
 def test_an_agent_alone_is_behind_nobody(capsys):
     rows = board(updates=[8])
     assert "behind" not in line(rows, capsys) and "behind" not in panel(rows)
+
+
+def test_no_time_is_left_once_more_than_all_steps_are_done(capsys):
+    """Agents that wait for nobody stop some steps later than that."""
+    assert line(board(updates=[8], steps=[1100]), capsys, total=1000).endswith("  0:00:00 left\n")
 
 
 def test_updates_that_were_skipped_are_told(capsys):
