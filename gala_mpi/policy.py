@@ -195,7 +195,7 @@ class Policy:
         fits = given.shape in (shape, (*given.shape[:1], *shape)) and given.size > 0
         require(fits, "observation of shape", list(given.shape), f"[{shown}] or [N, {shown}]")
         require(np.can_cast(given.dtype, dtype, "same_kind"), "observation of", given.dtype, dtype.name)
-        require(dtype.kind != "f" or np.isfinite(given).all(), "observation of", "nan or inf", "finite numbers,")
+        require(dtype.kind != "f" or np.isfinite(given).all(), "observation of", "nan or inf", "one of finite numbers")
         return np.require(given, dtype, ["C", "W"])
 
 

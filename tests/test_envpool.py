@@ -78,7 +78,7 @@ def test_settings_of_others_are_refused(settings, complaint):
 
 
 def test_films_are_refused():
-    with pytest.raises(SettingError, match="--video: envpool:CartPole-v1 cannot be filmed; a run of "):
+    with pytest.raises(SettingError, match="--env envpool:CartPole-v1: it cannot be filmed; a run of "):
         film.make_filmed("envpool:CartPole-v1")
 
 

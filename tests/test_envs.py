@@ -470,9 +470,9 @@ def test_wrappers_are_those_of_gymnasium_and_ones_own_in_their_order(module):
     for wrapper, said in (
         ("Listed", r"\(TypeError: it renders list; uint8 \[height, width, 3\] is expected, in"),
         ("Scaled", r"\(TypeError: it renders float64 \(4, 4, 3\); uint8 \[height, width, 3\] is expected, in"),
-        ("Blind", "; a render\\(\\) for render_mode rgb_array, which its metadata lists, is expected"),
+        ("Blind", "; a render\\(\\) for rgb_array, which its metadata lists, is expected"),
     ):
-        with pytest.raises(SettingError, match=f"--video: CartPole-v1 cannot be filmed ?{said}"):
+        with pytest.raises(SettingError, match=f"--env CartPole-v1: it cannot be filmed ?{said}"):
             film.make_filmed("CartPole-v1", kwargs=kwargs, wrappers=(f"{name}:{wrapper}",))
 
 

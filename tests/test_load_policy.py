@@ -276,7 +276,7 @@ BAD = {
     "depth": ("gala", np.zeros((1, 1, 4, 44, 40), np.uint8), r"observation of shape .*: \[4, 44, 40\] or \[N, 4, 44, 40\]"),
     "none": ("mlp", np.zeros((0, 5)), r"observation of shape \[0, 5\]"),
     "floats": ("gala", np.zeros((4, 44, 40)), "observation of float64: uint8 is expected"),
-    "infinite": ("mlp", [0, 0, np.inf, 0, 0], "observation of nan or inf: finite numbers, is expected"),
+    "infinite": ("mlp", [0, 0, np.inf, 0, 0], "observation of nan or inf: one of finite numbers is expected"),
     "words": ("mlp", ["a"] * 5, "observation of <U1: float32 is expected"),
 }
 

@@ -31,7 +31,7 @@ def make_filmed(
     if found.kind == "atari":
         return FilmedAtari(found.name, atari.over(found.says))
     if found.kind == "envpool":  # where it cannot, as without a screen MuJoCo, it ends the whole process
-        raise SettingError(f"--video: {env} cannot be filmed; a run of an environment of gymnasium or of Atari is expected")
+        raise SettingError(f"--env {env}: it cannot be filmed; a run of an environment of gymnasium or of Atari is expected")
     return FilmedGym(found.name, raw=raw, **gymnasium_options(env, kwargs, wrappers))
 
 
@@ -74,10 +74,10 @@ class FilmedGym(GymEnvironments):
                 raise TypeError(f"it renders {kind}; uint8 [height, width, 3] is expected")
         except NotImplementedError:  # by an environment without render()
             raise SettingError(
-                f"--video: {name} cannot be filmed; a render() for render_mode rgb_array, which its metadata lists, is expected"
+                f"--env {name}: it cannot be filmed; a render() for rgb_array, which its metadata lists, is expected"
             ) from None
         except (Exception, SystemExit) as error:  # for example, the renderer is not installed
-            raise SettingError(f"--video: {name} cannot be filmed ({in_a_line(error)})") from None
+            raise SettingError(f"--env {name}: it cannot be filmed ({in_a_line(error)})") from None
         self.frames_per_second = self.envs[0].metadata.get("render_fps", 30)
 
     def screen(self) -> np.ndarray:
