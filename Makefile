@@ -1,5 +1,6 @@
 # make train     Kung-Fu Master on 2 ranks for 3 minutes, then a film, a table of scores and a report
 # make study     GALA (ring, exponential), A2C, A3C and independent agents on Pong, 4 ranks each, and a report (25 minutes)
+# make paper     the paper's claims by our own runs: those that are missing (days), and docs/results.md; benchmarks/paper.py --help
 # make validate  real runs on 2 to 16 ranks beside what analysis/simulate.py says of them (20 minutes of a quiet machine)
 # make docs      docs/metrics.md and docs/api.md from the code
 # make test      the tests, on MPICH, Open MPI and Intel MPI, and with EnvPool, each in its own environment, and on Slurm
@@ -20,7 +21,7 @@ MINUTES ?= 3
 GAME ?= kung_fu_master
 RUN := runs/first-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: venv train study validate docs packages test test-commands test-units test-mpich test-tcp test-openmpi test-intel test-envpool test-slurm \
+.PHONY: venv train study paper validate docs packages test test-commands test-units test-mpich test-tcp test-openmpi test-intel test-envpool test-slurm \
 	test-long test-kills \
 	lint stress bench
 
@@ -81,6 +82,13 @@ study: .venv/ready
 	    $(MPICH) mpirun -n $(N) python -m gala_mpi.evaluate $(STUDY)/$${run%:*} --policies $$policies || exit; \
 	done
 	$(MPICH) python analysis/report.py $(STUDY) --out $(STUDY)/report.html
+
+PAPER_FLAGS ?=
+
+paper: .venv/ready
+	.venv/bin/pip install --disable-pip-version-check -q -c constraints.txt -e .[minatar]
+	$(MPICH) python benchmarks/paper.py $(PAPER_FLAGS)
+	$(MPICH) python analysis/results.py
 
 VALIDATED := runs/validate-$(shell date +%Y%m%d-%H%M%S)
 VALIDATE_MINUTES ?= 0.7

@@ -65,8 +65,10 @@ class Options:
     """ppo: training runs of each program."""
     games: int = 20
     """ppo: games that each final policy plays."""
-    out: Path = Path("against-sb3-results")
+    out: Path = ROOT / "results" / "against_sb3"
     """ppo: where the result of every run is kept, so that a second call goes on where the first was stopped."""
+    runs: Path = Path("runs/against-sb3")
+    """ppo: where run directories are until then."""
 
 
 def main(options: Options) -> None:
@@ -85,7 +87,7 @@ def compare_ppo(options: Options) -> None:
     if min(options.seeds, options.games, options.steps or 1) < 1:
         raise SystemExit("--seeds, --games, --steps: numbers of 1 or more are expected")
     sizes = (options.seeds, options.games, options.cores)
-    compare(Comparison(sb3_python(), options.env, options.steps or task.steps, *sizes, options.out))
+    compare(Comparison(sb3_python(), options.env, options.steps or task.steps, *sizes, options.out, options.runs))
 
 
 def compare_a2c(options: Options) -> None:

@@ -170,7 +170,8 @@ def tasks(options: Options) -> list[Task]:
     parts = [part for part in table["parts"] if options.part in (None, part["name"])]
     if not parts:
         names = ", ".join(dict.fromkeys(part["name"] for part in table["parts"]))
-        raise SystemExit(f"--part {options.part}: no such part; one of {names} is expected")
+        print(f"--part {options.part}: no such part; one of {names} is expected", file=sys.stderr)
+        raise SystemExit(2)
     texts = [flags for _, flags in table["methods"].values()] + [part["flags"] for part in table["parts"]]
     told = frozenset(name for text in texts for name in pairs(text))
     found = []

@@ -45,6 +45,7 @@ class Comparison:
         games: that each final policy plays, by its most probable actions.
         cores: ranks of gala_mpi, and threads of SB3.
         folder: of the results.
+        runs: the folder of run directories.
     """
 
     python: Path
@@ -54,6 +55,7 @@ class Comparison:
     games: int
     cores: int
     folder: Path
+    runs: Path
 
     @property
     def task(self) -> Task:
@@ -81,7 +83,7 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     if program == SB3:
         found = sb3(comparison, seed)
     else:
-        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), comparison.folder / name)
+        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), comparison.runs / name)
     found |= {"asked": asked, "load": [load, os.getloadavg()[0]]}
     comparison.folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

@@ -20,6 +20,7 @@ HOMES = {
     "gymnasium": {"envs/"},
     "envpool": {"envs/envpool.py"},
     "h5py": {"run/"},
+    "minatar": {"envs/minatar.py"},
     "onnxruntime": {"networks/onnx.py"},
     "mpi4py": {"mpi/", "exchange/", "gossip.py", "job/build.py"},  # build: the type of the communicator
     "matplotlib": {"topology/draw.py"},

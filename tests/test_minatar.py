@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 
-import gymnasium
 import minatar
 import numpy as np
 import pytest
@@ -15,14 +14,10 @@ from gala_mpi.errors import SettingError
 
 
 @pytest.fixture
-def unregistered():
+def unregistered(registered):
     """Gymnasium's registry as it is in a process that has asked for none of MinAtar's games."""
-    before = dict(gymnasium.registry)
-    for name in [name for name in gymnasium.registry if name.startswith("MinAtar/")]:
-        del gymnasium.registry[name]
-    yield
-    gymnasium.registry.clear()
-    gymnasium.registry.update(before)
+    for name in [name for name in registered if name.startswith("MinAtar/")]:
+        del registered[name]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

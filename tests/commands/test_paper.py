@@ -1,0 +1,126 @@
+"""benchmarks/paper.py on a small table: runs are done, gone on with, taken up from elsewhere, and never done twice."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gala_mpi import open_run
+from launch import HANGS, ROOT, environment
+
+TABLE = """\
+[methods]
+ring = ["GALA, ring", "--exchange gossip --topology ring"]
+half = ["GALA, half the rate", "--exchange gossip --topology ring --base-lr 3.5e-4"]
+a2c = ["A2C", "--exchange allreduce"]
+
+[[parts]]
+name = "poles"
+envs = ["CartPole-v1"]
+methods = ["ring", "half", "a2c"]
+agents = [2]
+seeds = 1
+flags = "--total-steps 20000 --sketch-updates 10"
+games = 2
+"""
+
+
+class Paper:
+    """benchmarks/paper.py in a folder, with a table of its own."""
+
+    def __init__(self, folder):
+        (folder / "table.toml").write_text(TABLE)
+        self.folder = folder
+        self.command = [sys.executable, ROOT / "benchmarks/paper.py", "--table", folder / "table.toml"]
+        self.command += ["--results", folder / "results", "--runs", folder / "runs"]
+
+    def start(self, *flags, **options):
+        return subprocess.Popen(
+            [*map(str, self.command), *flags],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            cwd=self.folder,
+            start_new_session=True,
+            **options,
+        )
+
+    def do(self, *flags):
+        process = self.start(*flags)
+        said, _ = process.communicate(timeout=HANGS)
+        return process.returncode, said
+
+    def rows(self, name="runs"):
+        path = self.folder / "results" / "poles" / f"{name}.csv"
+        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+    def status(self):
+        return self.do("--status")[1]
+
+
+def test_stopped_gone_on_with_and_not_done_twice(tmp_path):
+    paper = Paper(tmp_path)
+    assert paper.status().startswith("poles: 0 of 3 runs")
+    process, first = paper.start(), tmp_path / "runs" / "poles" / "CartPole-v1-ring-2x16-seed0"
+    while not (first / "run.h5").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not paper.rows()
+
+    assert paper.do("--minutes", "0.001")[0] == 0  # one run is begun, and done
+    assert [row["method"] for row in paper.rows()] == ["ring"]
+    assert not first.exists()
+    status, said = paper.do()
+    assert (status, len(paper.rows()), len(paper.rows("curves"))) == (0, 3, 60), said
+    assert "ring" not in said.replace("GALA", "")
+    kept = [(tmp_path / "results" / "poles" / f"{name}.csv").read_bytes() for name in ("runs", "curves")]
+    assert paper.do()[1].startswith("poles: 3 of 3 runs, 0.0 h left")
+    assert kept == [(tmp_path / "results" / "poles" / f"{name}.csv").read_bytes() for name in ("runs", "curves")]
+    for row in paper.rows():
+        assert float(row["steps"]) >= 20000
+        assert (row["games"], row["agents"]) == ("2", "2")
+        assert np.isfinite([float(row[name]) for name in ("hours", "score", "area", "played", "distance", "cosine")]).all()
+        assert row["commit"] or not (ROOT / ".git").exists()
+    assert np.isfinite(float(paper.rows()[-1]["lag"]))
+
+
+@pytest.mark.long
+def test_runs_that_were_made_elsewhere_are_taken_up(tmp_path):
+    """By what they were told, for which another method's run, and one of another length, is none."""
+    paper = Paper(tmp_path)
+    elsewhere = tmp_path / "sweep" / "7"
+    told = "--env CartPole-v1 --seed 0 --exchange gossip --topology ring --base-lr 3.5e-4 --sketch-updates 10"
+    for steps, name in ((20000, "half"), (10000, "short")):
+        command = ["mpirun", "-n", "2", sys.executable, "-m", "gala_mpi.train", *told.split()]
+        flags = ["--total-steps", str(steps), "--run-dir", str(elsewhere / name)]
+        subprocess.run([*command, *flags], check=True, capture_output=True, env=environment())
+    status, said = paper.do("--collect", str(elsewhere))
+    (row,) = paper.rows()
+    assert (status, row["method"], said.count("\n")) == (0, "half", 1), said
+    episodes = open_run(elsewhere / "half").scores
+    last = episodes["score"][episodes["steps"] > 18000]
+    assert float(row["score"]) == pytest.approx(last.mean(), rel=1e-5)
+    assert paper.do("--collect", str(elsewhere))[1].startswith(f"{elsewhere}: no finished run that is missing")
+
+
+def test_tables_of_sweeps_make_the_same_runs(tmp_path):
+    paper = Paper(tmp_path)
+    status, said = paper.do("--sweep", str(tmp_path / "tables"))
+    assert (status, said.split()[:3]) == (0, ["sbatch", "--ntasks=2", "--array=0-2"])
+    lines = (tmp_path / "tables" / "0-poles.txt").read_text().splitlines()
+    assert [len(line.split(" | ")) for line in lines] == [1, 3, 1, 1]
+
+
+def test_a_part_that_there_is_not(tmp_path):
+    status, said = Paper(tmp_path).do("--part", "atari")
+    assert (status, said) == (2, "--part atari: no such part; one of poles is expected\n")
