@@ -66,9 +66,10 @@ games (stratified bootstrap; shares: Wilson). Definitions: [`analysis/digest.py`
 {len(all_of_them.runs)} runs, {all_of_them.hours:.1f} hours: {where or "–"}. Of {", ".join(packages(all_of_them)) or "–"}.
 
 {chapters}
-## A GPU
+## Several agents on one GPU give more frames/s, and keep it busier, at like power
 
-Several agents on one GPU (frames/s, utilisation, watts) are not measured here: no GPU was at hand. `benchmarks/gpu.sh` does it.
+**not tried**: no GPU was at hand for it. `benchmarks/gpu.sh` measures frames/s, how busy the GPU is, and watts, of 1, 2, 4 and 8 agents
+beside one A2C. What is known of one GPU: [performance.md](performance.md#on-a-gpu).
 """
 
 

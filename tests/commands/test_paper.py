@@ -110,6 +110,14 @@ def test_runs_that_were_made_elsewhere_are_taken_up(tmp_path):
     episodes = open_run(elsewhere / "half").scores
     last = episodes["score"][episodes["steps"] > 18000]
     assert float(row["score"]) == pytest.approx(last.mean(), rel=1e-5)
+    ends = np.minimum(np.ceil(episodes["steps"] / 1000), 20)  # the twentieth in which each ended
+    means = [episodes["score"][ends == k].mean() for k in range(1, 21)]
+    assert float(row["area"]) == pytest.approx(np.mean(means), rel=1e-5)
+    assert [float(point["score"]) for point in paper.rows("curves")] == pytest.approx(means, rel=1e-5)
+    updates = [open_run(elsewhere / "half").updates(rank) for rank in (0, 1)]
+    assert float(row["updates"]) == np.mean([rows["update"][-1] for rows in updates])
+    ages = np.concatenate([rows["age"][np.isfinite(rows["age"])] for rows in updates])
+    assert float(row["lag"]) == np.median(ages)
     assert paper.do("--collect", str(elsewhere))[1].startswith(f"{elsewhere}: no finished run that is missing")
 
 
