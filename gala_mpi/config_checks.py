@@ -60,7 +60,8 @@ def check(config: Config) -> None:
     require(c.ema is None or 0 < c.ema < 1, "--ema", c.ema, "a number between 0 and 1, as 0.999,")
     outer = c.outer_momentum
     require(outer is None or 0 <= outer < 1, "--outer-momentum", outer, "0 or more and less than 1")
-    _require_positive("--outer-lr", c.outer_lr)
+    outer = c.outer_lr
+    require(outer is None or 0 < outer <= LARGEST_LR, "--outer-lr", outer, f"a positive number, {LARGEST_LR:g} at most,")
     require(c.preempt is None or 0 < c.preempt <= 1, "--preempt", c.preempt, "a share of the ranks, above 0 and 1 at most,")
     require(1e-6 <= c.action_std <= 1e6, "--action-std", c.action_std, "a number from 1e-6 to 1e6")
     sticky = c.atari.sticky

@@ -83,17 +83,27 @@ def _words(file: Path, settings: Mapping[str, Any], kind: type, table: str) -> I
     """Yield the words of a command line for a table of the file, whose names are fields of the dataclass `kind`."""
     kinds = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)} - set(OF_THE_COMMAND if not table else ())
+    seen: set[str] = set()
     for name, value in settings.items():
         field, shown = name.replace("-", "_"), f"{table}{name}"
         if field not in fields:
             raise SettingError(f"{FLAG} {file}: {shown}: a flag of gala_mpi.train without its -- is expected")
+        if field in seen:
+            raise SettingError(f"{FLAG} {file}: {shown}: it stands there twice, with - and _; one of them is expected")
+        seen.add(field)
         flag = f"--{table}{name.replace('_', '-')}"
         is_table = dataclasses.is_dataclass(kinds[field]) and not hasattr(kinds[field], "from_word")
         if is_table != isinstance(value, dict):
             raise SettingError(f"{FLAG} {file}: {shown}: a {'table' if is_table else 'value'} is expected")
         if is_table:
             yield from _words(file, value, kinds[field], f"{table}{name}.")
-        elif kinds[field] is bool and isinstance(value, bool):
+        elif isinstance(value, list) and typing.get_origin(kinds[field]) is not tuple:
+            raise SettingError(f"{FLAG} {file}: {shown}: one value is expected")
+        elif any(isinstance(each, str) and each.startswith("-") for each in (value if isinstance(value, list) else [value])):
+            raise SettingError(f"{FLAG} {file}: {shown}: a value that is no flag, so without - before it, is expected")
+        elif kinds[field] is bool:
+            if not isinstance(value, bool):
+                raise SettingError(f"{FLAG} {file}: {shown}: true or false is expected")
             yield flag if value else f"--{table}no-{name.replace('_', '-')}"
         elif isinstance(value, list):
             yield from [flag, *value] if value else ()

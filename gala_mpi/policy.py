@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -210,7 +212,8 @@ def load_policy(
     """Load a policy of a run, or the one in a file that `Policy.save` has written.
 
     It is the policy that `gala_mpi.evaluate` plays. Neither MPI nor the run's environment is needed, but by runs so old that
-    their checkpoints do not say what they are of.
+    their checkpoints do not say what they are of. A file of `Policy.save` holds no code; of a network of one's own it names the
+    module, which is imported, and the function, which is called.
 
     Args:
         run: the run directory, which may be that of a run that goes on; or a file of `Policy.save`, of which nothing else is
@@ -235,7 +238,8 @@ def load_policy(
     number = policies.find(path, str(checkpoint), "checkpoint")
     ranks = checkpoints.ranks(path, number)
     together = {"mean": policies.MEAN, "ema": policies.EMA}
-    require(agent in together or agent in ranks, "agent", agent, f"mean, ema or a rank ({', '.join(map(str, ranks))})")
+    known = agent in together if isinstance(agent, str) else isinstance(agent, Integral) and agent in ranks
+    require(known, "agent", agent, f"mean, ema or a rank ({', '.join(map(str, ranks))})")
     try:
         found = policies.read(path, number, ranks if isinstance(agent, str) else [agent], ema=agent == "ema")
     except JobError as error:
@@ -252,16 +256,22 @@ def load_policy(
 
 def _from_file(path: Path, env: str | None, network: str | None) -> Policy:
     try:
+        if zipfile.is_zipfile(path):  # whose checksums torch does not look at
+            with zipfile.ZipFile(path) as archive:
+                require(archive.testzip() is None, f"{path}:", "damaged", "a file that Policy.save has written")
         contents = torch.load(path, map_location="cpu", weights_only=True)
         if contents["format"] != FORMAT:
             raise ValueError(f"format {contents['format']}")
         settings = Config.from_json(contents["settings"])
         spaces, parameters = described_spaces(json.loads(contents["policy"])), contents["parameters"]
-    except Exception as error:  # pickle and zip raise many kinds
+        made, flat = make_network(named_anew(settings, env, network), spaces)
+        saved = sum(tensor.numel() for tensor in parameters.values())
+    except SettingError:
+        raise
+    except Exception as error:  # pickle and zip raise many kinds, and whatever takes in settings that are none
         said = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0]
         raise SettingError(f"{path}: a file that Policy.save has written is expected ({said})") from None
-    made, flat = make_network(named_anew(settings, env, network), spaces)
-    _require_size(settings, len(flat), sum(tensor.numel() for tensor in parameters.values()))
+    _require_size(settings, len(flat), saved)
     try:
         made.load_state_dict(parameters)
     except RuntimeError as error:

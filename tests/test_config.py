@@ -48,7 +48,7 @@ OUT_OF_BOUNDS = [
     ("--survive", "survive", [0.0, -5.0, math.inf, math.nan]),
     ("--mix-steps", "mix_steps", [0, -1]),
     ("--outer-momentum", "outer_momentum", [-0.1, 1.0, math.nan]),
-    ("--outer-lr", "outer_lr", [0.0, -0.7, math.inf, math.nan]),
+    ("--outer-lr", "outer_lr", [0.0, -0.7, 1.1e6, math.inf, math.nan]),
     ("--ema", "ema", [0.0, 1.0, -0.1, math.nan]),
     ("--preempt", "preempt", [0.0, -0.5, 1.01, math.nan]),
     ("--hang-minutes", "hang_minutes", [0.0, -1.0, 1e9, math.inf, math.nan]),

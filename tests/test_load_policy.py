@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,6 +212,41 @@ def test_another_file_is_one_line(tmp_path, contents):
     with pytest.raises(SettingError, match=r"policy.pt: a file that Policy.save has written is expected \(.+\)") as raised:
         gala_mpi.load_policy(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "part, value",
+    [
+        *(("parameters", value) for value in (None, [1], {"encoder.0.weight": "x"})),
+        *(("settings", {name: value}) for name, value in (("network", None), ("network", 3), ("hidden", "a,b"))),
+    ],
+    ids=str,
+)
+def test_a_file_with_other_things_in_it_is_one_line(tmp_path, part, value):
+    path = tmp_path / "policy.pt"
+    policy_of("mlp").save(path)
+    contents = torch.load(path, weights_only=True)
+    contents[part] = json.dumps(json.loads(contents["settings"]) | value) if part == "settings" else value
+    torch.save(contents, path)
+    with pytest.raises(SettingError, match=r"policy.pt: a file that Policy.save has written is expected \(.+\)"):
+        gala_mpi.load_policy(path)
+
+
+def test_a_bit_that_has_changed_is_noticed(tmp_path):
+    path = tmp_path / "policy.pt"
+    policy_of("mlp").save(path)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(SettingError, match=r"policy.pt: damaged: a file that Policy.save has written is expected"):
+        gala_mpi.load_policy(path)
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DiskError, match="pipe cannot be written: it is a device or a pipe"):
+        policy_of("mlp").save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # Acting

@@ -62,6 +62,8 @@ def replaced(path: Path) -> Iterator[Path]:
         DiskError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # root would replace /dev/null by a file
+        raise DiskError(f"{path} cannot be written: it is a device or a pipe")
     try:
         with naming(path):
             temporary.touch()  # whether that is possible is known at once
