@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from gala_mpi.cli import require
 
 
@@ -179,6 +181,7 @@ class Callbacks:
         Raises:
             SettingError: it is no wish.
         """
+        wish = bool(wish) if isinstance(wish, np.bool_) else wish  # what comparing one of numpy's numbers gives
         if wish is None or wish is False:
             return
         name = getattr(callback, "name", type(callback).__qualname__)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gala_mpi import config, config_file
+from gala_mpi.callbacks import Callbacks, Updated
 from gala_mpi.config import Config
 from gala_mpi.envs import modules, registry
 from gala_mpi.errors import SettingError
@@ -50,6 +51,7 @@ def _written(folder: Path, text: str) -> Path:
 def test_keywords_win_and_are_brought_to_their_kinds():
     keywords = {
         **{"num_envs": np.int64(5), "lr": 1, "run_dir": "some/where", "topology": "exponential", "staleness": None},
+        **{"checksum": np.True_, "normalise_rewards": np.False_},
         **{"env_kwargs": ["a=1"], "ppo": {"clip": 0.3}, "a2c": dataclasses.replace(Config().a2c, discount=0.5)},
     }
     found = given.read(given.gather(SEVERAL, keywords))
@@ -57,6 +59,7 @@ def test_keywords_win_and_are_brought_to_their_kinds():
     assert (found.run_dir, found.topology, found.env_kwargs) == (Path("some/where"), Graph("exponential"), ("a=1",))
     assert (found.ppo.epochs, found.ppo.clip, found.a2c.discount) == (7, 0.3, 0.5)
     assert found.staleness is None and found.wall_minutes == 2.5
+    assert found.checksum is True and found.normalise_rewards is False
     assert Config.from_json(found.to_json()) == found
 
 
@@ -75,6 +78,13 @@ def test_every_setting_has_a_kind_that_is_checked():
             given.gather(None, {field.name: object()})
     with pytest.raises(SettingError, match=r"^--num-envs True: a whole number is expected"):
         given.gather(None, {"num_envs": True})
+
+
+@pytest.mark.parametrize("wish", [True, np.True_, "tired", False, np.False_, None])
+def test_what_a_callback_may_return(wish):
+    callbacks = Callbacks([lambda done: wish])
+    callbacks.update(Updated(0, 1, 1, 1, 1, *4 * (0.0,), *3 * (0.0,), 0, ""))
+    assert bool(callbacks.reason) == bool(wish)
 
 
 def top() -> None:

@@ -16,6 +16,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gala_mpi.cli import require
 from gala_mpi.config import Config
 from gala_mpi.envs import modules
@@ -111,8 +113,8 @@ def _fit(flag: str, kind: Any, value: Any) -> Any:
         require(isinstance(value, (str, os.PathLike)), flag, value, "a path")
         return Path(value)
     if kind is bool:
-        require(isinstance(value, bool), flag, value, "True or False")
-        return value
+        require(isinstance(value, (bool, np.bool_)), flag, value, "True or False")
+        return bool(value)
     number, words = PLAIN[kind]
     require(isinstance(value, number) and not isinstance(value, bool), flag, repr(value), words)
     convert: Callable[[Any], Any] = kind
