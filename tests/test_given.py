@@ -7,6 +7,7 @@ import functools
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from gala_mpi.callbacks import Callbacks, Updated
 from gala_mpi.config import Config
 from gala_mpi.envs import modules, registry
 from gala_mpi.errors import SettingError
-from gala_mpi.job import given
+from gala_mpi.job import command, given
 from gala_mpi.topology import Graph
 
 TOPOLOGY = Graph("base:2")
@@ -78,6 +79,17 @@ def test_every_setting_has_a_kind_that_is_checked():
             given.gather(None, {field.name: object()})
     with pytest.raises(SettingError, match=r"^--num-envs True: a whole number is expected"):
         given.gather(None, {"num_envs": True})
+    with pytest.raises(SettingError, match=r"^--env-kwargs {'length': 6}: a list of strings is expected"):
+        given.gather(None, {"env_kwargs": {"length": 6}})
+    with pytest.raises(SettingError, match=r"^--network 3: a name or a function is expected"):
+        given.gather(None, {"network": 3})
+
+
+def test_the_hint_at_the_end_names_the_programs_folder_once(monkeypatch):
+    monkeypatch.setattr(modules, "main_folder", lambda: Path("/there"))
+    monkeypatch.setattr(modules, "given", lambda name, word: SimpleNamespace(__module__=modules.MAIN))
+    monkeypatch.setenv("PYTHONPATH", "/other:/there")
+    assert command._where_it_is_found(Config()) == "PYTHONPATH=/there:/other "
 
 
 @pytest.mark.parametrize("wish", [True, np.True_, "tired", False, np.False_, None])

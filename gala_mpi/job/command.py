@@ -77,7 +77,7 @@ def _where_it_is_found(config: Config) -> str:
     given = [modules.given("env", config.env), modules.given("network", config.network or "")]
     if folder in (None, _here) or modules.MAIN not in [getattr(function, "__module__", None) for function in given]:
         return ""
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = dict.fromkeys([str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     return f"PYTHONPATH={shlex.quote(os.pathsep.join(paths))} "
 
 

@@ -40,8 +40,10 @@ def gather(config: Config | None, keywords: Mapping[str, Any]) -> dict[str, Any]
         found[name] = {**found.get(name, {}), **value} if isinstance(value, Mapping) else value
     require(found.get("config") is None, "config", found.get("config"), "settings, of which only the command reads a file,")
     for name in BY_FUNCTION:
-        if callable(found.get(name)):
-            found[name] = modules.remember(name, found[name])
+        value = found.get(name)
+        if callable(value):
+            found[name] = modules.remember(name, value)
+        require(value is None or callable(value) or isinstance(value, str), f"--{name}", value, "a name or a function")
     return _fitting(Config, found, "")
 
 
@@ -101,7 +103,7 @@ def _fit(flag: str, kind: Any, value: Any) -> Any:
         require(isinstance(value, str) and value in members, flag, value, " or ".join(map(str, members)))
         return value
     if origin is tuple:
-        require(isinstance(value, (tuple, list)), flag, value, "a list")
+        require(isinstance(value, (tuple, list)), flag, value, "a list of strings")
         return tuple(_fit(flag, members[0], each) for each in value)
     if hasattr(kind, "from_word"):
         require(isinstance(value, (kind, str)), flag, value, f"a name, or {kind.__name__.lower()},")
