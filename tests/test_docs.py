@@ -467,7 +467,7 @@ def test_a_command_works_as_it_stands(command, laboratory):
 
 SCRIPTS = {
     f"{page}-{n}": block
-    for page in ("tutorial", "resume", "library")
+    for page in ("tutorial", "resume", "library", "graphs")
     for n, block in enumerate(blocks(ROOT / "docs" / f"{page}.md", "python"))
 }
 

@@ -146,6 +146,11 @@ def _mean_of_rings(size: int, *rings: dict[int, int]) -> Table:
 class Topology:
     """A graph over `size` agents: the rounds of its period.
 
+    Args:
+        name: what messages call it.
+        size: how many agents it has.
+        rounds: of each a `Shifts` or a `Table` of gala_mpi.topology, used in turn, one a mix (docs/graphs.md has an example).
+
     Attributes:
         mutual: whether whom an agent reads reads it too and, in a round, nobody further: a lost agent then cuts a round in two.
     """
