@@ -83,6 +83,8 @@ def test_every_setting_has_a_kind_that_is_checked():
         given.gather(None, {"env_kwargs": {"length": 6}})
     with pytest.raises(SettingError, match=r"^--network 3: a name or a function is expected"):
         given.gather(None, {"network": 3})
+    with pytest.raises(SettingError, match=r"^--lr: a number that large cannot be computed with"):
+        given.gather(None, {"lr": 10**400})
 
 
 def test_the_hint_at_the_end_names_the_programs_folder_once(monkeypatch):

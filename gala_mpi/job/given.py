@@ -21,6 +21,7 @@ import numpy as np
 from gala_mpi.cli import require
 from gala_mpi.config import Config
 from gala_mpi.envs import modules
+from gala_mpi.errors import SettingError
 from gala_mpi.job import prepare
 
 BY_FUNCTION = ("env", "network")  # settings for which a function may stand
@@ -120,4 +121,7 @@ def _fit(flag: str, kind: Any, value: Any) -> Any:
     number, words = PLAIN[kind]
     require(isinstance(value, number) and not isinstance(value, bool), flag, repr(value), words)
     convert: Callable[[Any], Any] = kind
-    return convert(value)
+    try:
+        return convert(value)
+    except OverflowError:  # a whole number beyond all floats
+        raise SettingError(f"{flag}: a number that large cannot be computed with; a smaller one is expected") from None
