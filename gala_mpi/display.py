@@ -228,7 +228,9 @@ class Lines:
 
 def welcome(config: Config, agents: int, library: str, threads: int, origin: Origin, advice: list[str]) -> None:
     """Say what is about to happen, in a few lines."""
-    players = f"{agents} agents" + (f" × {config.actors} actor{'s' * (config.actors > 1)}" if config.actors else "")
+    players = f"{agents} agent{'s' * (agents > 1)}" + (
+        f" × {config.actors} actor{'s' * (config.actors > 1)}" if config.actors else ""
+    )
     memory = f" + {config.memory} of {config.memory_size}" if config.memory else ""
     graph = f" on a {config.topology} graph" if "topology" in EXCHANGES[config.exchange].load().takes else ""
     say(

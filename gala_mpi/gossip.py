@@ -88,7 +88,8 @@ class Gossip:
         arguments = {
             "topology": _shown(topology),
             **{"staleness": staleness, "max_lag": max_lag, "checksum": checksum, "every": every, "buffers": buffers},
-            "state": "None" if state is None else "one" if _is_state(state) else repr(state),
+            # Ranks in lock-step go on from the same mix; others need not.
+            "state": "one" if _is_state(state) and staleness != 0 else repr(state),
             **{
                 f"parameter {name}": f"{tensor.dtype} {[*tensor.shape]}"
                 if isinstance(tensor, torch.Tensor)

@@ -297,6 +297,17 @@ def test_nobody_waits_for_who_is_told_something_else(comm, told, said):
         gala_mpi.Gossip([torch.zeros(1)], comm=comm, **(told if comm.rank == comm.size - 1 else {}))
 
 
+def test_in_lock_step_all_go_on_from_one_mix(comm):
+    if comm.size == 1:
+        pytest.skip("one rank differs from nobody")
+    state = {"calls": 4 + (comm.rank == comm.size - 1), "version": 2}
+    with pytest.raises(
+        SettingError, match=r"state on rank .*: \{'calls': 5, 'version': 2\}: state \{'calls': 4, .* is expected"
+    ):
+        gala_mpi.Gossip([torch.zeros(1)], comm=comm, staleness=0, every=2, state=state)
+    gala_mpi.Gossip([torch.zeros(1)], comm=comm, every=2, state=state).close()
+
+
 def test_bounds_that_might_make_ranks_wait_in_a_circle_are_refused(comm):
     if topology.build(Graph("one-peer-exponential"), comm.size).period == 1:
         pytest.skip("so few ranks have one graph at every update")
