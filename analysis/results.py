@@ -68,8 +68,8 @@ games (stratified bootstrap; shares: Wilson). Definitions: [`analysis/digest.py`
 {chapters}
 ## Several agents on one GPU give more frames/s, and keep it busier, at like power
 
-**not tried**: no GPU was at hand for it. `benchmarks/gpu.sh` measures frames/s, how busy the GPU is, and watts, of 1, 2, 4 and 8
-agents beside one A2C. What is known of one GPU: [performance.md](performance.md#on-a-gpu).
+**not tried**: no GPU was at hand for it. `benchmarks/gpu.sh` measures frames/s, how busy the GPU is, and watts, of
+1, 2, 4 and 8 agents beside one A2C. What is known of one GPU: [performance.md](performance.md#on-a-gpu).
 """
 
 
