@@ -128,13 +128,15 @@ def key(row: Row) -> tuple:
 
 
 def verdict(difference: Estimate) -> str:
-    """Return what a difference says of the claim that it is above 0."""
+    """Return what a difference says of the claim that it is above 0; NaN: one side has no runs."""
+    if np.isnan(difference.value):
+        return OPEN
     return SHOWN if difference.low > 0 else OPPOSITE if difference.high < 0 else NOT_SHOWN
 
 
 def together(differences: Iterable[Estimate]) -> str:
     """Return the verdict where there are several differences: one for each number of environments."""
-    verdicts = {verdict(difference) for difference in differences}
+    verdicts = {verdict(difference) for difference in differences} - {OPEN}
     if not verdicts:
         return OPEN
     return verdicts.pop() if len(verdicts) == 1 else SOME if SHOWN in verdicts else NOT_SHOWN
@@ -143,7 +145,12 @@ def together(differences: Iterable[Estimate]) -> str:
 def cost(*some: Kept) -> str:
     runs = [run for kept in some for run in kept.runs]
     seeds = len({run["seed"] for run in runs})
-    return f"{len(runs)} runs, up to {seeds} {'seed' if seeds == 1 else 'seeds'}, {sum(kept.hours for kept in some):.1f} h"
+    hours = sum(kept.hours for kept in some)
+    return f"{counted(len(runs), 'run')}, up to {counted(seeds, 'seed')}, {hours:.1f} h" if runs else "–"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def best(kept: Kept) -> dict[str, float]:
@@ -214,7 +221,7 @@ def convergent(kept: Kept) -> Finding:
 
 
 def percent(share: Estimate | None) -> str:
-    return "no" if share is None else f"{100 * share.value:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+    return "–" if share is None else f"{100 * share.value:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
 def thresholds(limits: dict[str, float]) -> Table:

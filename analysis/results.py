@@ -6,6 +6,7 @@ python analysis/results.py --results elsewhere --to page
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ def page(found: dict[Claim, Finding], parts: dict[str, Kept]) -> str:
     """Return the page."""
     costs = {claim: claims.cost(*(parts[name] for name in claim.parts)) for claim in found}
     chapters = "\n".join(chapter(claim, finding, costs[claim]) for claim, finding in found.items())
-    rows = [(f"[{claim.says}](#{claim.name})", finding.verdict, costs[claim]) for claim, finding in found.items()]
+    rows = [(f"[{claim.says}](#{anchor(claim.says)})", finding.verdict, costs[claim]) for claim, finding in found.items()]
     summary = Table(("claim", "verdict", "runs"), rows)
     all_of_them = Kept([run for kept in parts.values() for run in kept.runs], {}, {})
-    where = "; ".join(f"{count} runs on {machine}" for machine, count in made(all_of_them, "machine"))
+    where = "; ".join(f"{claims.counted(count, 'run')} on {machine}" for machine, count in made(all_of_them, "machine"))
     return f"""# Results
 
 What the paper (Assran et al. 2019) claims, and what our own runs say of it. `make paper` does the runs that are missing and
@@ -63,7 +64,8 @@ else *not shown*. Scores of several games are in parts of the best run of the ga
 games (stratified bootstrap; shares: Wilson). Definitions: [`analysis/digest.py`](../analysis/digest.py) and
 [`analysis/claims.py`](../analysis/claims.py).
 
-{len(all_of_them.runs)} runs, {all_of_them.hours:.1f} hours: {where or "–"}. Of {", ".join(packages(all_of_them)) or "–"}.
+{claims.counted(len(all_of_them.runs), "run")}, {all_of_them.hours:.1f} hours: {where or "–"}.
+Of {", ".join(packages(all_of_them)) or "–"}.
 
 {chapters}
 ## Several agents on one GPU give more frames/s, and keep it busier, at like power
@@ -76,8 +78,13 @@ games (stratified bootstrap; shares: Wilson). Definitions: [`analysis/digest.py`
 def chapter(claim: Claim, finding: Finding, cost: str) -> str:
     figure = f"![{finding.alt}](results/{claim.name}.png)\n\n" if finding.figure else ""
     tables = "".join(f"{markdown(table).strip()}\n\n" for table in finding.tables if table.rows)
-    heading = f'<a name="{claim.name}"></a>\n\n## {claim.says[0].upper()}{claim.says[1:]}'
+    heading = f"## {claim.says[0].upper()}{claim.says[1:]}"
     return f"{heading}\n\n**{finding.verdict}** ({cost}). {finding.sentence}\n\n{figure}{tables}".rstrip() + "\n"
+
+
+def anchor(heading: str) -> str:
+    """Return what a heading is linked by: lower case, without punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def made(kept: Kept, name: str) -> list[tuple[str, int]]:

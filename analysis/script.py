@@ -136,6 +136,9 @@ def reader_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # which rich makes it of
+            raise
 
 
 def target(out: Path | None, found: list[Run], name: str) -> Path:

@@ -37,6 +37,7 @@ sys.path.insert(0, str(HERE.parent / "analysis"))
 
 from digest import digest, points  # noqa: E402
 from gala_mpi import open_run  # noqa: E402
+from gala_mpi.cli import ignore_broken_pipe  # noqa: E402
 from gala_mpi.run import Run  # noqa: E402
 from gala_mpi.run.reader import find_runs  # noqa: E402
 
@@ -283,4 +284,5 @@ def do_missing(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    with ignore_broken_pipe():
+        main(tyro.cli(Options, description=__doc__))

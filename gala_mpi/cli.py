@@ -97,6 +97,9 @@ def ignore_broken_pipe() -> Iterator[None]:
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # which rich makes it of
+            raise
 
 
 def require(holds: object, flag: str, value: object, allowed: str) -> None:

@@ -169,12 +169,13 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingError as error:
         print(f"gala_mpi: {error}", file=sys.stderr)
         return 2
-    if wanted.value:
-        print(getattr(seen, wanted.value))
-    elif wanted.once or not console.is_terminal:
-        console.print(panel(wanted.run, seen))
-    else:
-        follow(wanted.run, console)
+    with cli.ignore_broken_pipe():
+        if wanted.value:
+            print(getattr(seen, wanted.value))
+        elif wanted.once or not console.is_terminal:
+            console.print(panel(wanted.run, seen))
+        else:
+            follow(wanted.run, console)
     return 0
 
 

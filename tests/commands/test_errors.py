@@ -109,13 +109,18 @@ def test_resume_of_something_else_is_refused(tmp_path):
     assert "--network gala" in assert_refused(tmp_path, "--resume", "--run-dir", "run", "--network", "gala")
 
 
-@pytest.mark.parametrize("command", ["topology ring -n 32", "topology ring -n 32 --json", "topology --help", "train --help"])
-def test_a_reader_that_leaves_is_no_error(command):
+@pytest.mark.parametrize(
+    "command", ["topology ring -n 32", "topology ring -n 32 --json", "topology --help", "train --help", "watch RUN"]
+)
+def test_a_reader_that_leaves_is_no_error(tmp_path, command):
     """`| head`: here the reader has left before anything is written."""
-    program, *arguments = command.split()
+    program, *arguments = command.replace("RUN", str(tmp_path / "run")).split()
+    if program == "watch":
+        train(1, tmp_path / "run", *SMALL, "--total-steps", 200)
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", f"gala_mpi.{program}", *arguments]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=HANGS)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=buffered, timeout=HANGS)
     os.close(writing)
     assert done.stderr == "" and done.returncode == 0

@@ -87,7 +87,7 @@ def test_mean_squares_do_not_end_as_denormal_numbers(run, n):
 @pytest.mark.parametrize("n", [1, 3])
 def test_other_numbers_of_ranks(run, n):
     result = train(n, run, *SMALL, "--total-steps", 10 * n * STEPS_PER_UPDATE)
-    assert f"{n} agents" in result.stdout
+    assert f"{n} agent{'s' * (n > 1)} ×" in result.stdout
     assert_complete(run, n, updates=10)
 
 
