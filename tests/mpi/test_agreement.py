@@ -188,8 +188,8 @@ def test_windows_are_freed(comm, config):
         del exchange
         sizes.append(mapped_mib())
     window_mib = 4 * length / 2**20
-    # Five windows would be left by then. One vector more or less may be there by chance.
-    assert sizes[-1] - sizes[2] < 2 * window_mib, f"mapped memory grows: {sizes} MiB"
+    # Five windows would be left by then. A vector may be there by chance, or a thread's stack, which is two windows.
+    assert sizes[-1] - sizes[2] < 4 * window_mib, f"mapped memory grows: {sizes} MiB"
 
 
 def mapped_mib() -> float:
