@@ -8,8 +8,8 @@
     python benchmarks/paper.py --sweep tables           tables for jobs/slurm/sweep.sh, and how to submit them
     python benchmarks/paper.py --collect runs/sweep-7   the numbers of finished runs, those of a sweep for example
 
-A run that was stopped goes on where it was, and one whose numbers are in results/ is not done again. `make paper` does what is
-missing and makes the page.
+`python -m gala_mpi.watch` shows the run that goes on. One that was stopped goes on where it was, and one whose numbers are in
+results/ is not done again. `make paper` does what is missing and makes the page.
 """
 
 from __future__ import annotations
@@ -278,7 +278,10 @@ def do_missing(options: Options) -> None:
         if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
             break
         rest = hours_left(left[number:], options)
-        print(f"{task.part}, {task.name}: run {number + 1} of {len(left)} that are missing; {in_words(rest)}", flush=True)
+        print(
+            f"run {number + 1} of {len(left)} that are missing; {in_words(rest)}: {options.runs / task.part / task.name}",
+            flush=True,
+        )
         do(task, options)
     print(status(options))
 
