@@ -381,7 +381,7 @@ SCRIPT = "import script, throughput; {} script.main(throughput.answer, throughpu
 @pytest.mark.parametrize(
     "program, file, status",
     [
-        (SCRIPT.format(""), "r/throughput.png", 1),  # rich's status, at the table
+        (SCRIPT.format(""), "r/throughput.png", 0),  # at the table
         (SCRIPT.format("script.print_table = lambda table: None;"), "r/throughput.png", 0),  # after the table
         ("import export; export.main(['r', '--to', 'out', '--format', 'csv'])", "out/r/rank00001/updates.csv", 0),
         ("import report; report.main(['r', '--out', 'r.html'])", "r.html", 0),
