@@ -9,6 +9,7 @@ Definitions:
 * distance, ratio: see consensus.py, at the last update looked at, and the largest.
 * cosine: see gradients.py, mean over pairs of agents and updates.
 * lag: of the messages mixed, median.
+* machine: where these numbers were taken, which with `paper.py --collect` need not be where the run was made.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import os
 import shlex
 import shutil
 import statistics
@@ -26,7 +25,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -35,13 +34,14 @@ import tyro
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "analysis"))
 
+from claims import rows_of  # noqa: E402
 from digest import digest, points  # noqa: E402
 from gala_mpi import open_run  # noqa: E402
 from gala_mpi.cli import ignore_broken_pipe  # noqa: E402
 from gala_mpi.run import Run  # noqa: E402
+from gala_mpi.run.files import replaced  # noqa: E402
 from gala_mpi.run.reader import find_runs  # noqa: E402
 
-STOPPED = 75  # the exit status of a run that can be resumed
 KEY = ("env", "method", "agents", "seed")
 
 
@@ -131,8 +131,7 @@ class Results:
         self._folder = folder
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        path = self._folder / f"{name}.csv"
-        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+        return rows_of(self._folder / f"{name}.csv")
 
     @property
     def done(self) -> dict[tuple[str, ...], dict[str, str]]:
@@ -148,12 +147,10 @@ class Results:
         others = [row for row in self.rows(name) if tuple(row[column] for column in KEY) != key]
         written = sorted([*others, *({k: short(v) for k, v in row.items()} for row in rows)], key=order)
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.{os.getpid()}.tmp"
-        with temporary.open("w", newline="") as file:
+        with replaced(self._folder / f"{name}.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(written)
-        temporary.replace(self._folder / f"{name}.csv")
 
 
 def short(value: Any) -> str:
@@ -210,7 +207,7 @@ def do(task: Task, options: Options) -> None:
 def hours_left(left: Iterable[Task], options: Options) -> float:
     """Return how long runs take, by those of the same part and number of agents that were done, else by any."""
     known: dict[tuple[str, str], list[float]] = {}
-    for part in {task.part for task in tasks(Options(results=options.results))}:
+    for part in {task.part for task in tasks(replace(options, part=None))}:
         for row in Results(options.results / part).done.values():
             known.setdefault((part, row["agents"]), []).append(float(row["hours"]))
     every = [hours for found in known.values() for hours in found]
@@ -282,7 +279,13 @@ def do_missing(options: Options) -> None:
             f"run {number + 1} of {len(left)} that are missing; {in_words(rest)}: {options.runs / task.part / task.name}",
             flush=True,
         )
-        do(task, options)
+        try:
+            do(task, options)
+        except subprocess.CalledProcessError as error:
+            print(
+                f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}; called again, this goes on", file=sys.stderr
+            )
+            raise SystemExit(1) from None
     print(status(options))
 
 
