@@ -103,9 +103,16 @@ def test_the_ball_is_linear_in_the_rate_or_not(tmp_path, power, verdict):
     assert claims.ball(rates, kept).verdict == verdict
 
 
-def test_a_distance_above_its_bound_is_not_shown(tmp_path):
-    kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), lambda *_: {"distance": 1.0, "ratio": 1.2, "score": 1.0})
-    assert claims.ball(claims.load(tmp_path, ["rates"], NAMES), kept).verdict == "not shown"
+@pytest.mark.parametrize("ratio, verdict", [(1.05, "shown"), (1.2, "not shown")])
+def test_a_distance_above_its_bound_is_not_shown(tmp_path, ratio, verdict):
+    """Where it is linear in the rate."""
+
+    def numbers(method, agents, seed):
+        return {"distance": claims.FACTORS.get(method, 1) * (1 + seed / 50), "ratio": ratio, "score": 1.0}
+
+    kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
+    rates = made_up(tmp_path, "rates", ("ring-half", "ring-twice"), (8,), numbers)
+    assert claims.ball(rates, kept).verdict == verdict
 
 
 def test_without_any_run_every_claim_is_open(tmp_path):
