@@ -80,6 +80,7 @@ def test_stopped_gone_on_with_and_not_done_twice(tmp_path):
     assert paper.do("--minutes", "0.001")[0] == 0  # one run is begun, and done
     assert [row["method"] for row in paper.rows()] == ["ring"]
     assert not first.exists()
+    assert "1 of 3 runs" in paper.status() and "nobody knows" not in paper.status()
     status, said = paper.do()
     assert (status, len(paper.rows()), len(paper.rows("curves"))) == (0, 3, 60), said
     assert "ring" not in said.replace("GALA", "")
