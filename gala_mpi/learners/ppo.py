@@ -57,13 +57,13 @@ class PPO(Learner):
     def parts(self, batch: Batch) -> Iterator[Minibatch]:
         """Yield the minibatches of all epochs; under --ppo.target-kl no more epochs once the policy has moved so far."""
         returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, self.settings.gae_lambda)
-        columns = batch.actions, batch.log_probs, batch.values, returns - batch.values, returns
+        numbers = torch.stack([batch.log_probs, batch.values, returns - batch.values, returns], -1)  # taken apart at once
         draw = self.stream(self.updates)
         self._kl = torch.zeros(())
         for _ in range(cast(int, self.settings.epochs)):  # they are settled
             for some in np.array_split(draw.permutation(batch.rows), self.settings.parts(batch.rows)):
                 rows = torch.from_numpy(some).to(returns.device)
-                yield Minibatch(batch, rows, *(batch.some(column, rows) for column in columns))
+                yield Minibatch(batch, rows, batch.some(batch.actions, rows), *batch.some(numbers, rows).unbind(-1))
             if self.settings.target_kl is not None and self._kl > self.settings.target_kl:
                 return
 
@@ -83,7 +83,9 @@ class PPO(Learner):
         if settings.value_clip is not None:
             near = part.values + (values - part.values).clamp(-settings.value_clip, settings.value_clip)
             errors = torch.max(errors, (near - part.returns).square())
-        value, entropy = errors.mean(), distribution.entropy().mean()
+        value = errors.mean()
+        with torch.set_grad_enabled(coefficient > 0):
+            entropy = distribution.entropy().mean()
         with torch.no_grad():
             self._kl = (ratio - 1 - log_ratio).mean()  # never negative; its mean is KL(π_old ‖ π) (Schulman 2020, k3)
             clip_share = ((ratio - 1).abs() > clip).float().mean()

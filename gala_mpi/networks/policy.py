@@ -118,10 +118,10 @@ class Network(nn.Module):
         features, state = self.memory.unroll(features.unflatten(0, resets.shape), state, resets)
         return *self.heads(features, None if mask is None else mask.unflatten(0, resets.shape)), state
 
-    def encode(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode(self, observations: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
         """Map observations [N, ...] to the encoder's features, float32 [N, F], and take off their mask, [N, outputs].
 
-        Features of an encoder with heads of its own are what they give: the policy's outputs, and the value.
+        In place of features, an encoder with heads of its own gives a pair: the policy's outputs, and values [N].
         """
         mask = None
         if self.spaces.masked:
@@ -133,7 +133,7 @@ class Network(nn.Module):
             features = self.encoder(observations.to(self.dtype, memory_format=layout) * self.scale)
         if self.policy is None:
             outputs, values = features
-            features = torch.cat([outputs, values.reshape(-1, 1)], 1)
+            return (outputs.float(), values.float().reshape(-1)), mask
         return features.float(), mask
 
     def normalised(self, observations: torch.Tensor, scaling: Scaling) -> torch.Tensor:
@@ -142,23 +142,25 @@ class Network(nn.Module):
         numbers = scaling(observations[:, first:])
         return torch.cat([observations[:, :first], numbers], 1) if first else numbers
 
-    def heads(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
+    def heads(self, features: Any, mask: torch.Tensor | None = None) -> tuple[Policy, torch.Tensor]:
         """Map features float32 [..., F] to a distribution over actions [...] and values [...].
 
         Args:
+            features: or what the encoder's own heads gave, see `encode`.
             mask: [..., outputs], 0 for actions that may not be taken: their probability is 0. None: all may.
         """
         outputs, value = self.outputs(features, mask)
         return self.distribution(outputs), value
 
-    def outputs(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def outputs(self, features: Any, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Map features float32 [..., F] to the numbers that a distribution is made of, [..., outputs], and values [...].
 
         Args:
+            features: as for `heads`.
             mask: as for `heads`; logits of actions that may not be taken are NEVER.
         """
-        if self.policy is None:
-            outputs, value = features[..., :-1], features[..., -1]
+        if isinstance(features, tuple):
+            outputs, value = features
         else:
             outputs, value = self.policy(features), self.value(features).squeeze(-1)
         return outputs if mask is None else outputs.masked_fill(mask == 0, NEVER), value
