@@ -5,7 +5,8 @@ Definitions:
 * score: the mean of the episodes that ended in the last tenth of the run's steps; none where none did.
 * area: the mean over the run's twenty twentieths of the mean score in each. Where no episode ended, the one before counts on;
   those before the first episode are left out.
-* played: the mean score of the newest evaluation's games, of the averaged policy.
+* played: the mean score of the newest evaluation's games: of the mean of the agents, or of their moving averages where these
+  were evaluated (--ema); where agents share nothing of every agent's policy.
 * distance, ratio: see consensus.py, at the last update looked at, and the largest.
 * cosine: see gradients.py, mean over pairs of agents and updates.
 * lag: of the messages mixed, median.
@@ -64,11 +65,13 @@ def points(run: Run) -> list[tuple[float, float, float]]:
 
 
 def evaluated(run: Run) -> dict[str, float]:
-    """Return the score of the averaged policy in the newest evaluation."""
+    """Return the score of the final policy in the newest evaluation, and of how many games."""
     if not run.evaluations:
         return {"played": np.nan, "games": 0}
     games, _ = run.evaluations[-1]
-    scores = games["score"][games["policy"] == -1]
+    policy = games["policy"]  # an agent; -1: the mean; -2: that of moving averages, and no other
+    apart = run.agents > 1 and run.config["exchange"] == "none"
+    scores = games["score"][policy >= 0 if apart else policy == policy.min()]
     return {"played": mean(scores), "games": len(scores)}
 
 

@@ -180,7 +180,7 @@ class Network:
             flags += ["-hosts", ",".join(addresses), "-ppn", ranks_per_host]
         # What Open MPI leaves when it is killed goes with this network's own files. Its names are unique on one host only.
         variables = [f"{name}={value}" for name, value in {**TRANSPORTS[transport], "TMPDIR": self._files}.items()]
-        # mpirun does not propagation_delay that its hosts are gone; it shall end with the process that has started it.
+        # mpirun does not notice that its hosts are gone; it shall end with the process that has started it.
         place = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/{self._login.pid}/ns/net"]
         command = [*place, "env", *variables, LAUNCHER, *flags]
         return self._script("mpirun", f'#!/bin/sh\nexec {shlex.join(map(str, command))} "$@"\n')

@@ -41,6 +41,7 @@ from gala_mpi.cli import ignore_broken_pipe  # noqa: E402
 from gala_mpi.run import Run  # noqa: E402
 from gala_mpi.run.files import replaced  # noqa: E402
 from gala_mpi.run.reader import find_runs  # noqa: E402
+from network import missing as lacks_for_network  # noqa: E402
 
 KEY = ("env", "method", "agents", "seed")
 
@@ -80,6 +81,7 @@ class Task:
     seed: int
     flags: str
     games: int
+    network: str | None  # flags of network.py, with whose hosts it is done
     told: frozenset[str]  # names of all flags in the table
 
     @property
@@ -92,6 +94,8 @@ class Task:
 
     def is_done_by(self, run: Run) -> bool:
         """Return whether a run is this one and finished: told the same by these flags, and no others of the table."""
+        if self.network:  # nobody can tell by a run
+            return False
         wanted = pairs(self.flags)
         if run.state != "finished" or named(run.starts[0]["command"]) & self.told != set(wanted):
             return False
@@ -177,13 +181,15 @@ def tasks(options: Options) -> list[Task]:
         seeds = options.seeds or range(part["seeds"])
         for seed, agents, env, method in itertools.product(seeds, part["agents"], part["envs"], part["methods"]):
             flags = f"{table['methods'][method][1]} {part['flags']}"
-            found.append(Task(part["name"], env, method, agents, seed, flags, part.get("games", 0), told))
+            more = part.get("games", 0), part.get("network"), told
+            found.append(Task(part["name"], env, method, agents, seed, flags, *more))
     return found
 
 
 def missing(options: Options) -> list[Task]:
+    """Return what is not in results/, or with fewer games than are asked for now."""
     done = {task.part: Results(options.results / task.part).done for task in tasks(options)}
-    return [task for task in tasks(options) if task.key not in done[task.part]]
+    return [task for task in tasks(options) if float(done[task.part].get(task.key, {}).get("games", -1)) < task.games]
 
 
 def do(task: Task, options: Options) -> None:
@@ -194,14 +200,22 @@ def do(task: Task, options: Options) -> None:
         shutil.rmtree(run, ignore_errors=True)
     python = [sys.executable, "-m"]
     what = ["--resume"] if began else ["--env", task.env, "--seed", str(task.seed), *shlex.split(task.flags)]
-    train = ["mpirun", "-n", str(task.agents), *python, "gala_mpi.train", *what, "--run-dir", str(run)]
+    train = [*launcher(task), "-m", "gala_mpi.train", *what, "--run-dir", str(run)]
     if not (began and open_run(run).state == "finished"):
         subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
     if task.games and not open_run(run).evaluations:
-        evaluate = [*python, "gala_mpi.evaluate", str(run), "--policies", "mean", "--episodes", str(task.games)]
+        policies = "ema" if "--ema" in task.flags else "all" if "--exchange none" in task.flags else "mean"
+        evaluate = [*python, "gala_mpi.evaluate", str(run), "--policies", policies, "--episodes", str(task.games)]
         subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
     Results(options.results / task.part).add(task, open_run(run))
     shutil.rmtree(run)
+
+
+def launcher(task: Task) -> list[str]:
+    """Return what starts the task's ranks, up to what Python is told."""
+    if not task.network:
+        return ["mpirun", "-n", str(task.agents), sys.executable]
+    return [sys.executable, str(HERE / "network.py"), "--hosts", str(task.agents), *shlex.split(task.network), "--"]
 
 
 def hours_left(left: Iterable[Task], options: Options) -> float:
@@ -232,7 +246,8 @@ def write_sweep(options: Options) -> None:
     """Write a table for each part and number of agents, of all of its runs, and print how they are submitted."""
     options.sweep.mkdir(parents=True, exist_ok=True)
     table = tomllib.loads(options.table.read_text())
-    for number, part in enumerate(part for part in table["parts"] if options.part in (None, part["name"])):
+    wanted = [part for part in table["parts"] if options.part in (None, part["name"]) and "network" not in part]
+    for number, part in enumerate(wanted):
         seeds = options.seeds or range(part["seeds"])
         lines = [
             " | ".join(f"--env {env}" for env in part["envs"]),
@@ -271,6 +286,9 @@ def main(options: Options) -> None:
 
 def do_missing(options: Options) -> None:
     began, left = time.monotonic(), missing(options)
+    if any(task.network for task in left) and (lack := lacks_for_network()):
+        print(f"runs over a network are left out: {lack}", file=sys.stderr)
+        left = [task for task in left if not task.network]
     for number, task in enumerate(left):
         if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
             break

@@ -78,7 +78,7 @@ def test_equal_hours_are_those_when_the_faster_has_ended(tmp_path):
         return {"score": 10 + seed / 100, "hours": 1.0 if method == "ring" else 2.0}
 
     kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
-    found = claims.equal_hours(claims.load(tmp_path, ["straggler"], NAMES), kept)
+    found = claims.equal_hours(*(claims.load(tmp_path, [part], NAMES) for part in ("network", "straggler")), kept)
     (row,) = found.tables[0].rows
     assert row[2:4] == (60, 120)
     mean = np.mean([10 + seed / 100 for seed in range(4)])
@@ -92,10 +92,28 @@ def test_gradients(tmp_path):
     assert found.tables[0].rows[0][3].value == pytest.approx(0.1 + np.mean([0, 1, 2, 3]) / 100)
 
 
+def test_each_has_the_best_of_its_rates(tmp_path):
+    """GALA scores 8 at the rule's rate, and 11 at twice that; A2C 10 at the rule's, and less at others."""
+    at = {"ring": 8, "ring-twice": 11, "ring-half": 6, "a2c": 10, "a2c-half": 9, "a2c-twice": 7}
+
+    def numbers(method, agents, seed):
+        return {"score": at[method] + seed / 10, "area": 1.0}
+
+    kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8, 2), numbers)
+    rates = made_up(tmp_path, "rates", ("ring-half", "ring-twice", "a2c-half", "a2c-twice"), (8,), numbers)
+    found = claims.rates(kept, rates)
+    assert found.verdict == "shown"
+    assert "GALA, ring at 2 times the rule's rate and A2C at 1 times" in found.sentence
+    assert [row[:3] for row in found.tables[0].rows] == [(name, x, 8) for name in ("GALA, ring", "A2C") for x in (0.5, 1, 2)]
+    assert [row[3].value for row in found.tables[0].rows] == pytest.approx(
+        [(at[method] + 0.15) / 11.3 for method in ("ring-half", "ring", "ring-twice", "a2c-half", "a2c", "a2c-twice")]
+    )
+
+
 @pytest.mark.parametrize("power, verdict", [(1.0, "shown"), (2.0, "not shown")])
 def test_the_ball_is_linear_in_the_rate_or_not(tmp_path, power, verdict):
     def numbers(method, agents, seed):
-        return {"distance": claims.FACTORS.get(method, 1) ** power * (1 + seed / 50), "ratio": 0.5, "score": 1.0}
+        return {"distance": claims.rate(method)[1] ** power * (1 + seed / 50), "ratio": 0.5, "score": 1.0}
 
     kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
     rates = made_up(tmp_path, "rates", ("ring-half", "ring-twice"), (8,), numbers)
@@ -108,7 +126,7 @@ def test_a_distance_above_its_bound_is_not_shown(tmp_path, ratio, verdict):
     """Where it is linear in the rate."""
 
     def numbers(method, agents, seed):
-        return {"distance": claims.FACTORS.get(method, 1) * (1 + seed / 50), "ratio": ratio, "score": 1.0}
+        return {"distance": claims.rate(method)[1] * (1 + seed / 50), "ratio": ratio, "score": 1.0}
 
     kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
     rates = made_up(tmp_path, "rates", ("ring-half", "ring-twice"), (8,), numbers)

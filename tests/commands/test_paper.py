@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import paper as table
 import pytest
 
-from gala_mpi import open_run
+import network
+from gala_mpi import config, config_checks, open_run
+from gala_mpi.topology import build, resolve
 from launch import HANGS, ROOT, environment
 
 TABLE = """\
@@ -30,13 +34,23 @@ seeds = 1
 flags = "--total-steps 20000 --sketch-updates 10"
 games = 2
 """
+NETWORK = """
+[[parts]]
+name = "hosts"
+envs = ["CartPole-v1"]
+methods = ["ring"]
+agents = [2]
+seeds = 1
+network = "--delay-ms 20"
+flags = "--total-steps 2000"
+"""
 
 
 class Paper:
     """benchmarks/paper.py in a folder, with a table of its own."""
 
-    def __init__(self, folder):
-        (folder / "table.toml").write_text(TABLE)
+    def __init__(self, folder, more=""):
+        (folder / "table.toml").write_text(TABLE + more)
         self.folder = folder
         self.command = [sys.executable, ROOT / "benchmarks/paper.py", "--table", folder / "table.toml"]
         self.command += ["--results", folder / "results", "--runs", folder / "runs"]
@@ -58,8 +72,8 @@ class Paper:
         said, _ = process.communicate(timeout=HANGS)
         return process.returncode, said
 
-    def rows(self, name="runs"):
-        path = self.folder / "results" / "poles" / f"{name}.csv"
+    def rows(self, name="runs", part="poles"):
+        path = self.folder / "results" / part / f"{name}.csv"
         return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
     def status(self):
@@ -130,6 +144,27 @@ def test_tables_of_sweeps_make_the_same_runs(tmp_path):
     assert [len(line.split(" | ")) for line in lines] == [1, 3, 1, 1]
 
 
+def test_training_takes_all_that_the_table_asks_for():
+    told = {(task.flags, task.agents) for task in table.tasks(table.Options())}
+    for flags, agents in told:
+        settings = config.parse(shlex.split(flags))
+        config_checks.check(settings)
+        build(resolve(settings.topology, ["host"] * agents), agents)
+
+
 def test_a_part_that_there_is_not(tmp_path):
     status, said = Paper(tmp_path).do("--part", "atari")
     assert (status, said) == (2, "--part atari: no such part; one of poles is expected\n")
+
+
+def test_over_a_network_every_agent_has_a_host(tmp_path):
+    """Where none can be made, that is said and the rest is done."""
+    paper = Paper(tmp_path, NETWORK)
+    status, said = paper.do("--part", "hosts")
+    rows = paper.rows(part="hosts")
+    if lack := network.missing():
+        assert (status, rows) == (0, []) and f"runs over a network are left out: {lack}" in said
+    else:
+        assert (status, len(rows)) == (0, 1), said
+        assert "hosts: 1 of 1 runs" in said
+        assert float(rows[0]["lag"]) >= 1  # 20 ms are several updates
