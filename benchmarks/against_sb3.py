@@ -52,7 +52,7 @@ class Options:
     env: Literal["pong", "breakout", "CartPole-v1", "LunarLander-v3", "HalfCheetah-v5"] = "pong"
     """What is trained; by a2c pong or CartPole-v1. LunarLander-v3 and HalfCheetah-v5 need the extras box2d and mujoco."""
     cores: int = len(os.sched_getaffinity(0))
-    """Ranks of gala_mpi; threads of one SB3 run, or (a2c) SB3 runs of one thread."""
+    """Ranks of gala_mpi; threads of one SB3 run (ppo: where it sees images), or (a2c) SB3 runs of one thread."""
     num_envs: int = 16
     """a2c: environments a process."""
     updates: int = 60
@@ -63,6 +63,9 @@ class Options:
     """ppo: steps of a training run. None: the task's, 100,000 (CartPole) to 2 million (Atari)."""
     seeds: int = 3
     """ppo: training runs of each program."""
+    beside: bool = False
+    """ppo: do SB3's runs of all seeds but the first at once, a core each: for their scores, in less time; only the first one's
+    time is taken then."""
     games: int = 20
     """ppo: games that each final policy plays."""
     out: Path = ROOT / "results" / "against_sb3"
@@ -86,7 +89,7 @@ def compare_ppo(options: Options) -> None:
         )
     if min(options.seeds, options.games, options.steps or 1) < 1:
         raise SystemExit("--seeds, --games, --steps: numbers of 1 or more are expected")
-    sizes = (options.seeds, options.games, options.cores)
+    sizes = (options.seeds, options.games, options.cores, options.beside)
     compare(Comparison(sb3_python(), options.env, options.steps or task.steps, *sizes, options.out, options.runs))
 
 

@@ -1,10 +1,13 @@
 """PPO's scores beside Stable-Baselines3's: the same tasks, settings and steps, several seeds, one program after the other.
 
-gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
-(DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from halves of it and average. Networks are
-SB3's: nature for images, two of 64-64 tanh units for numbers (`ppo_networks.py`).
+gala_mpi trains on a rank a core, each with its share of the environments. By all-reduce (DD-PPO) a rollout has as many
+minibatches as SB3's, so that every optimiser step is that of SB3's minibatch; by gossip an agent's minibatches are as large
+as SB3's, and so fewer. Networks are SB3's: nature for images, two of 64-64 tanh units for numbers (`ppo_networks.py`). SB3
+has a thread a core for images, and else one, with which small networks are three times as fast.
 
-The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was.
+The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
+SB3 takes too long, its runs of all seeds but the first may be done beside each other: their scores count then, and not their
+times.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +47,8 @@ class Comparison:
         env: a key of TASKS.
         steps: of each training run.
         games: that each final policy plays, by its most probable actions.
-        cores: ranks of gala_mpi, and threads of SB3.
+        cores: ranks of gala_mpi, and threads of SB3 where it sees images.
+        beside: do SB3's runs of all seeds but the first at once, a core each, and do not take their times.
         folder: of the results.
         runs: the folder of run directories.
     """
@@ -54,6 +59,7 @@ class Comparison:
     seeds: int
     games: int
     cores: int
+    beside: bool
     folder: Path
     runs: Path
 
@@ -66,6 +72,10 @@ def compare(comparison: Comparison) -> None:
     """Do all runs that are not there yet, and print the table after each seed."""
     found: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
     for seed in range(comparison.seeds):
+        if comparison.beside and seed == 1:
+            print(f"{comparison.env}, {SB3}, seeds 1 to {comparison.seeds - 1} beside each other", file=sys.stderr, flush=True)
+            with ThreadPoolExecutor(comparison.cores) as at_once:
+                list(at_once.map(lambda seed: result(comparison, SB3, seed), range(1, comparison.seeds)))
         for program in PROGRAMS:
             print(f"{comparison.env}, {program}, seed {seed} of {comparison.seeds}", file=sys.stderr, flush=True)
             found[program].append(result(comparison, program, seed))
@@ -76,14 +86,22 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     """Return what a run came to: `training` and `played` scores, `seconds`; of the file of an earlier call, if there is one."""
     name = f"{comparison.env}-{program}-{seed}-{comparison.steps}".replace(", ", "-").replace(" ", "-")
     path = comparison.folder / f"{name}.json"
-    asked = {"task": asdict(comparison.task), "cores": comparison.cores, "games": comparison.games}
+    asked: dict[str, Any] = {"task": asdict(comparison.task), "cores": comparison.cores, "games": comparison.games}
+    beside = program == SB3 and comparison.beside and seed > 0
+    exchange = program.split()[-1].replace("-", "")
+    if program == SB3:
+        asked["threads"] = 1 if beside or not comparison.task.images else comparison.cores
+    else:
+        asked["minibatches"] = minibatches(comparison, exchange)
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
     load = os.getloadavg()[0]
     if program == SB3:
-        found = sb3(comparison, seed)
+        found = sb3(comparison, seed, asked["threads"])
     else:
-        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), comparison.runs / name)
+        found = gala_mpi(comparison, seed, exchange, comparison.runs / name)
+    if beside:
+        found["seconds"] = None
     found |= {"asked": asked, "load": [load, os.getloadavg()[0]]}
     comparison.folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -92,13 +110,19 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def sb3(comparison: Comparison, seed: int) -> dict[str, Any]:
+def minibatches(comparison: Comparison, exchange: str) -> int:
+    """Return into how many minibatches an agent divides its rollout."""
+    task = comparison.task
+    return task.minibatches if exchange == "allreduce" else max(1, task.minibatches // comparison.cores)
+
+
+def sb3(comparison: Comparison, seed: int, threads: int) -> dict[str, Any]:
     command = [comparison.python, HERE / "sb3_ppo.py", "--env", comparison.env, "--steps", str(comparison.steps)]
-    command += ["--seed", str(seed), "--games", str(comparison.games), "--threads", str(comparison.cores)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(comparison.cores))
-    threads |= {"OMP_WAIT_POLICY": "PASSIVE"}  # as for gala_mpi: beside other programs threads that spin are much slower
+    command += ["--seed", str(seed), "--games", str(comparison.games), "--threads", str(threads)]
+    told = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    told |= {"OMP_WAIT_POLICY": "PASSIVE"}  # as for gala_mpi: beside other programs threads that spin are much slower
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=without | threads).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=without | told).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -107,7 +131,7 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dic
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
-    flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
+    flags = [*settings(comparison, exchange), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
     began = time.perf_counter()
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # where its network is
     environment = os.environ | {"PYTHONPATH": path}
@@ -123,7 +147,7 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dic
     return {"training": training, "played": games["score"].tolist(), "seconds": seconds}
 
 
-def settings(comparison: Comparison) -> list[str]:
+def settings(comparison: Comparison, exchange: str) -> list[str]:
     """Return the task's settings as flags of one rank."""
     task = comparison.task
     told = {
@@ -136,7 +160,7 @@ def settings(comparison: Comparison) -> list[str]:
         "--lr": task.lr,
         "--normalise-observations": task.normalise,
         "--normalise-rewards": task.normalise,
-        "--ppo.minibatches": task.minibatches,
+        "--ppo.minibatches": minibatches(comparison, exchange),
         "--ppo.epochs": task.epochs,
         "--ppo.clip": task.clip,
         "--ppo.discount": task.discount,
@@ -151,10 +175,10 @@ def show(comparison: Comparison, found: dict[str, list[dict[str, Any]]]) -> None
     """Print the scores and times that there are. Intervals are over seeds (Student's t)."""
     task = comparison.task
     table = Table("", f"last {EPISODES} episodes", f"{comparison.games} games", "s", f"{SB3}'s time / its own")
-    theirs = statistics.median(result["seconds"] for result in found[SB3])
+    theirs = median_time(found[SB3])
     for program, results in found.items():
         scores = [interval([float(np.mean(each[kind])) for each in results]) for kind in ("training", "played")]
-        seconds = statistics.median(each["seconds"] for each in results)
+        seconds = median_time(results)
         table.add_row(program, *scores, f"{seconds:,.0f}", f"{theirs / seconds:.2f}")
     loads = [load for results in found.values() for result in results for load in result["load"]]
     Console(width=100).print(
@@ -162,6 +186,11 @@ def show(comparison: Comparison, found: dict[str, list[dict[str, Any]]]) -> None
         f"seeds; mean ± 95%; {comparison.cores} cores, load averages {min(loads):.1f} to {max(loads):.1f}",
         table,
     )
+
+
+def median_time(results: list[dict[str, Any]]) -> float:
+    """Return the median of the times that were taken."""
+    return statistics.median(each["seconds"] for each in results if each["seconds"] is not None)
 
 
 def interval(means: list[float]) -> str:

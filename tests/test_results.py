@@ -8,9 +8,12 @@ import math
 
 import numpy as np
 import pytest
+from synthetic import Synthetic
 
 import claims
+import digest
 import results
+from gala_mpi import open_run
 from launch import ROOT
 
 NAMES = {"ring": "GALA, ring", "a2c": "A2C", "ring-half": "half", "ring-twice": "twice", "a2c-half": "h", "a2c-twice": "t"}
@@ -131,6 +134,19 @@ def test_a_distance_above_its_bound_is_not_shown(tmp_path, ratio, verdict):
     kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
     rates = made_up(tmp_path, "rates", ("ring-half", "ring-twice"), (8,), numbers)
     assert claims.ball(rates, kept).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "exchange, scores, played, games",
+    [
+        ("gossip", {-1: [1, 3], 0: [20, 30], 1: [40, 50]}, 2, 2),
+        ("gossip", {-2: [5, 7, 9]}, 7, 3),  # of moving averages
+        ("none", {-1: [-21, -21], 0: [4, 6], 1: [8, 10]}, 7, 4),
+    ],
+)
+def test_what_is_played_is_the_final_policy(tmp_path, exchange, scores, played, games):
+    run = Synthetic(tmp_path / "run", exchange=exchange).evaluate(1, {-1: [99]}).evaluate(2, scores)
+    assert digest.evaluated(open_run(run.path)) == {"played": played, "games": games}
 
 
 def test_without_any_run_every_claim_is_open(tmp_path):
