@@ -1,9 +1,9 @@
 """PPO's scores beside Stable-Baselines3's: the same tasks, settings and steps, several seeds, one program after the other.
 
-gala_mpi trains on a rank a core, each with its share of the environments. By all-reduce (DD-PPO) a rollout has as many
-minibatches as SB3's, so that every optimiser step is that of SB3's minibatch; by gossip an agent's minibatches are as large
-as SB3's, and so fewer. Networks are SB3's: nature for images, two of 64-64 tanh units for numbers (`ppo_networks.py`). SB3
-has a thread a core for images, and else one, with which small networks are three times as fast.
+gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
+(DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from halves of it and average. Networks are
+SB3's: nature for images, two of 64-64 tanh units for numbers (`ppo_networks.py`). SB3 has a thread a core for images, and one
+for numbers, with which it is faster there.
 
 The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
 SB3 takes too long, its runs of all seeds but the first may be done beside each other: their scores count then, and not their
@@ -88,18 +88,15 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     path = comparison.folder / f"{name}.json"
     asked: dict[str, Any] = {"task": asdict(comparison.task), "cores": comparison.cores, "games": comparison.games}
     beside = program == SB3 and comparison.beside and seed > 0
-    exchange = program.split()[-1].replace("-", "")
     if program == SB3:
         asked["threads"] = 1 if beside or not comparison.task.images else comparison.cores
-    else:
-        asked["minibatches"] = minibatches(comparison, exchange)
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
     load = os.getloadavg()[0]
     if program == SB3:
         found = sb3(comparison, seed, asked["threads"])
     else:
-        found = gala_mpi(comparison, seed, exchange, comparison.runs / name)
+        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), comparison.runs / name)
     if beside:
         found["seconds"] = None
     found |= {"asked": asked, "load": [load, os.getloadavg()[0]]}
@@ -108,12 +105,6 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     temporary.write_text(json.dumps(found))
     temporary.replace(path)
     return found
-
-
-def minibatches(comparison: Comparison, exchange: str) -> int:
-    """Return into how many minibatches an agent divides its rollout."""
-    task = comparison.task
-    return task.minibatches if exchange == "allreduce" else max(1, task.minibatches // comparison.cores)
 
 
 def sb3(comparison: Comparison, seed: int, threads: int) -> dict[str, Any]:
@@ -131,7 +122,7 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dic
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
-    flags = [*settings(comparison, exchange), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
+    flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
     began = time.perf_counter()
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # where its network is
     environment = os.environ | {"PYTHONPATH": path}
@@ -147,7 +138,7 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dic
     return {"training": training, "played": games["score"].tolist(), "seconds": seconds}
 
 
-def settings(comparison: Comparison, exchange: str) -> list[str]:
+def settings(comparison: Comparison) -> list[str]:
     """Return the task's settings as flags of one rank."""
     task = comparison.task
     told = {
@@ -160,7 +151,7 @@ def settings(comparison: Comparison, exchange: str) -> list[str]:
         "--lr": task.lr,
         "--normalise-observations": task.normalise,
         "--normalise-rewards": task.normalise,
-        "--ppo.minibatches": minibatches(comparison, exchange),
+        "--ppo.minibatches": task.minibatches,
         "--ppo.epochs": task.epochs,
         "--ppo.clip": task.clip,
         "--ppo.discount": task.discount,
