@@ -198,17 +198,21 @@ def do(task: Task, options: Options) -> None:
     began = (run / "run.h5").exists()
     if not began:
         shutil.rmtree(run, ignore_errors=True)
-    python = [sys.executable, "-m"]
     what = ["--resume"] if began else ["--env", task.env, "--seed", str(task.seed), *shlex.split(task.flags)]
     train = [*launcher(task), "-m", "gala_mpi.train", *what, "--run-dir", str(run)]
     if not (began and open_run(run).state == "finished"):
         subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
-    if task.games and not open_run(run).evaluations:
-        policies = "ema" if "--ema" in task.flags else "all" if "--exchange none" in task.flags else "mean"
-        evaluate = [*python, "gala_mpi.evaluate", str(run), "--policies", policies, "--episodes", str(task.games)]
-        subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
+    play(task, run)
     Results(options.results / task.part).add(task, open_run(run))
     shutil.rmtree(run)
+
+
+def play(task: Task, run: Path) -> None:
+    """Let the final policy of a run play, where none has."""
+    if task.games and not open_run(run).evaluations:
+        policies = "ema" if "--ema" in task.flags else "all" if "--exchange none" in task.flags else "mean"
+        evaluate = [sys.executable, "-m", "gala_mpi.evaluate", str(run), "--policies", policies, "--episodes", str(task.games)]
+        subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
 
 
 def launcher(task: Task) -> list[str]:
@@ -263,12 +267,14 @@ def write_sweep(options: Options) -> None:
 
 
 def collect(options: Options) -> Iterator[str]:
-    """Keep the numbers of finished runs that are asked for, wherever they were made; yield what was kept."""
+    """Keep the numbers of finished runs that are asked for, wherever they were made, and let their final policies play where
+    none has; yield what was kept."""
     left = missing(options)
     for path in find_runs([options.collect]):
         run = open_run(path)
         for task in [task for task in left if task.is_done_by(run)]:
-            Results(options.results / task.part).add(task, run)
+            play(task, path)
+            Results(options.results / task.part).add(task, open_run(path))
             left.remove(task)
             yield f"{path}: {task.part}, {task.name}"
 
