@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "analysis"))
 
 from claims import rows_of  # noqa: E402
-from digest import digest, points  # noqa: E402
+from digest import digest, evaluated, points  # noqa: E402
 from gala_mpi import open_run  # noqa: E402
 from gala_mpi.cli import ignore_broken_pipe  # noqa: E402
 from gala_mpi.run import Run  # noqa: E402
@@ -208,8 +208,8 @@ def do(task: Task, options: Options) -> None:
 
 
 def play(task: Task, run: Path) -> None:
-    """Let the final policy of a run play, where none has."""
-    if task.games and not open_run(run).evaluations:
+    """Let the final policy of a run play, where it has not played as many games as are asked for."""
+    if evaluated(open_run(run))["games"] < task.games:
         policies = "ema" if "--ema" in task.flags else "all" if "--exchange none" in task.flags else "mean"
         evaluate = [sys.executable, "-m", "gala_mpi.evaluate", str(run), "--policies", policies, "--episodes", str(task.games)]
         subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
@@ -268,7 +268,7 @@ def write_sweep(options: Options) -> None:
 
 def collect(options: Options) -> Iterator[str]:
     """Keep the numbers of finished runs that are asked for, wherever they were made, and let their final policies play where
-    none has; yield what was kept."""
+    they have not; yield what was kept. Raises CalledProcessError where that fails."""
     left = missing(options)
     for path in find_runs([options.collect]):
         run = open_run(path)
@@ -303,16 +303,14 @@ def do_missing(options: Options) -> None:
             f"run {number + 1} of {len(left)} that are missing; {in_words(rest)}: {options.runs / task.part / task.name}",
             flush=True,
         )
-        try:
-            do(task, options)
-        except subprocess.CalledProcessError as error:
-            print(
-                f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}; called again, this goes on", file=sys.stderr
-            )
-            raise SystemExit(1) from None
+        do(task, options)
     print(status(options))
 
 
 if __name__ == "__main__":
     with ignore_broken_pipe():
-        main(tyro.cli(Options, description=__doc__))
+        try:
+            main(tyro.cli(Options, description=__doc__))
+        except subprocess.CalledProcessError as error:
+            print(f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}; called again, this goes on", file=sys.stderr)
+            raise SystemExit(1) from None

@@ -84,7 +84,7 @@ class PPO(Learner):
             near = part.values + (values - part.values).clamp(-settings.value_clip, settings.value_clip)
             errors = torch.max(errors, (near - part.returns).square())
         value = errors.mean()
-        with torch.set_grad_enabled(coefficient > 0):
+        with torch.set_grad_enabled(coefficient != 0):
             entropy = distribution.entropy().mean()
         with torch.no_grad():
             self._kl = (ratio - 1 - log_ratio).mean()  # never negative; its mean is KL(π_old ‖ π) (Schulman 2020, k3)
