@@ -312,5 +312,6 @@ if __name__ == "__main__":
         try:
             main(tyro.cli(Options, description=__doc__))
         except subprocess.CalledProcessError as error:
-            print(f"{shlex.join(map(str, error.cmd))} ended with {error.returncode}; called again, this goes on", file=sys.stderr)
+            command = shlex.join(map(str, error.cmd))
+            print(f"{command} ended with {error.returncode}; called again, this goes on", file=sys.stderr)
             raise SystemExit(1) from None
