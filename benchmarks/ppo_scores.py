@@ -2,7 +2,7 @@
 
 gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
 (DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from halves of it and average. Networks are
-SB3's: nature for images, two of 64-64 tanh units for numbers (`ppo_networks.py`). SB3 has a thread a core for images, and one
+SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for images, and one
 for numbers, with which it is faster there.
 
 The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
@@ -124,12 +124,10 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dic
     mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
     flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
     began = time.perf_counter()
-    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # where its network is
-    environment = os.environ | {"PYTHONPATH": path}
-    subprocess.run([*mpirun, *python, "gala_mpi.train", *flags], check=True, stdout=sys.stderr, env=environment)
+    subprocess.run([*mpirun, *python, "gala_mpi.train", *flags], check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - began
     evaluate = [*python, "gala_mpi.evaluate", str(run), "--episodes", str(comparison.games), "--policies", "mean"]
-    subprocess.run(evaluate, check=True, stdout=sys.stderr, env=environment)
+    subprocess.run(evaluate, check=True, stdout=sys.stderr)
     ((games, _),) = reader.open_run(run).evaluations
     rows = [row for rank in range(comparison.cores) for row in reader.read_rows(run, rank, "episodes")]
     rows.sort(key=lambda row: row["hours"])
@@ -144,7 +142,7 @@ def settings(comparison: Comparison) -> list[str]:
     told = {
         "--learner": "ppo",
         "--env": comparison.env,
-        "--network": "nature" if task.images else "ppo_networks:apart",
+        "--network": "nature" if task.images else "mlp",
         "--total-steps": comparison.steps,
         "--num-envs": task.num_envs // comparison.cores,
         "--rollout-length": task.length,
@@ -158,6 +156,8 @@ def settings(comparison: Comparison) -> list[str]:
         "--ppo.gae-lambda": task.gae_lambda,
         "--ppo.entropy-coefficient": task.entropy,
     }
+    if not task.images:
+        told["--value-network"] = "copy"
     words = [word for flag, value in told.items() for word in (flag, str(value))]
     return [*words, "--ppo.decay-lr" if task.decay_lr else "--ppo.no-decay-lr"]
 

@@ -132,6 +132,9 @@ class Config:
     """Of --network mlp: how many units each of its layers has, as 256,256. None: 64,64. A run keeps its own."""
     activation: Optional[Literal["tanh", "relu"]] = None
     """Of --network mlp: what follows each of its layers. None: tanh. A run keeps its own."""
+    value_network: Optional[Literal["shared", "copy"]] = None
+    """Of --network mlp: whether the value is learnt behind the policy's layers (shared), or behind as many of its own (copy; as
+    OpenAI's Baselines call it), as PPO is mostly used on numbers. None: shared. A run keeps its own."""
     memory: Optional[Literal["lstm", "gru"]] = None
     """With what the network remembers an episode: lstm or gru, a layer of units behind its encoder, for tasks in which one
     observation does not show all (docs/environments.md). None: with nothing. A run keeps its choice.

@@ -126,6 +126,8 @@ def _check_together(c: Config) -> None:
     minibatches = c.ppo.minibatches if c.memory and c.learner_settings is c.ppo else None
     few = minibatches is None or minibatches <= c.num_envs
     require(few, f"--memory {c.memory} --num-envs {c.num_envs} --ppo.minibatches", minibatches, f"{c.num_envs} or less")
+    alone = not (c.memory and c.value_network == "copy")
+    require(alone, f"--memory {c.memory} --value-network", c.value_network, "shared, since one memory is behind both,")
     if c.survive is not None:
         require(c.staleness != 0, f"--survive {c.survive} --staleness", c.staleness, "a bound of 1 or more, or none,")
     if c.max_lag is not None:

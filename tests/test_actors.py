@@ -25,7 +25,7 @@ from gala_mpi.mpi.world import World
 from gala_mpi.rollout.arrivals import Arrivals
 from gala_mpi.rollout.collector import Fault
 from gala_mpi.rollout.message import Form, Played
-from gala_mpi.rollout.stored import Stored
+from gala_mpi.rollout.recomputed import computed_again
 
 T, N = 6, 3
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ class Both:
             *(config, 0, Player(self.network), environments, streams(0), lambda: None, Clock(), generator)
         )
         self.form = Form(self.network, T, config.num_envs, len(self.learner.flat.counted.data))
-        self.passes = Stored(self.network, T, torch.cat(self.collector.observations))
+        self.passes = computed_again(self.network, CPU)(self.network, T, torch.cat(self.collector.observations))
 
     def send(self, played: Played, first: int = 0) -> Played:
         """What arrives of a rollout."""

@@ -9,7 +9,8 @@ import torch
 from gala_mpi.envs.base import Spaces
 from gala_mpi.flat import Flat
 from gala_mpi.networks.policy import Network
-from gala_mpi.rollout.cached import PART_BYTES, Cached
+from gala_mpi.rollout.cached import Cached
+from gala_mpi.rollout.chain import PART_BYTES
 from gala_mpi.rollout.kernels import Convolution
 
 T, N = 3, 4
@@ -48,7 +49,7 @@ def some_loss(policy, values: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
 def test_gradient_is_that_of_an_ordinary_pass_in_every_rollout(name, spaces, precision, tolerance, part_bytes, monkeypatch):
     """A rollout that is one part, or many."""
-    monkeypatch.setattr("gala_mpi.rollout.cached.PART_BYTES", part_bytes)
+    monkeypatch.setattr("gala_mpi.rollout.chain.PART_BYTES", part_bytes)
     torch.manual_seed(0)
     ordinary, network = (Network(name, spaces, of).to(memory_format=torch.channels_last) for of in ("fp32", precision))
     flat = Flat(network)

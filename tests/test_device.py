@@ -13,8 +13,9 @@ from gala_mpi.device import WARM_UP_CALLS, Download, Upload, cuda_graph, on_host
 from gala_mpi.envs.gym import GymEnvironments
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.networks.policy import Network
-from gala_mpi.rollout import collector
+from gala_mpi.rollout import cached, collector
 from gala_mpi.rollout.collector import Collector
+from gala_mpi.rollout.stored import Stored
 from gpu import ASKED, Gpu
 
 CPU = torch.device("cpu")
@@ -124,7 +125,8 @@ def trained(kind: str, precision: str, updates: int, path: str = "cached") -> tu
 def test_training_by_graphs_is_training_bit_for_bit(kind, precision, path, monkeypatch):
     """Everything that changes between updates must lie where a graph looks for it."""
     if path == "stored":
-        monkeypatch.setattr(collector, "fits", lambda network, learner: False)
+        monkeypatch.setattr(cached, "fits", lambda network, learner: False)
+        monkeypatch.setattr(collector, "computed_again", lambda network, device: Stored)
     updates = WARM_UP_CALLS + 4
     expected, expected_losses = trained(kind, precision, updates, path)
     gpu = Gpu(monkeypatch)

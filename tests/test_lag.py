@@ -43,7 +43,7 @@ def world():
 
 def new_agent(world: World, **settings) -> Agent:
     agent = build.build(replace(CONFIG, **settings), world.comm, 0, 2)
-    assert agent.collector.passes.name == "stored"
+    assert agent.collector.passes.name == ("stored" if settings.get("memory") else "recomputed")
     agent.start()
     return agent
 

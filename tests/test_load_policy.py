@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[Spaces, dict[str, Any]]] = {
     "impala": (Spaces((3, 20, 24), True, 6), {"network": "impala"}),
     "small": (Spaces((1, 9, 8), True, 3, dtype="float32", scale=1.0), {"network": "small"}),
     "mlp": (VECTOR, {"network": "mlp", "hidden": "16,8", "activation": "relu", "normalise_observations": True}),
+    "mlp with a copy": (VECTOR, {"network": "mlp", "value_network": "copy", "normalise_observations": True}),
     "mlp of images": (Spaces((3, 9, 8), True, 3), {"network": "mlp"}),
     "masks": (PACKED, {"network": "small", "normalise_observations": True, "normalise_rewards": True}),
     "box": (BOX, {"network": "mlp"}),

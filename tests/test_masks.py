@@ -168,6 +168,7 @@ def test_log_probabilities_and_entropies_under_a_mask_are_those_of_the_allowed_a
 
 NETWORKS = {
     "mlp": (Spaces((4,), False, 4), {"hidden": "16,8", "activation": "relu"}),
+    "mlp, value apart": (Spaces((4,), False, 4), {"hidden": "16,8", "value_network": "copy"}),
     "impala": (Spaces((2, 8, 9), True, 4), {}),
     "nets:features": (Spaces((4,), False, 4), {}),
     "nets:Apart": (Spaces((4,), False, None, (2,), choices=(3, 2)), {}),
@@ -180,6 +181,7 @@ def test_probabilities_under_every_mask_are_those_of_the_allowed_actions_by_enum
     """Of each choice, over all masks that allow something: by what the same network gives without a mask."""
     torch.manual_seed(0)
     plain, settings = NETWORKS[name]
+    name = name.partition(",")[0]
     counts = plain.choices or (plain.outputs,)
     image, numbers = plain.observation_shape if plain.image else None, math.prod(plain.observation_shape) + sum(counts)
     packed = {"observation_shape": (numbers,), "image": False, "image_shape": image, "dtype": "float32", "scale": 1.0}
@@ -188,7 +190,8 @@ def test_probabilities_under_every_mask_are_those_of_the_allowed_actions_by_enum
     without = Network(name, replace(plain, scale=1.0), settings=settings)
     without.load_state_dict({key.replace("encoder.image.", "encoder."): value for key, value in network.state_dict().items()})
     for each in (network, without):
-        (each.encoder.actor[-1] if each.policy is None else each.policy).weight.data.mul_(20)
+        head = each.policy or (each.encoder.actor if name == "nets:Apart" else each.encoder.policy)[-1]
+        head.weight.data.mul_(20)
     allowed = [mask for mask in itertools.product((0.0, 1.0), repeat=sum(counts)) if all(map(any, parted(mask, counts)))]
     observation = torch.rand(1, *plain.observation_shape)
     rows = torch.cat([observation.flatten(1).expand(len(allowed), -1), torch.tensor(allowed)], 1)

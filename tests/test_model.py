@@ -87,6 +87,27 @@ def test_mlp_has_the_layers_that_it_is_told(spaces, hidden, expected, activation
     assert network.description()["hidden"] == hidden and network.description()["activation"] == activation
 
 
+@pytest.mark.parametrize("spaces", [CARTPOLE, Spaces((2, 5, 6), True, 2), Spaces((3,), False, None, (2,))])
+def test_a_value_has_layers_of_its_own_where_it_is_told_so(spaces):
+    torch.manual_seed(0)
+    settings = {"hidden": "16,8", "activation": "relu", "value_network": "copy"}
+    network = Network("mlp", spaces, settings=settings)
+    x = some_observations(spaces)
+    policy, values = network(x)
+    x = (x.float() / 255).permute(0, 2, 3, 1).flatten(1) if spaces.image else x
+    for chain, got in (
+        (network.encoder.policy, policy.logits if spaces.discrete else policy.mean),
+        (network.encoder.value, values),
+    ):
+        layers = [layer for layer in chain if isinstance(layer, nn.Linear)]
+        assert [layer.out_features for layer in layers] == [16, 8, 1 if got is values else 2]
+        y = x
+        for layer in layers:
+            y = (y if layer is layers[0] else y.relu()) @ layer.weight.T + layer.bias
+        torch.testing.assert_close(got, y[:, 0] if got is values else y, rtol=1e-4, atol=1e-5)
+    assert network.description() | settings == network.description()
+
+
 def test_mlp_is_the_same_bit_for_bit_when_it_is_told_its_defaults():
     torch.manual_seed(0)
     told = Network("mlp", CARTPOLE, settings={"hidden": "64,64", "activation": "tanh"})

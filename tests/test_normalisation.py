@@ -26,8 +26,8 @@ from gala_mpi.learners.base import Losses
 from gala_mpi.mpi.world import World
 from gala_mpi.networks.policy import Network
 from gala_mpi.networks.statistics import BOUND, EPSILON, LARGEST, Sums
+from gala_mpi.rollout import cached, tally
 from gala_mpi.rollout import collector as collecting
-from gala_mpi.rollout import tally
 from gala_mpi.rollout.cached import Cached
 from gala_mpi.rollout.collector import Collector, _Room
 from gala_mpi.rollout.stored import Stored
@@ -397,7 +397,8 @@ paths = pytest.mark.parametrize("path", ["cached", "stored"])
 def through(monkeypatch):
     def choose(path: str) -> None:
         if path == "stored":
-            monkeypatch.setattr(collecting, "fits", lambda network, learner: False)
+            monkeypatch.setattr(cached, "fits", lambda network, learner: False)
+            monkeypatch.setattr(collecting, "computed_again", lambda network, device: Stored)
 
     return choose
 

@@ -193,9 +193,9 @@ def test_advantages_are_sums_of_discounted_errors_and_returns_are_these_and_the_
     learner = new_learner(spaces, gae_lambda=LAMBDA, minibatches=1, epochs=1)
     batch = new_batch(learner)
     (part,) = learner.parts(batch)
-    expected = advantages_of(batch).flatten()[part.rows]
+    expected = advantages_of(batch)
     np.testing.assert_allclose(part.advantages, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(part.returns, expected + batch.values.flatten()[part.rows].numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(part.returns, expected + batch.values.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_normalised_advantages_have_mean_0_and_variance_1_and_one_alone_is_0():
@@ -208,7 +208,16 @@ def test_normalised_advantages_have_mean_0_and_variance_1_and_one_alone_is_0():
 # Minibatches
 
 
-@pytest.mark.parametrize("minibatches", [1, 2, 4, 5, T * N, 100])
+def test_one_minibatch_is_the_rollout_as_it_lies():
+    learner = new_learner(minibatches=1, epochs=3)
+    batch = new_batch(learner)
+    parts = list(learner.parts(batch))
+    assert len(parts) == 3
+    for part in parts:
+        assert part.rows is None and torch.equal(part.actions, batch.actions) and torch.equal(part.log_probs, batch.log_probs)
+
+
+@pytest.mark.parametrize("minibatches", [2, 4, 5, T * N, 100])
 def test_every_row_is_in_exactly_one_minibatch_of_an_epoch(minibatches):
     learner = new_learner(minibatches=minibatches, epochs=3)
     batch = new_batch(learner)
@@ -333,7 +342,7 @@ def test_an_update_takes_all_its_steps_and_adds_what_it_has_seen_to_the_statisti
     )
     agent = build.build(config, world.comm, 0, 1)
     learner = agent.learner
-    assert agent.collector.passes.name == "stored" and not learner.one_pass
+    assert agent.collector.passes.name == "recomputed" and not learner.one_pass
     agent.start()
     for update in range(1, 4):
         done = agent.update()

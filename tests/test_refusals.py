@@ -130,6 +130,16 @@ TRAIN = {
         "is expected",
     ),
     "too many units": (("--hidden", "10001"), "--hidden 10001: a number of units a layer", ""),
+    "a copy of the value's network for images": (
+        ("--env", "pong", "--value-network", "copy"),
+        "--network gala --value-network copy: --network mlp is expected with it",
+        "",
+    ),
+    "a memory of two networks": (
+        ("--memory", "lstm", "--value-network", "copy"),
+        "--memory lstm --value-network copy: shared, since one memory is behind both, is expected",
+        "",
+    ),
     "words": (("--hidden", "64x64"), "--hidden 64x64: a number of units a layer", ""),
     "a game": (
         ("--env", "pong", "--normalise-observations"),
@@ -389,7 +399,10 @@ def test_a_run_keeps_what_it_normalises(world, old, capfd, flag):
     assert line == f"{flag} True: the run in {run} has False, and goes on with it"
 
 
-@pytest.mark.parametrize(("flag", "value", "has"), [("--hidden", "128,128", "64,64"), ("--activation", "relu", "tanh")])
+@pytest.mark.parametrize(
+    ("flag", "value", "has"),
+    [("--hidden", "128,128", "64,64"), ("--activation", "relu", "tanh"), ("--value-network", "copy", "shared")],
+)
 def test_a_run_keeps_its_layers(world, old, capfd, flag, value, has):
     """One that was begun before there was a choice has those that it had."""
     run = old / "allreduce"
@@ -400,11 +413,13 @@ def test_a_run_keeps_its_layers(world, old, capfd, flag, value, has):
 def test_layers_are_settled_and_stored(world):
     def settled(*flags: str):
         found, network, _ = prepare.settle(prepare.read(["--env", "CartPole-v1", *flags]), world)
-        return found.network, found.hidden, found.activation, network.parameters
+        return found.network, found.hidden, found.activation, found.value_network, network.parameters
 
-    assert settled() == ("mlp", "64,64", "tanh", 4_675)
-    assert settled("--hidden", "8", "--activation", "relu") == ("mlp", "8", "relu", 4 * 8 + 8 + 3 * (8 + 1))
-    assert settled("--network", "nets:linear") == ("nets:linear", None, None, 3 * (4 + 1))
+    assert settled() == ("mlp", "64,64", "tanh", "shared", 4_675)
+    assert settled("--hidden", "8", "--activation", "relu") == ("mlp", "8", "relu", "shared", 4 * 8 + 8 + 3 * (8 + 1))
+    apart = settled("--hidden", "8", "--value-network", "copy")
+    assert apart == ("mlp", "8", "tanh", "copy", 2 * (4 * 8 + 8) + 3 * (8 + 1))
+    assert settled("--network", "nets:linear") == ("nets:linear", None, None, None, 3 * (4 + 1))
 
 
 @pytest.mark.parametrize(("learner", "rows"), [("a2c", 16), ("ppo", 512)])

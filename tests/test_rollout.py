@@ -362,7 +362,7 @@ def rollout_of(
     [
         (A2C, None, "cached"),
         (VTrace, None, "cached"),
-        (PPO, None, "stored"),
+        (PPO, None, "recomputed"),
         (PPO, "lstm", "stored"),
         (VTrace, "gru", "stored"),
     ],

@@ -19,7 +19,7 @@ from gala_mpi.networks.policy import Network
 from gala_mpi.record.sketch import Sketcher
 from gala_mpi.rollout.arrivals import Arrivals
 from gala_mpi.rollout.message import Form
-from gala_mpi.rollout.stored import Stored
+from gala_mpi.rollout.recomputed import computed_again
 
 FIRST_ACTOR = 1  # who tells its learner of the environments
 
@@ -48,7 +48,7 @@ def build_learner(config: Config, world: World) -> Agent:
     seen = Upload(where)(np.zeros((config.num_envs, *spaces.observation_shape), spaces.observation_dtype))
     # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI.
     between = (lambda: arrivals.progress()) if where.type == "cpu" else None
-    passes = Stored(network, config.length, seen, between=between)
+    passes = computed_again(network, where)(network, config.length, seen, between=between)
     queues = LearnerQueues(crew, len(learner.flat), form.words, config.checksum, config.survive is not None)
     arrivals = Arrivals(learner, queues, form, passes, config.num_envs, shared.progress, config.survive)
     sketch = Sketcher(len(learner.flat.learnt.data), config.sketch_updates)

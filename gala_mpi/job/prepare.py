@@ -224,7 +224,8 @@ def _require_taken(wanted: Config, network: str) -> None:
         value = getattr(wanted, name)
         if value is not None and name not in networks.member(network).settings:
             takers = " or ".join(other for other, member in NETWORKS.items() if name in member.settings)
-            raise SettingError(f"--network {network} --{name} {value}: --network {takers} is expected with it")
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingError(f"--network {network} {flag} {value}: --network {takers} is expected with it")
 
 
 def _check_preemption(wanted: Config, told: LearnerSettings, ranks: int) -> None:

@@ -24,7 +24,7 @@ class Minibatch:
 
     Attributes:
         batch: the rollout.
-        rows: which of its rows, int64 [M].
+        rows: which of its rows, int64 [M]. None: all, and tensors are [T, N].
         actions: int64 [M, ...] or float32 [M, *action_shape].
         log_probs: of the actions, by the policy that drew them.
         values: by the network that played.
@@ -33,7 +33,7 @@ class Minibatch:
     """
 
     batch: Batch
-    rows: torch.Tensor
+    rows: torch.Tensor | None
     actions: torch.Tensor
     log_probs: torch.Tensor
     values: torch.Tensor
@@ -58,10 +58,12 @@ class PPO(Learner):
         """Yield the minibatches of all epochs; under --ppo.target-kl no more epochs once the policy has moved so far."""
         returns = lambda_returns(batch.rewards, batch.discounts, batch.next_values, self.settings.gae_lambda)
         numbers = torch.stack([batch.log_probs, batch.values, returns - batch.values, returns], -1)  # taken apart at once
-        draw = self.stream(self.updates)
+        draw, parts = self.stream(self.updates), self.settings.parts(batch.rows)
         self._kl = torch.zeros(())
         for _ in range(cast(int, self.settings.epochs)):  # they are settled
-            for some in np.array_split(draw.permutation(batch.rows), self.settings.parts(batch.rows)):
+            if parts == 1:  # their order is nothing to learn from
+                yield Minibatch(batch, None, batch.actions, *numbers.unbind(-1))
+            for some in np.array_split(draw.permutation(batch.rows), parts) if parts > 1 else ():
                 rows = torch.from_numpy(some).to(returns.device)
                 yield Minibatch(batch, rows, batch.some(batch.actions, rows), *batch.some(numbers, rows).unbind(-1))
             if self.settings.target_kl is not None and self._kl > self.settings.target_kl:

@@ -56,9 +56,9 @@ NETWORKS = {
     ),
     "mlp": NetworkMember(
         "gala_mpi.networks.encoders:mlp",
-        "64-64 tanh units, or those of --hidden and --activation; images are flattened",
+        "64-64 tanh units, or those of --hidden, --activation and --value-network; images are flattened",
         None,
-        settings={"hidden": "64,64", "activation": "tanh"},
+        settings={"hidden": "64,64", "activation": "tanh", "value_network": "shared"},
     ),
 }
 SETTINGS = tuple(dict.fromkeys(name for member in NETWORKS.values() for name in member.settings))

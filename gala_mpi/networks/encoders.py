@@ -55,13 +55,24 @@ def small(spaces: Spaces) -> nn.Sequential:
     return nn.Sequential(convolution, nn.ReLU(), Flatten(), orthogonal(nn.Linear(features, 128)), nn.ReLU())
 
 
-def mlp(spaces: Spaces, hidden: str = "64,64", activation: str = "tanh") -> nn.Sequential:
+def mlp(spaces: Spaces, hidden: str = "64,64", activation: str = "tanh", value_network: str = "shared") -> nn.Module:
     """Build linear layers for observations that are vectors; images are flattened.
 
     Args:
         hidden: how many units each has, as "64,64".
         activation: what follows each, "tanh" or "relu".
+        value_network: "shared": the value's head is behind the same layers as the policy's. "copy": behind layers of its own.
     """
+    if value_network == "shared":
+        return linear(spaces, hidden, activation)
+    policy, value = linear(spaces, hidden, activation), linear(spaces, hidden, activation)
+    units = int(hidden.split(",")[-1])
+    heads = orthogonal(nn.Linear(units, spaces.outputs), 0.01), orthogonal(nn.Linear(units, 1), 1.0)
+    return Apart(policy.append(heads[0]), value.append(heads[1]))
+
+
+def linear(spaces: Spaces, hidden: str, activation: str) -> nn.Sequential:
+    """Build a chain of linear layers, as `mlp`."""
     layers: list[nn.Module] = [Flatten()] if spaces.image else []
     inputs = math.prod(spaces.observation_shape)
     for units in map(int, hidden.split(",")):
@@ -94,6 +105,18 @@ class Beside(nn.Module):
         if self.joint is None:
             return features
         return self.joint(torch.cat([features, packed[:, self._size :]], 1)).relu()
+
+
+class Apart(nn.Module):
+    """Two chains of layers, with the heads behind them: one of the policy, and one of the value."""
+
+    def __init__(self, policy: nn.Sequential, value: nn.Sequential):
+        super().__init__()
+        self.policy, self.value = policy, value
+
+    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, ...] → the policy's outputs, [N, outputs], and values, [N]."""
+        return self.policy(observations), self.value(observations).squeeze(-1)
 
 
 def build(name: str, spaces: Spaces, **settings: str) -> nn.Module:

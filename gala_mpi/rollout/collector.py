@@ -16,9 +16,10 @@ import torch
 from gala_mpi.clock import Clock
 from gala_mpi.device import Upload, cuda_graph
 from gala_mpi.envs.base import Environments, Episode
+from gala_mpi.rollout import cached
 from gala_mpi.rollout.batch import Acted, Batch, Passes, Player
-from gala_mpi.rollout.cached import Cached, fits
-from gala_mpi.rollout.stored import Stored
+from gala_mpi.rollout.cached import Cached
+from gala_mpi.rollout.recomputed import computed_again
 from gala_mpi.rollout.tally import Tally
 
 # A value's loss is the square of a sum of rewards, which overflows float32 from here on; nothing could be learnt from it.
@@ -66,7 +67,7 @@ class Collector:
             The network sees 0 in its place, so that it goes no further, but nothing can be learnt from the rollout.
         version: the update at whose beginning the parameters were those that played it; None: the one that asks for it.
         arrival: says that no rollout is sent.
-        passes: of the last rollout; cached where the network and the learner allow it and there is no lag, else stored.
+        passes: of the last rollout; cached where the network and the learner allow it and there is no lag.
     """
 
     version: int | None = None
@@ -109,7 +110,7 @@ class Collector:
         self.reset(seeds)
         # For a GPU, torch runs the backward pass in a thread of its own, which must not call MPI. So does a lag.
         between = {} if lag or self.device.type != "cpu" else {"between": lambda: self.progress()}
-        kind = Stored if lag or not fits(network, learner) else Cached
+        kind = Cached if not lag and cached.fits(network, learner) else computed_again(network, self.device)
         self._rooms = []
         for _ in range(1 + lag):
             passes = kind(network, length, self.observations[0], turns=len(environments), **between)

@@ -43,18 +43,19 @@ class Linear:
         return torch.addmm(self._bias[:, None], self._weight, x.T).T  # in bfloat16 a third faster than F.linear
 
     def backward(self, gradient: torch.Tensor, x: torch.Tensor, further: bool) -> torch.Tensor | None:
-        """Write the weight's gradient, which is large (all rows of a rollout are here), and add the bias'.
+        """Write the gradients of weight and bias: all rows that are learnt from are here.
 
         Returns:
             The gradient of the rows, None unless `further`.
         """
         below = gradient @ self._weight if further else None
-        to = _gradient(self.layer.weight)
+        of_weight, of_bias = gradient_of(self.layer.weight), gradient_of(self.layer.bias)
         if self._copied:
-            to.copy_(torch.mm(gradient.T, x, out=self._weight))  # which is needed no more
+            of_weight.copy_(torch.mm(gradient.T, x, out=self._weight))  # which is needed no more
+            of_bias.copy_(gradient.sum(0))
         else:
-            torch.mm(gradient.T, x, out=to)
-        _gradient(self.layer.bias).add_(gradient.sum(0))
+            torch.mm(gradient.T, x, out=of_weight)
+            torch.sum(gradient, 0, out=of_bias)
         return below
 
 
@@ -109,9 +110,9 @@ class Convolution:
             *(gradient, x, self._weight, [len(self._bias)], self._stride, nothing, [1, 1], False, nothing, 1),
             [further, True, True],
         )
-        to = self._split(_gradient(self.layer.weight))
+        to = self._split(gradient_of(self.layer.weight))
         to.add_(of_weight.unflatten(1, to.shape[1:3]), alpha=self._scale)
-        _gradient(self.layer.bias).add_(of_bias)
+        gradient_of(self.layer.bias).add_(of_bias)
         return below
 
     def _split(self, images: torch.Tensor) -> torch.Tensor:
@@ -165,6 +166,6 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
     return layer.bias
 
 
-def _gradient(parameter: torch.Tensor | None) -> torch.Tensor:
+def gradient_of(parameter: torch.Tensor | None) -> torch.Tensor:
     assert parameter is not None and parameter.grad is not None  # see `flat.py`
     return parameter.grad

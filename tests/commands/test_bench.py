@@ -45,7 +45,7 @@ def test_train(exchange):
     ("flags", "passes"),
     [
         (("--hidden", "16,8", "--activation", "relu"), "cached"),
-        pytest.param(("--learner", "ppo", "--rollout-length", 8), "stored", marks=pytest.mark.long),
+        pytest.param(("--learner", "ppo", "--rollout-length", 8), "recomputed", marks=pytest.mark.long),
         (("--memory", "gru", "--memory-size", 8), "stored"),
     ],
 )

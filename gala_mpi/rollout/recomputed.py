@@ -1,0 +1,129 @@
+"""The path between: observations of a rollout are stored, and passes done again, any number of times, by kernels.
+
+It is for networks of known layers (`chain.chains`) on a CPU, whose rollouts are learnt from several times or by another thread
+than the one that plays. Autograd sees what is behind the chains alone: their outputs are leaves of its graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+from gala_mpi.networks.distributions import Policy
+from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.chain import Chain, Cut, chains
+from gala_mpi.rollout.stored import Stored
+
+
+def computed_again(network: Network, device: torch.device) -> type[Stored]:
+    """Return how a network's passes are done again on a device: by kernels where they can be, else by autograd alone."""
+    return Recomputed if device.type == "cpu" and chains(network) else Stored
+
+
+class Recomputed(Stored):
+    """As Stored, for the networks that `computed_again` names. Arguments are the same."""
+
+    name = "recomputed"
+
+    def __init__(
+        self,
+        network: Network,
+        steps: int,
+        observations: torch.Tensor,
+        turns: int = 1,
+        between: Callable[[], None] | None = None,
+    ):
+        super().__init__(network, steps, observations, turns)
+        one, batch = observations[:1], len(observations)
+        self._acting = _Forward(network, one, batch, batch)  # by itself: another thread may learn meanwhile
+        self._learning: _Forward | None = None  # with room for the largest part that was asked for
+        self._between = between or (lambda: None)
+        self._leaves: list[torch.Tensor] = []  # outputs of the chains that wait for their gradients
+        self._others = False  # whether autograd brings gradients of the chains' parameters, too
+
+    def load_parameters(self) -> None:
+        self._acting.load_parameters()
+        self._leaves, self._others = [], False
+
+    @torch.no_grad()
+    def forward(
+        self, number: int, observations: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[Policy, torch.Tensor]:
+        first = number * self._batch
+        self._observations[first : first + self._batch].copy_(observations)
+        return self._network.heads(_as_encoded(self._acting(observations)))
+
+    def evaluate(
+        self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[Policy, torch.Tensor]:
+        if self._leaves or not torch.is_grad_enabled():  # there is room for the activations of one gradient
+            self._others |= torch.is_grad_enabled()
+            return super().evaluate(rows, state, resets)
+        seen = self._observations[: self._rows] if rows is None else self._observations[rows]
+        if self._learning is None or self._learning.rows < len(seen):
+            self._learning = _Forward(self._network, seen[:1], len(seen), None, self._between)
+        self._learning.load_parameters()
+        self._leaves = [features.requires_grad_() for features in self._learning(seen)]
+        policy, values = self._network.heads(_as_encoded(self._leaves))
+        return (
+            (policy, values) if rows is not None else (policy.joined(cast(Any, [policy]), self._grid), values.view(self._grid))
+        )
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        leaves, others = self._leaves, self._others
+        self._leaves, self._others = [], False
+        with torch.no_grad():
+            for chain, leaf in zip(self._learning.chains if self._learning else (), leaves):
+                by_autograd = [gradient.clone() for gradient in chain.written()] if others else []
+                if leaf.grad is not None:
+                    chain.backward(leaf.grad)
+                    for gradient, more in zip(chain.written(), by_autograd):
+                        gradient.add_(more)
+
+
+def _as_encoded(features: list[torch.Tensor]) -> Any:
+    """Return what chains gave as `Network.encode` does."""
+    return features[0] if len(features) == 1 else (features[0], features[1].squeeze(-1))
+
+
+class _Forward:
+    """A network's chains over up to so many rows.
+
+    Args: see Chain.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        observation: torch.Tensor,
+        rows: int,
+        at_once: int | None,
+        between: Callable[[], None] = lambda: None,
+    ):
+        self._network, self.rows = network, rows
+        what = network.dtype, network.scale, observation, rows, at_once, between
+        self.chains = [Chain(encoder, *what) for encoder in chains(network)]
+        self._cuts: dict[int, list[list[Cut]]] = {}  # for so many rows, what is done at a time, chain by chain
+
+    def load_parameters(self) -> None:
+        for chain in self.chains:
+            chain.load_parameters()
+
+    @torch.no_grad()
+    def __call__(self, seen: torch.Tensor) -> list[torch.Tensor]:
+        """Map observations [M, ...] to what each chain gives, float32 [M, F]."""
+        if self._network.observation_sums is not None:
+            seen = self._network.normalised(seen, self._network.observation_sums.scaling())
+        number = len(seen)
+        if number not in self._cuts:
+            self._cuts[number] = [self._cut(chain, number) for chain in self.chains]
+        for chain, cuts in zip(self.chains, self._cuts[number]):
+            for cut, part in zip(cuts, seen.split(chain.at_once)):
+                chain.forward(part, cut)
+        return [chain.features[:number].to(torch.float32, copy=True) for chain in self.chains]
+
+    def _cut(self, chain: Chain, number: int) -> list[Cut]:
+        return [chain.cut(slice(at, min(at + chain.at_once, number))) for at in range(0, number, chain.at_once)]

@@ -1,0 +1,170 @@
+"""Passes that are done again by kernels give what ordinary passes over the same observations give: outputs, and gradients."""
+
+import numpy as np
+import pytest
+import torch
+from test_cached import NETWORKS, POLE, PONG, N, T, some_loss, some_observations
+
+from gala_mpi.envs.base import Spaces
+from gala_mpi.flat import Flat
+from gala_mpi.networks.distributions import Gaussian
+from gala_mpi.networks.policy import Network
+from gala_mpi.rollout.chain import PART_BYTES
+from gala_mpi.rollout.recomputed import Recomputed, computed_again
+from gala_mpi.rollout.stored import Stored
+
+CPU = torch.device("cpu")
+CASES = [(*case, {}) for case in NETWORKS] + [
+    ("mlp", POLE, {"value_network": "copy"}),
+    ("mlp", POLE, {"value_network": "copy", "hidden": "16", "activation": "relu"}),
+]
+# Of images more: with so many units one may be so near to 0 that rounding decides on which side of a ReLU's kink it is.
+TOLERANCES = {("fp32", False): 1e-5, ("fp32", True): 3e-3, ("bf16", False): 5e-2, ("bf16", True): 1e-1}
+ROWS = {"all": None, "some": torch.tensor([7, 0, 11]), "again": torch.tensor([7, 7, 2, 3, 1])}
+
+
+def passes_of(network: Network, observations: list[torch.Tensor], **more) -> Recomputed:
+    """A rollout that was played."""
+    kind = computed_again(network, CPU)
+    assert kind is Recomputed
+    passes = kind(network, T, observations[0], **more)
+    passes.load_parameters()
+    for t, now in enumerate(observations):
+        passes.forward(t, now)
+    return passes
+
+
+def seen_in(observations: list[torch.Tensor], rows: torch.Tensor | None) -> torch.Tensor:
+    seen = torch.cat(observations[:T])
+    return seen if rows is None else seen[rows]
+
+
+def gradient(network: Network) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert torch.linalg.vector_norm(expected) > 0.1
+    assert torch.linalg.vector_norm(got - expected) < tolerance * torch.linalg.vector_norm(expected)
+
+
+@pytest.mark.parametrize(("name", "spaces", "settings"), CASES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
+def test_gradients_are_those_of_ordinary_passes(name, spaces, settings, precision, part_bytes, monkeypatch):
+    """Of all steps or some, one after the other, at parameters that change; worked on at once, or a row at a time."""
+    monkeypatch.setattr("gala_mpi.rollout.chain.PART_BYTES", part_bytes)
+    tolerance = TOLERANCES[precision, spaces.image]
+    torch.manual_seed(0)
+    made = (Network(name, spaces, of, settings=settings).to(memory_format=torch.channels_last) for of in ("fp32", precision))
+    ordinary, network = made
+    flat = Flat(network)
+    observations = some_observations(spaces)
+    for _ in range(2):  # the second rollout meets other parameters
+        ordinary.load_state_dict(network.state_dict())
+        passes = Recomputed(network, T, observations[0])
+        passes.load_parameters()
+        for t, now in enumerate(observations):
+            torch.testing.assert_close(passes.forward(t, now)[1], ordinary(now)[1].detach(), rtol=tolerance, atol=tolerance)
+        for rows in ROWS.values():
+            ordinary.load_state_dict(network.state_dict())
+            ordinary.zero_grad()
+            some_loss(*ordinary(seen_in(observations, rows))).backward()
+            flat.grad.fill_(torch.nan)
+            policy, values = passes.evaluate(rows)
+            assert values.shape == ((T, N) if rows is None else (len(rows),))
+            passes.backward(some_loss(policy, values))
+            assert_close(gradient(network), gradient(ordinary), tolerance)
+            with torch.no_grad():
+                flat.data.add_(torch.randn(len(flat)), alpha=0.01)
+
+
+@pytest.mark.parametrize("settings", [{}, {"value_network": "copy"}])
+def test_a_box_and_normalised_observations(settings):
+    spaces = Spaces((4,), False, None, (2,))
+    torch.manual_seed(0)
+    network = Network("mlp", spaces, settings=settings, normalise_observations=True)
+    network.observation_sums.centre(np.ones(4))
+    ordinary = Network("mlp", spaces, settings=settings, normalise_observations=True)
+    ordinary.load_state_dict(network.state_dict())
+    Flat(network)
+    observations = [1 + torch.randn(N, 4) for _ in range(T + 1)]
+    actions = torch.randn(T * N, 2)
+    passes = passes_of(network, observations)
+    got = []
+    for each, (policy, values) in ((ordinary, ordinary(torch.cat(observations[:T]))), (network, passes.evaluate())):
+        assert isinstance(policy, Gaussian)
+        loss = policy.log_prob(actions.view(*values.shape, 2)).sum() + values.square().sum()
+        loss.backward() if each is ordinary else passes.backward(loss)
+        got.append(torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None and p.requires_grad]))
+    assert_close(got[1][: len(got[0])], got[0], 1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"value_network": "copy"}])
+def test_a_loss_of_two_evaluations_has_the_sum_of_their_gradients(settings):
+    """There is room for one: the other is autograd's. Without a gradient, one more disturbs neither."""
+    torch.manual_seed(0)
+    ordinary, network = (Network("mlp", POLE, settings=settings) for _ in range(2))
+    Flat(network)
+    ordinary.load_state_dict(network.state_dict())
+    observations = some_observations(POLE)
+    passes = passes_of(network, observations)
+    first, second = torch.tensor([1, 5]), torch.tensor([2, 9, 11])
+    for _ in range(2):
+        ordinary.zero_grad()
+        sum(some_loss(*ordinary(seen_in(observations, rows))) for rows in (first, second)).backward()
+        one = some_loss(*passes.evaluate(first))
+        with torch.no_grad():
+            passes.evaluate(second)
+        passes.backward(one + some_loss(*passes.evaluate(second)))
+        assert_close(gradient(network), gradient(ordinary), 1e-5)
+
+
+def test_what_is_evaluated_without_a_gradient_is_what_the_network_says():
+    network = Network("mlp", POLE, settings={"value_network": "copy"})
+    Flat(network)
+    observations = some_observations(POLE)
+    passes = passes_of(network, observations)
+    with torch.no_grad():
+        torch.testing.assert_close(passes.evaluate()[1].flatten(), network(seen_in(observations, None))[1])
+    passes.backward(passes.evaluate()[1].sum())  # it left nothing behind
+
+
+def test_a_part_of_the_network_that_the_loss_does_not_need_gets_no_gradient():
+    network = Network("mlp", POLE, settings={"value_network": "copy"})
+    flat = Flat(network)
+    passes = passes_of(network, some_observations(POLE))
+    flat.grad.fill_(torch.nan)
+    passes.backward(passes.evaluate()[1].sum())
+    assert all(not parameter.grad.any() for parameter in network.encoder.policy.parameters())
+    assert all(parameter.grad.any() for parameter in network.encoder.value.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "spaces", "settings", "layers"), [("gala", PONG, {}, 4), ("mlp", POLE, {"value_network": "copy"}, 6)]
+)
+def test_progress_is_made_between_the_layers_of_a_backward_pass(name, spaces, settings, layers):
+    network = Network(name, spaces, settings=settings)
+    Flat(network)
+    calls = []
+    passes = passes_of(network, some_observations(spaces), between=lambda: calls.append(1))
+    policy, values = passes.evaluate()
+    passes.backward(policy.logits[..., 0].sum() + values.sum())
+    assert len(calls) == layers
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network("mlp", POLE, memory="lstm"),
+        Network("impala", PONG),
+        Network("mlp", Spaces((4,), False, 2, masked=True)),
+        Network("mlp", PONG, settings={"hidden": "8", "value_network": "copy"}),
+    ],
+)
+def test_other_networks_go_by_autograd(network):
+    assert computed_again(network, CPU) is Stored
+
+
+def test_on_other_devices_networks_go_by_autograd():
+    assert computed_again(Network("mlp", POLE), torch.device("cuda")) is Stored
