@@ -164,7 +164,7 @@ def test_actions_are_spread_over_the_bounds_by_the_setting():
     environments = made(box(-1, 1, (4,)), gym.Box(np.float32([100, -1]), np.float32([200, 3])))
     for std in (1.0, 0.1):
         policy, _ = Network("mlp", environments.spaces, action_std=std)(torch.zeros(20_000, 4))
-        torch.testing.assert_close(policy.base_dist.scale, torch.full((20_000, 2), std))
+        torch.testing.assert_close(policy.deviation, torch.full((2,), std))
     played = environments._act(policy.sample().numpy())
     np.testing.assert_allclose(played.mean(0), [150, 1], rtol=0, atol=0.2)
     np.testing.assert_allclose(played.std(0), [5, 0.2], rtol=0.03)

@@ -101,12 +101,12 @@ def test_a_start_at_an_update_seeds_the_global_streams_as_every_such_start(world
 
 def test_actions_are_drawn_as_from_a_global_stream_of_the_same_seed():
     """Runs of versions whose agents drew from it are replayed."""
-    logits, mean, deviation = torch.randn(50, 6), torch.randn(50, 3), torch.rand(50, 3)
+    logits, mean, deviation = torch.randn(50, 6), torch.randn(50, 3), torch.rand(3)
     for policy, theirs in (
         (Discrete(logits), Discrete(logits)),
         (Masked(logits), Discrete(logits)),
         (Several.of(logits, [2, 4]), Several.of(logits, [2, 4])),
-        (Gaussian(mean, deviation, 1), Independent(Normal(mean, deviation), 1)),
+        (Gaussian(mean, deviation), Independent(Normal(mean, deviation), 1)),
     ):
         torch.manual_seed(7)
         expected = theirs.sample()

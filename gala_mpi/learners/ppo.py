@@ -79,8 +79,9 @@ class PPO(Learner):
         distribution, values = part.evaluate()
         log_ratio = distribution.log_prob(part.actions) - part.log_probs
         ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip, 1 + clip)
         advantages = normalised(part.advantages) if settings.normalise_advantages else part.advantages
-        policy = -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+        policy = -torch.min(ratio * advantages, clipped * advantages).mean()
         errors = (values - part.returns).square()
         if settings.value_clip is not None:
             near = part.values + (values - part.values).clamp(-settings.value_clip, settings.value_clip)
@@ -90,11 +91,12 @@ class PPO(Learner):
             entropy = distribution.entropy().mean()
         with torch.no_grad():
             self._kl = (ratio - 1 - log_ratio).mean()  # never negative; its mean is KL(π_old ‖ π) (Schulman 2020, k3)
-            clip_share = ((ratio - 1).abs() > clip).float().mean()
+            clip_share = (ratio != clipped).float().mean()
         loss = policy + settings.value_coefficient * value - coefficient * entropy
         return loss, Losses(policy, value, entropy, self._kl, clip_share)
 
 
 def normalised(advantages: torch.Tensor) -> torch.Tensor:
     """Bring float32 [M] or [T, M] to mean 0 and variance 1; a single one, or all the same, to 0."""
-    return (advantages - advantages.mean()) / (advantages.std(correction=0) + EPSILON)
+    deviation, mean = torch.std_mean(advantages, correction=0)
+    return (advantages - mean) / (deviation + EPSILON)

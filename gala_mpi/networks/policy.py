@@ -172,9 +172,7 @@ class Network(nn.Module):
         if self.spaces.discrete:
             return (Masked if self.spaces.masked else Discrete)(outputs)
         shape = self.spaces.action_shape
-        mean = outputs.view(*outputs.shape[:-1], *shape)
-        deviation = self.log_std.exp().view(shape)
-        return Gaussian(mean, deviation.expand_as(mean), len(shape))
+        return Gaussian(outputs.view(*outputs.shape[:-1], *shape), self.log_std.exp().view(shape))
 
     def description(self) -> dict[str, Any]:
         """Say in words and numbers that JSON can hold which network this is, and what it takes and gives."""

@@ -159,9 +159,9 @@ class Chain:
         self._keep(observations, cut)
         out = cut.observations
         for layer, function, x, out in cut.chain:
-            y = layer.forward(x)
+            y = layer.forward(x, out)
             if function is None:
-                out.copy_(y)
+                out.copy_(y)  # itself, maybe, which takes no time
             else:
                 torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
         return out

@@ -147,6 +147,7 @@ class Form:
         def tensor(name: str) -> torch.Tensor:
             return torch.from_numpy(np.array(message[name])).to(device)
 
+        passes.load_parameters()
         passes.seen.copy_(torch.from_numpy(message["seen"]))
         values, log_probs, actions = tensor("values"), tensor("log_probs"), tensor("actions")
         acted = [Acted(Drawn(log_probs[t]), values[t], actions[t]) for t in range(self._steps)]  # pyright: ignore

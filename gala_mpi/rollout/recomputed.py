@@ -37,15 +37,21 @@ class Recomputed(Stored):
     ):
         super().__init__(network, steps, observations, turns)
         one, batch = observations[:1], len(observations)
+        if network.observation_sums is not None:
+            one = network.normalised(one, network.observation_sums.scaling())
         self._acting = _Forward(network, one, batch, batch)  # by itself: another thread may learn meanwhile
         self._learning: _Forward | None = None  # with room for the largest part that was asked for
         self._between = between or (lambda: None)
         self._leaves: list[torch.Tensor] = []  # outputs of the chains that wait for their gradients
         self._others = False  # whether autograd brings gradients of the chains' parameters, too
+        self.load_parameters()
 
     def load_parameters(self) -> None:
         self._acting.load_parameters()
         self._leaves, self._others = [], False
+        sums = self._network.observation_sums
+        self._scaling = None if sums is None else sums.scaling()
+        self._scaled: torch.Tensor | None = None  # observations as the chains see them, once they are asked for
 
     @torch.no_grad()
     def forward(
@@ -53,7 +59,8 @@ class Recomputed(Stored):
     ) -> tuple[Policy, torch.Tensor]:
         first = number * self._batch
         self._observations[first : first + self._batch].copy_(observations)
-        return self._network.heads(_as_encoded(self._acting(observations)))
+        seen = observations if self._scaling is None else self._network.normalised(observations, self._scaling)
+        return self._network.heads(_as_encoded(self._acting(seen)))
 
     def evaluate(
         self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
@@ -61,7 +68,10 @@ class Recomputed(Stored):
         if self._leaves or not torch.is_grad_enabled():  # there is room for the activations of one gradient
             self._others |= torch.is_grad_enabled()
             return super().evaluate(rows, state, resets)
-        seen = self._observations[: self._rows] if rows is None else self._observations[rows]
+        if self._scaled is None:  # all at once: most are asked for several times
+            all_rows = self._observations[: self._rows]
+            self._scaled = all_rows if self._scaling is None else self._network.normalised(all_rows, self._scaling)
+        seen = self._scaled if rows is None else self._scaled[rows]
         if self._learning is None or self._learning.rows < len(seen):
             self._learning = _Forward(self._network, seen[:1], len(seen), None, self._between)
         self._learning.load_parameters()
@@ -103,7 +113,7 @@ class _Forward:
         at_once: int | None,
         between: Callable[[], None] = lambda: None,
     ):
-        self._network, self.rows = network, rows
+        self.rows = rows
         what = network.dtype, network.scale, observation, rows, at_once, between
         self.chains = [Chain(encoder, *what) for encoder in chains(network)]
         self._cuts: dict[int, list[list[Cut]]] = {}  # for so many rows, what is done at a time, chain by chain
@@ -114,14 +124,12 @@ class _Forward:
 
     @torch.no_grad()
     def __call__(self, seen: torch.Tensor) -> list[torch.Tensor]:
-        """Map observations [M, ...] to what each chain gives, float32 [M, F]."""
-        if self._network.observation_sums is not None:
-            seen = self._network.normalised(seen, self._network.observation_sums.scaling())
+        """Map observations [M, ...], normalised if they are to be, to what each chain gives, float32 [M, F]."""
         number = len(seen)
         if number not in self._cuts:
             self._cuts[number] = [self._cut(chain, number) for chain in self.chains]
         for chain, cuts in zip(self.chains, self._cuts[number]):
-            for cut, part in zip(cuts, seen.split(chain.at_once)):
+            for cut, part in zip(cuts, seen.split(chain.at_once) if len(cuts) > 1 else (seen,)):
                 chain.forward(part, cut)
         return [chain.features[:number].to(torch.float32, copy=True) for chain in self.chains]
 

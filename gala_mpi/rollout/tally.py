@@ -28,29 +28,26 @@ class Counter:
         """Begin a rollout, from the sums as they are now."""
         before = torch.cat(list(self._sums.parameters())).cpu().numpy().astype(np.float64)
         self._before = before[:1], *np.split(before[1:], 3)
-        size = len(self._before[1])
-        self._count, self._sum, self._squares = 0, np.zeros(size), np.zeros(size)
+        self._rows: list[np.ndarray] = []
 
     def count(self, rows: np.ndarray) -> None:
-        """Count finite numbers, [N, size]."""
-        numbers = np.clip(rows - self._before[1], -LARGEST, LARGEST)
-        self._count += len(numbers)
-        self._sum += numbers.sum(0)
-        self._squares += np.square(numbers).sum(0)
+        """Count finite numbers, [N, size]: a copy is kept until the rollout ends, when all are summed at once."""
+        self._rows.append(rows.copy())
 
     def additions(self) -> np.ndarray:
         """Return what is to be added to the parameters of the sums, behind each other: float32 [1 + 3 · size].
 
         Less a share of what is there where that is MEMORY already.
         """
-        count, _, total, squares = self._before
-        forgotten = np.clip((count + self._count - MEMORY) / np.maximum(count, 1), 0, 1)
+        count, offset, total, squares = self._before
+        numbers = np.clip(np.concatenate(self._rows) - offset, -LARGEST, LARGEST)
+        forgotten = np.clip((count + len(numbers) - MEMORY) / np.maximum(count, 1), 0, 1)
         return np.concatenate(
             [
-                self._count - forgotten * count,
+                len(numbers) - forgotten * count,
                 np.zeros_like(total),
-                self._sum - forgotten * total,
-                self._squares - forgotten * squares,
+                numbers.sum(0) - forgotten * total,
+                np.square(numbers).sum(0) - forgotten * squares,
             ],
             dtype=np.float32,
             casting="same_kind",
