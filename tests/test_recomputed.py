@@ -79,6 +79,20 @@ def test_gradients_are_those_of_ordinary_passes(name, spaces, settings, precisio
                 flat.data.add_(torch.randn(len(flat)), alpha=0.01)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "spaces"), [("gala", PONG), ("mlp", POLE)])
+def test_no_gradient_is_kept_from_one_part_to_the_next(name, spaces, precision):
+    """Copies of the weights are no part of a graph, which would grow with every part."""
+    network = Network(name, spaces, precision)
+    Flat(network)
+    passes = passes_of(network, some_observations(spaces))
+    for rows in ROWS.values():
+        passes.backward(passes.evaluate(rows)[1].sum())
+        for kept in (*passes._acting.chains, *passes._learning.chains):
+            copies = [layer._weight for layer in kept._layers if layer._copied]
+            assert not any(copy.requires_grad for copy in (*copies, kept.features, kept.observations))
+
+
 @pytest.mark.parametrize("settings", [{}, {"value_network": "copy"}])
 def test_a_box_and_normalised_observations(settings):
     spaces = Spaces((4,), False, None, (2,))

@@ -77,9 +77,9 @@ class Recomputed(Stored):
         self._learning.load_parameters()
         self._leaves = [features.requires_grad_() for features in self._learning(seen)]
         policy, values = self._network.heads(_as_encoded(self._leaves))
-        return (
-            (policy, values) if rows is not None else (policy.joined(cast(Any, [policy]), self._grid), values.view(self._grid))
-        )
+        if rows is not None:
+            return policy, values
+        return policy.joined(cast(Any, [policy]), self._grid), values.view(self._grid)
 
     def backward(self, loss: torch.Tensor) -> None:
         super().backward(loss)
@@ -118,6 +118,7 @@ class _Forward:
         self.chains = [Chain(encoder, *what) for encoder in chains(network)]
         self._cuts: dict[int, list[list[Cut]]] = {}  # for so many rows, what is done at a time, chain by chain
 
+    @torch.no_grad()
     def load_parameters(self) -> None:
         for chain in self.chains:
             chain.load_parameters()
