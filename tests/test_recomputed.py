@@ -1,6 +1,5 @@
 """Passes that are done again by kernels give what ordinary passes over the same observations give: outputs, and gradients."""
 
-import numpy as np
 import pytest
 import torch
 from test_cached import NETWORKS, POLE, PONG, N, T, some_loss, some_observations
@@ -95,23 +94,36 @@ def test_no_gradient_is_kept_from_one_part_to_the_next(name, spaces, precision):
 
 @pytest.mark.parametrize("settings", [{}, {"value_network": "copy"}])
 def test_a_box_and_normalised_observations(settings):
+    """By the statistics at the beginning of each rollout."""
     spaces = Spaces((4,), False, None, (2,))
     torch.manual_seed(0)
-    network = Network("mlp", spaces, settings=settings, normalise_observations=True)
-    network.observation_sums.centre(np.ones(4))
-    ordinary = Network("mlp", spaces, settings=settings, normalise_observations=True)
-    ordinary.load_state_dict(network.state_dict())
+    network, ordinary = (Network("mlp", spaces, settings=settings, normalise_observations=True) for _ in range(2))
     Flat(network)
-    observations = [1 + torch.randn(N, 4) for _ in range(T + 1)]
-    actions = torch.randn(T * N, 2)
-    passes = passes_of(network, observations)
-    got = []
-    for each, (policy, values) in ((ordinary, ordinary(torch.cat(observations[:T]))), (network, passes.evaluate())):
-        assert isinstance(policy, Gaussian)
-        loss = policy.log_prob(actions.view(*values.shape, 2)).sum() + values.square().sum()
-        loss.backward() if each is ordinary else passes.backward(loss)
-        got.append(torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None and p.requires_grad]))
-    assert_close(got[1][: len(got[0])], got[0], 1e-5)
+    passes = Recomputed(network, T, torch.zeros(N, 4))
+    sums = network.observation_sums
+    for rollout in range(3):
+        sums.count.fill_(rollout * 10)  # before the second one anything is known
+        sums.sum.copy_(torch.arange(4.0) * 10 * rollout)
+        sums.squares.copy_(torch.arange(4.0) ** 2 * 15 * rollout + 5)
+        ordinary.load_state_dict(network.state_dict())
+        observations = [1 + torch.randn(N, 4) for _ in range(T + 1)]
+        passes.load_parameters()
+        for t, now in enumerate(observations):
+            torch.testing.assert_close(passes.forward(t, now)[1], ordinary(now)[1].detach())
+        for rows in ROWS.values():
+            ordinary.zero_grad()
+            expected = a_loss(*ordinary(seen_in(observations, rows)))
+            got = a_loss(*passes.evaluate(rows))
+            torch.testing.assert_close(got, expected)
+            expected.backward()
+            passes.backward(got)
+            pairs = [(p.grad, q.grad) for p, q in zip(network.parameters(), ordinary.parameters()) if q.requires_grad]
+            assert_close(*(torch.cat([each.flatten() for each in side]) for side in zip(*pairs)), 1e-5)
+
+
+def a_loss(policy: Gaussian, values: torch.Tensor) -> torch.Tensor:
+    actions = torch.linspace(-1, 1, 2 * values.numel()).view(*values.shape, 2)
+    return policy.log_prob(actions).sum() + values.square().sum() + policy.entropy().sum()
 
 
 @pytest.mark.parametrize("settings", [{}, {"value_network": "copy"}])
