@@ -2,8 +2,8 @@
 
 gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
 (DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from halves of it and average. Networks are
-SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for images, and one
-for numbers, with which it is faster there.
+SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for images, and one for numbers, with
+which it is faster there.
 
 The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
 SB3 takes too long, its runs of all seeds but the first may be done beside each other: their scores count then, and not their

@@ -31,7 +31,7 @@ from gala_mpi.rollout import collector as collecting
 from gala_mpi.rollout.cached import Cached
 from gala_mpi.rollout.collector import Collector, _Room
 from gala_mpi.rollout.stored import Stored
-from gala_mpi.rollout.tally import Counter, Tally
+from gala_mpi.rollout.tally import AT_ONCE, Counter, Tally
 from gala_mpi.topology import Graph
 from gpu import Gpu
 
@@ -79,6 +79,23 @@ def test_numbers_are_scaled_by_the_mean_and_variance_of_what_was_counted():
     expected = np.clip((x - mean) / np.sqrt(deviation**2 + EPSILON), -BOUND, BOUND)
     np.testing.assert_allclose(sums.scaling()(torch.from_numpy(x)), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(expected[0]).tolist() == [BOUND] * 3
+
+
+@pytest.mark.parametrize("steps", [1, AT_ONCE - 1, AT_ONCE, 2 * AT_ONCE + 3])
+def test_a_rollout_of_any_length_is_counted_whole_and_as_it_was(steps):
+    """Step by step, by a caller who writes over what was counted; nothing is left for the next one."""
+    sums, shown, seen = Sums(2), np.zeros((3, 2), np.float32), []
+    counter = Counter(sums)
+    for rollout in range(2):
+        counter.begin()
+        for step in range(steps):
+            shown[:] = np.random.default_rng([rollout, step]).normal(size=(3, 2))
+            seen.append(shown.copy())
+            counter.count(shown)
+        add(sums, counter.additions())
+    rows = np.concatenate(seen).astype(np.float64)
+    expected = [len(rows), 0, 0, *rows.sum(0), *np.square(rows).sum(0)]
+    np.testing.assert_allclose(vector(sums), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_before_anything_is_counted_numbers_stay_as_they_are():

@@ -63,9 +63,10 @@ class PPO(Learner):
         for _ in range(cast(int, self.settings.epochs)):  # they are settled
             if parts == 1:  # their order is nothing to learn from
                 yield Minibatch(batch, None, batch.actions, *numbers.unbind(-1))
-            for some in np.array_split(draw.permutation(batch.rows), parts) if parts > 1 else ():
-                rows = torch.from_numpy(some).to(returns.device)
-                yield Minibatch(batch, rows, batch.some(batch.actions, rows), *batch.some(numbers, rows).unbind(-1))
+            else:
+                for some in np.array_split(draw.permutation(batch.rows), parts):
+                    rows = torch.from_numpy(some).to(returns.device)
+                    yield Minibatch(batch, rows, batch.some(batch.actions, rows), *batch.some(numbers, rows).unbind(-1))
             if self.settings.target_kl is not None and self._kl > self.settings.target_kl:
                 return
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from gala_mpi.networks import statistics
 from gala_mpi.networks.distributions import Policy
@@ -62,8 +61,7 @@ class Cached:
         self._cuts = [self._chain.cut(rows) for rows in self._of_pass]
         self.end(steps)
         # A backward pass writes the gradients of linear layers, and adds to all others.
-        left = {id(parameter) for layer in encoder if isinstance(layer, nn.Linear) for parameter in layer.parameters()}
-        left |= statistics.parameters_of(network)
+        left = set(map(id, self._chain.written)) | statistics.parameters_of(network)
         self._added = [parameter for parameter in network.parameters() if id(parameter) not in left]
 
     def end(self, steps: int) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from gala_mpi.networks import statistics
 from gala_mpi.networks.encoders import Apart, Flatten
 from gala_mpi.networks.policy import Network
-from gala_mpi.rollout.kernels import Convolution, Linear, copy_planes, copy_words, gradient_of, images, rows_of
+from gala_mpi.rollout.kernels import Convolution, Linear, copy_planes, copy_words, images, rows_of
 
 PART_BYTES = 1 << 21  # of the largest activations that are worked on at a time: about what a core's cache holds
 
@@ -137,10 +137,10 @@ class Chain:
         below = [self.observations, *self._activations[:-1]]
         self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]  # the same memory, as layers take it
 
+    @property
     def written(self) -> list[torch.Tensor]:
-        """Return the gradients that a backward pass writes, those of linear layers. To those of convolutions it adds."""
-        linear = (layer.layer for layer in self._layers if isinstance(layer, Linear))
-        return [gradient_of(parameter) for layer in linear for parameter in (layer.weight, layer.bias)]
+        """The parameters whose gradients a backward pass writes, those of linear layers. To those of convolutions it adds."""
+        return [parameter for layer in self._layers if isinstance(layer, Linear) for parameter in layer.layer.parameters()]
 
     def cut(self, rows: slice) -> Cut:
         """Cut out some rows."""

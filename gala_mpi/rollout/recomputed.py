@@ -14,6 +14,7 @@ import torch
 from gala_mpi.networks.distributions import Policy
 from gala_mpi.networks.policy import Network
 from gala_mpi.rollout.chain import Chain, Cut, chains
+from gala_mpi.rollout.kernels import gradient_of
 from gala_mpi.rollout.stored import Stored
 
 
@@ -36,10 +37,8 @@ class Recomputed(Stored):
         between: Callable[[], None] | None = None,
     ):
         super().__init__(network, steps, observations, turns)
-        one, batch = observations[:1], len(observations)
-        if network.observation_sums is not None:
-            one = network.normalised(one, network.observation_sums.scaling())
-        self._acting = _Forward(network, one, batch, batch)  # by itself: another thread may learn meanwhile
+        batch = len(observations)
+        self._acting = _Forward(network, observations[:1], batch, batch)  # by itself: another thread may learn meanwhile
         self._learning: _Forward | None = None  # with room for the largest part that was asked for
         self._between = between or (lambda: None)
         self._leaves: list[torch.Tensor] = []  # outputs of the chains that wait for their gradients
@@ -51,7 +50,6 @@ class Recomputed(Stored):
         self._leaves, self._others = [], False
         sums = self._network.observation_sums
         self._scaling = None if sums is None else sums.scaling()
-        self._scaled: torch.Tensor | None = None  # observations as the chains see them, once they are asked for
 
     @torch.no_grad()
     def forward(
@@ -59,8 +57,7 @@ class Recomputed(Stored):
     ) -> tuple[Policy, torch.Tensor]:
         first = number * self._batch
         self._observations[first : first + self._batch].copy_(observations)
-        seen = observations if self._scaling is None else self._network.normalised(observations, self._scaling)
-        return self._network.heads(_as_encoded(self._acting(seen)))
+        return self._network.heads(_as_encoded(self._acting(self._normalised(observations))))
 
     def evaluate(
         self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
@@ -68,10 +65,7 @@ class Recomputed(Stored):
         if self._leaves or not torch.is_grad_enabled():  # there is room for the activations of one gradient
             self._others |= torch.is_grad_enabled()
             return super().evaluate(rows, state, resets)
-        if self._scaled is None:  # all at once: most are asked for several times
-            all_rows = self._observations[: self._rows]
-            self._scaled = all_rows if self._scaling is None else self._network.normalised(all_rows, self._scaling)
-        seen = self._scaled if rows is None else self._scaled[rows]
+        seen = self._normalised(self._observations[: self._rows] if rows is None else self._observations[rows])
         if self._learning is None or self._learning.rows < len(seen):
             self._learning = _Forward(self._network, seen[:1], len(seen), None, self._between)
         self._learning.load_parameters()
@@ -81,17 +75,22 @@ class Recomputed(Stored):
             return policy, values
         return policy.joined(cast(Any, [policy]), self._grid), values.view(self._grid)
 
+    def _normalised(self, observations: torch.Tensor) -> torch.Tensor:
+        """Return observations as the chains see them in this rollout, [M, ...]."""
+        return observations if self._scaling is None else self._network.normalised(observations, self._scaling)
+
     def backward(self, loss: torch.Tensor) -> None:
         super().backward(loss)
         leaves, others = self._leaves, self._others
         self._leaves, self._others = [], False
         with torch.no_grad():
             for chain, leaf in zip(self._learning.chains if self._learning else (), leaves):
-                by_autograd = [gradient.clone() for gradient in chain.written()] if others else []
-                if leaf.grad is not None:
-                    chain.backward(leaf.grad)
-                    for gradient, more in zip(chain.written(), by_autograd):
-                        gradient.add_(more)
+                if leaf.grad is None:
+                    continue
+                by_autograd = [gradient_of(parameter).clone() for parameter in chain.written] if others else []
+                chain.backward(leaf.grad)
+                for parameter, gradient in zip(chain.written, by_autograd):
+                    gradient_of(parameter).add_(gradient)
 
 
 def _as_encoded(features: list[torch.Tensor]) -> Any:

@@ -11,6 +11,7 @@ import torch
 from gala_mpi.networks.policy import Network
 from gala_mpi.networks.statistics import LARGEST, Sums
 
+AT_ONCE = 32  # steps that are summed at once: few, so that no rollout is kept twice
 MEMORY = 1_000_000  # rows: once so many are counted, older ones weigh less and less, and the sums keep room for new ones
 
 
@@ -28,26 +29,38 @@ class Counter:
         """Begin a rollout, from the sums as they are now."""
         before = torch.cat(list(self._sums.parameters())).cpu().numpy().astype(np.float64)
         self._before = before[:1], *np.split(before[1:], 3)
-        self._rows: list[np.ndarray] = []
+        size = len(self._before[1])
+        self._count, self._sum, self._squares = 0, np.zeros(size), np.zeros(size)
+        self._rows: list[np.ndarray] = []  # that are not in the sums yet
 
     def count(self, rows: np.ndarray) -> None:
-        """Count finite numbers, [N, size]: a copy is kept until the rollout ends, when all are summed at once."""
+        """Count finite numbers, [N, size]. They are copied, and summed some at once: a call takes longer than a sum."""
         self._rows.append(rows.copy())
+        if len(self._rows) == AT_ONCE:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if self._rows:
+            numbers = np.clip(np.concatenate(self._rows) - self._before[1], -LARGEST, LARGEST)
+            self._rows = []
+            self._count += len(numbers)
+            self._sum += numbers.sum(0)
+            self._squares += np.square(numbers).sum(0)
 
     def additions(self) -> np.ndarray:
         """Return what is to be added to the parameters of the sums, behind each other: float32 [1 + 3 · size].
 
         Less a share of what is there where that is MEMORY already.
         """
-        count, offset, total, squares = self._before
-        numbers = np.clip(np.concatenate(self._rows) - offset, -LARGEST, LARGEST)
-        forgotten = np.clip((count + len(numbers) - MEMORY) / np.maximum(count, 1), 0, 1)
+        self._sum_up()
+        count, _, total, squares = self._before
+        forgotten = np.clip((count + self._count - MEMORY) / np.maximum(count, 1), 0, 1)
         return np.concatenate(
             [
-                len(numbers) - forgotten * count,
+                self._count - forgotten * count,
                 np.zeros_like(total),
-                numbers.sum(0) - forgotten * total,
-                np.square(numbers).sum(0) - forgotten * squares,
+                self._sum - forgotten * total,
+                self._squares - forgotten * squares,
             ],
             dtype=np.float32,
             casting="same_kind",
