@@ -41,6 +41,20 @@ def test_what_the_user_has_set_stays(monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "active"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_is_written_at_once(stream, unbuffered):
+    """Into a pipe that keeps each write by itself."""
+    say = f"print('one', 1, file=sys.{stream}, flush=True), print('two', file=sys.{stream}, flush=True)"
+    program = f"import sys; from gala_mpi.job import launch; launch.run(lambda words: ({say}))"
+    out, into = os.pipe2(os.O_DIRECT)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, **{stream: into})
+    os.close(into)
+    assert [os.read(out, 1000), os.read(out, 1000), os.read(out, 1000)] == [b"one 1\n", b"two\n", b""]
+    os.close(out)
+
+
 LINGERS = """
 import sys, threading, time
 from gala_mpi.job import launch

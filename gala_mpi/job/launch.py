@@ -6,6 +6,7 @@ sets what libraries read when they are loaded, and listens to signals while it d
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -70,12 +71,23 @@ def prepare_to_train(status: int, command: bool = True) -> None:
         host.refuse_tiny_shared_memory(status)
 
 
+def write_whole_lines() -> None:
+    """Write each line that is printed at once, its end included, or lines of several ranks run together.
+
+    Where PYTHONUNBUFFERED is set, as in many containers, Python would write the end by itself.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.write_through:
+            stream.reconfigure(line_buffering=True, write_through=False)
+
+
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Call a command's function with the command line, and end the process with its status.
 
     Python itself waits for threads that are no daemons: one that an environment has left running would keep the process, and so
     the job, for ever. Here they have SECONDS_FOR_THREADS.
     """
+    write_whole_lines()
     end = SystemExit(0)
     try:
         main(sys.argv[1:])
