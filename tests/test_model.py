@@ -108,6 +108,17 @@ def test_a_value_has_layers_of_its_own_where_it_is_told_so(spaces):
     assert network.description() | settings == network.description()
 
 
+def test_weights_of_a_copy_are_drawn_as_those_of_heads_and_layers_that_are_shared():
+    encoder = Network("mlp", CARTPOLE, settings={"value_network": "copy"}).encoder
+    for chain, gain in ((encoder.policy, 0.01), (encoder.value, 1.0)):
+        layers = [layer for layer in chain if isinstance(layer, nn.Linear)]
+        for layer, expected in zip(layers, (math.sqrt(2), math.sqrt(2), gain), strict=True):
+            singular = torch.linalg.svdvals(layer.weight)
+            torch.testing.assert_close(singular, torch.full_like(singular, expected))
+            assert not layer.bias.any()
+    assert not torch.equal(encoder.policy[0].weight, encoder.value[0].weight)
+
+
 def test_mlp_is_the_same_bit_for_bit_when_it_is_told_its_defaults():
     torch.manual_seed(0)
     told = Network("mlp", CARTPOLE, settings={"hidden": "64,64", "activation": "tanh"})
