@@ -1,6 +1,6 @@
 """Training on a real GPU beside training on the CPU; test_gpu.py has a stand-in for machines without one.
 
-DEVICE=cpu compares the CPU with itself, which tries the test.
+Without a GPU the CPU is compared with itself for a few updates, which tries the test; DEVICE=cpu does all updates so.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from gala_mpi.device import pick
 from gala_mpi.job import build
 from gala_mpi.rollout.collector import Collector
 
-DEVICE = os.environ.get("DEVICE", "cuda")
-UPDATES = 500
-
-pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")
+DEVICE = os.environ.get("DEVICE", "cuda" if torch.cuda.is_available() else "")
+UPDATES, ENVS = (500, 4) if DEVICE else (3, 1)
 
 
 class Led(Collector):
@@ -48,13 +46,14 @@ def no_tf32(monkeypatch):
 def test_updates_are_those_of_the_cpu(comm, monkeypatch, network, exchange):
     """Each begins with the CPU's parameters, since what differs in the last bit is a hundredth 50 updates later."""
     staleness = 0 if exchange == "gossip" else None
-    config = Config("pong", exchange=exchange, staleness=staleness, network=network, precision="fp32", num_envs=4)
-    leader = build.build(config, comm, comm.rank, 4)
+    config = Config("pong", exchange=exchange, staleness=staleness, network=network, precision="fp32", num_envs=ENVS)
+    threads = max(1, (os.cpu_count() or 1) // comm.size)
+    leader = build.build(config, comm, comm.rank, threads)
     monkeypatch.setattr(build, "Collector", Led)
-    follower = build.build(replace(config, device=DEVICE), comm, comm.rank, 4)
-    vector, device = follower.learner.flat.data, pick(DEVICE, comm.rank)
+    follower = build.build(replace(config, device=DEVICE or "cpu"), comm, comm.rank, threads)
+    vector, device = follower.learner.flat.data, pick(DEVICE or "cpu", comm.rank)
     assert vector.device == device
-    follower.collector.led = torch.zeros(config.rollout_length, config.num_envs, dtype=torch.int64, device=device)
+    follower.collector.led = torch.zeros(follower.collector.length, config.num_envs, dtype=torch.int64, device=device)
     leader.start(), follower.start()
     expected, found, strayed = [], [], []
     for _ in range(UPDATES):
@@ -64,8 +63,8 @@ def test_updates_are_those_of_the_cpu(comm, monkeypatch, network, exchange):
         follower.collector.led.copy_(torch.stack([each.actions for each in leader.collector._record.acted[:-1]]))
         second = follower.update()
         assert [episode.score for episode in second.episodes] == [episode.score for episode in first.episodes]
-        expected.append([*first.losses, first.grad_norm, first.step_norm])
-        found.append([*second.losses, second.grad_norm, second.step_norm])
+        expected.append([*first.losses[:3], first.grad_norm, first.step_norm])
+        found.append([*second.losses[:3], second.grad_norm, second.step_norm])
         after = leader.learner.flat.data
         strayed.append(float((vector.cpu() - after).norm() / (after - before).norm()))
     leader.close(), follower.close()
