@@ -28,8 +28,8 @@ class Minibatch:
         actions: int64 [M, ...] or float32 [M, *action_shape].
         log_probs: of the actions, by the policy that drew them.
         values: by the network that played.
-        advantages: of the actions (GAE).
-        returns: advantages + values.
+        advantages: of the actions (GAE), normalised if they are to be.
+        returns: values + advantages that are not normalised.
     """
 
     batch: Batch
@@ -60,41 +60,73 @@ class PPO(Learner):
         numbers = torch.stack([batch.log_probs, batch.values, returns - batch.values, returns], -1)  # taken apart at once
         draw, parts = self.stream(self.updates), self.settings.parts(batch.rows)
         self._kl = torch.zeros(())
+        whole = self._minibatch(batch, None, batch.actions, numbers) if parts == 1 else None  # without an order to learn from
         for _ in range(cast(int, self.settings.epochs)):  # they are settled
-            if parts == 1:  # their order is nothing to learn from
-                yield Minibatch(batch, None, batch.actions, *numbers.unbind(-1))
+            if whole is not None:
+                yield whole
             else:
                 for some in np.array_split(draw.permutation(batch.rows), parts):
                     rows = torch.from_numpy(some).to(returns.device)
-                    yield Minibatch(batch, rows, batch.some(batch.actions, rows), *batch.some(numbers, rows).unbind(-1))
+                    yield self._minibatch(batch, rows, batch.some(batch.actions, rows), batch.some(numbers, rows))
             if self.settings.target_kl is not None and self._kl > self.settings.target_kl:
                 return
+
+    def _minibatch(self, batch: Batch, rows: torch.Tensor | None, actions: torch.Tensor, numbers: torch.Tensor) -> Minibatch:
+        log_probs, values, advantages, returns = numbers.unbind(-1)
+        if self.settings.normalise_advantages:
+            advantages = normalised(advantages)
+        return Minibatch(batch, rows, actions, log_probs, values, advantages, returns)
 
     def loss(self, part: Minibatch) -> tuple[torch.Tensor, Losses]:
         """Return policy loss + value_coefficient · value loss − entropy_coefficient · entropy, means over the minibatch.
 
         Policy loss: −min(r A, clip(r, 1 ± ε) A), with r = π(a|s) / π_old(a|s) (Schulman et al. 2017, equation 7).
         """
-        settings = self.settings
-        clip, coefficient = cast(float, settings.clip), cast(float, settings.entropy_coefficient)  # they are settled
+        coefficient = cast(float, self.settings.entropy_coefficient)
         distribution, values = part.evaluate()
-        log_ratio = distribution.log_prob(part.actions) - part.log_probs
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - clip, 1 + clip)
-        advantages = normalised(part.advantages) if settings.normalise_advantages else part.advantages
-        policy = -torch.min(ratio * advantages, clipped * advantages).mean()
-        errors = (values - part.returns).square()
-        if settings.value_clip is not None:
-            near = part.values + (values - part.values).clamp(-settings.value_clip, settings.value_clip)
-            errors = torch.max(errors, (near - part.returns).square())
-        value = errors.mean()
+        loss, terms = _Objective.apply(distribution.log_prob(part.actions), values, part, self.settings)
         with torch.set_grad_enabled(coefficient != 0):
             entropy = distribution.entropy().mean()
-        with torch.no_grad():
-            self._kl = (ratio - 1 - log_ratio).mean()  # never negative; its mean is KL(π_old ‖ π) (Schulman 2020, k3)
-            clip_share = (ratio != clipped).float().mean()
-        loss = policy + settings.value_coefficient * value - coefficient * entropy
+            if coefficient:
+                loss = loss - coefficient * entropy
+        policy, value, self._kl, clip_share = terms
         return loss, Losses(policy, value, entropy, self._kl, clip_share)
+
+
+class _Objective(torch.autograd.Function):
+    """What PPO minimises, but for the entropy, as a function of log π(a|s) and V(s). Its gradient is a formula: found by
+    autograd, it takes longer than all layers of a small network."""
+
+    @staticmethod
+    def forward(ctx, log_probs, values, part, settings):
+        """Return policy loss + value_coefficient · value loss, and (policy loss, value loss, KL divergence, clip share)."""
+        clip, share = settings.clip, 1 / values.numel()
+        log_ratio = log_probs - part.log_probs
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip, 1 + clip)
+        gain, bound = ratio * part.advantages, clipped * part.advantages
+        policy = -torch.min(gain, bound).mean()
+        moving = errors = values - part.returns
+        if settings.value_clip is not None:
+            moved = values - part.values
+            other = part.values + moved.clamp(-settings.value_clip, settings.value_clip) - part.returns
+            farther = other.square() > errors.square()
+            errors = torch.where(farther, other, errors)
+            moving = errors.masked_fill(farther & (moved.abs() > settings.value_clip), 0.0)
+        value = errors.square().mean()
+        kl = (ratio - 1 - log_ratio).mean()  # never negative; its mean is KL(π_old ‖ π) (Schulman 2020, k3)
+        clip_share = (ratio != clipped).float().mean()
+        # d r / d log π = r. Beyond its bound a gain is constant (what is not a number stays so).
+        by_policy = gain.masked_fill(gain > bound, 0.0).mul_(-share)
+        by_value = moving * (2 * share * settings.value_coefficient)
+        ctx.save_for_backward(by_policy, by_value)
+        terms = policy, value, kl, clip_share
+        return policy + settings.value_coefficient * value, terms
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        by_policy, by_value = ctx.saved_tensors
+        return gradient * by_policy, gradient * by_value, None, None
 
 
 def normalised(advantages: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ than the one that plays. Autograd sees what is behind the chains alone: their ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -69,11 +69,9 @@ class Recomputed(Stored):
         if self._learning is None or self._learning.rows < len(seen):
             self._learning = _Forward(self._network, seen[:1], len(seen), None, self._between)
         self._learning.load_parameters()
-        self._leaves = [features.requires_grad_() for features in self._learning(seen)]
-        policy, values = self._network.heads(_as_encoded(self._leaves))
-        if rows is not None:
-            return policy, values
-        return policy.joined(cast(Any, [policy]), self._grid), values.view(self._grid)
+        grid = self._grid if rows is None else (len(seen),)
+        self._leaves = [features.view(*grid, -1).requires_grad_() for features in self._learning(seen)]
+        return self._network.heads(_as_encoded(self._leaves))
 
     def _normalised(self, observations: torch.Tensor) -> torch.Tensor:
         """Return observations as the chains see them in this rollout, [M, ...]."""
@@ -88,7 +86,7 @@ class Recomputed(Stored):
                 if leaf.grad is None:
                     continue
                 by_autograd = [gradient_of(parameter).clone() for parameter in chain.written] if others else []
-                chain.backward(leaf.grad)
+                chain.backward(leaf.grad.flatten(0, -2))
                 for parameter, gradient in zip(chain.written, by_autograd):
                     gradient_of(parameter).add_(gradient)
 
