@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -243,7 +246,7 @@ def program_of(command: str) -> tuple[list[str], list[str]]:
 
 
 def help_of(program: list[str]) -> tuple[str, ...]:
-    return ("python", *program, "--help")
+    return ("python", *(program if program[0] == "-m" else [str(ROOT / program[0])]), "--help")
 
 
 def knows(help: subprocess.CompletedProcess, words: list[str]) -> None:
@@ -332,7 +335,10 @@ def rule(command: str) -> Callable[[str, Laboratory], None] | None:
 
 
 class Laboratory:
-    """Runs small versions of commands, two at a time, each in a folder of its own with small runs in it.
+    """Runs small versions of commands, each in a folder of its own with small runs in it.
+
+    Those that are announced are run in one job of two ranks and in one process, one after the other (several.py). One that has
+    not gone well there is run again by itself.
 
     Args:
         folder: where; it has `runs`, the small runs.
@@ -341,16 +347,22 @@ class Laboratory:
     def __init__(self, folder: Path):
         self._folder = folder
         self._pool = ThreadPoolExecutor(2)
-        self._results: dict[tuple[str, ...], Future[subprocess.CompletedProcess]] = {}
+        self._batches: dict[tuple[str, ...], Future[dict[tuple[str, ...], subprocess.CompletedProcess]]] = {}
+        self._results: dict[tuple[str, ...], subprocess.CompletedProcess] = {}
 
-    def begin(self, words: tuple[str, ...]) -> None:
-        """Run a command in the background, once however often it is asked for."""
-        if words not in self._results:
-            self._results[words] = self._pool.submit(self._run, words, self._folder / f"command-{len(self._results)}")
+    def announce(self, commands: Iterable[tuple[str, ...]]) -> None:
+        """Begin to run commands in the background, each once."""
+        commands = dict.fromkeys(commands)
+        for ranks, head in ((2, ("mpirun", "-n", "2", "python", "-m")), (1, ("python",))):
+            some = [words for words in commands if words[: len(head)] == head and words[len(head)] != "mpi4py"]
+            batch = self._pool.submit(self._run_together, ranks, some)
+            self._batches |= dict.fromkeys(some, batch)
 
     def result(self, words: tuple[str, ...]) -> subprocess.CompletedProcess:
-        self.begin(words)
-        return self._results[words].result()
+        if words not in self._results:
+            together = self._batches[words].result() if words in self._batches else {}
+            self._results[words] = together.get(words) or self._run(words)
+        return self._results[words]
 
     def shell(self, script: str) -> subprocess.CompletedProcess:
         return subprocess.run(["bash", "-c", script], cwd=self._folder, capture_output=True, text=True, check=True)
@@ -362,9 +374,43 @@ class Laboratory:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _run(self, words: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess:
-        if words[-1] == "--help":
-            return self._start([sys.executable, *words[1:]], ROOT)
+    def _run(self, words: tuple[str, ...]) -> subprocess.CompletedProcess:
+        """Run a command by itself."""
+        folder = self._room()
+        if words[0] == "mpirun":
+            result = mpirun(int(words[2]), *words[4:], cwd=folder, timeout=300)
+        else:
+            result = self._start([sys.executable, *words[1:]], folder)
+        missing = [name for name in _made(words) if not (folder / name).exists()]
+        assert result.returncode or not missing, f"{shlex.join(words)} has not made {missing}"
+        shutil.rmtree(folder)
+        return result
+
+    def _run_together(self, ranks: int, commands: list[tuple[str, ...]]) -> dict[tuple[str, ...], subprocess.CompletedProcess]:
+        """Run commands of so many ranks one after the other. Return the results of those that went well."""
+        rooms = {words: self._room() for words in commands}
+        programs = [[str(folder), words[words.index("python") + 1 :]] for words, folder in rooms.items()]
+        table = self._folder / f"programs-{ranks}.json"
+        table.write_text(json.dumps(programs))
+        words, limit = [str(ROOT / "tests" / "several.py"), str(table)], 30 * len(commands) + 30
+        if ranks > 1:
+            mpirun(ranks, *words, cwd=self._folder, timeout=limit)
+        else:
+            self._start([sys.executable, *words], self._folder, limit)
+        results = {}
+        for words, folder in rooms.items():
+            ended = [folder / f"status-{rank}" for rank in range(ranks)]
+            if all(path.exists() and path.read_text() == "0" for path in ended) and all(
+                (folder / n).exists() for n in _made(words)
+            ):
+                said = [(folder / name).read_text() for name in ("stdout", "stderr")]
+                results[words] = subprocess.CompletedProcess(words, 0, *said)
+            shutil.rmtree(folder)
+        return results
+
+    def _room(self) -> Path:
+        """Make a folder with all that the pages tell a reader to have."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="command-"))
         shutil.copytree(self._folder / "runs", folder / "runs")
         (folder / "docs").mkdir()
         (folder / "analysis").symlink_to(ROOT / "analysis")
@@ -374,21 +420,18 @@ class Laboratory:
         (folder / "my_loop.py").write_text(loop())
         (folder / "my_training.py").write_text(training())
         (folder / "my_run.toml").write_text(settings())
-        if words[0] == "mpirun":
-            result = mpirun(int(words[2]), *words[4:], cwd=folder, timeout=300)
-        else:
-            result = self._start([sys.executable, *words[1:]], folder)
-        made = [
-            words[i + 1] for i, word in enumerate(words) if word in ("--out", "--to", "--table", "--video", "--torch", "--onnx")
-        ]
-        for name in (*made, *(["my_figure.png"] if "my_figure.py" in words else [])):
-            assert (folder / name).exists() or result.returncode, f"{shlex.join(words)} has not made {name}"
-        shutil.rmtree(folder)
-        return result
+        return folder
 
-    def _start(self, words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    def _start(self, words: list[str], folder: Path, limit: float = 300) -> subprocess.CompletedProcess:
         env = launch.environment() | {"COLUMNS": "200", "MPLBACKEND": "Agg"}
-        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=limit)
+
+
+def _made(words: tuple[str, ...]) -> list[str]:
+    """The files that a command is told to make."""
+    told = ("--out", "--to", "--table", "--video", "--torch", "--onnx")
+    made = [words[i + 1] for i, word in enumerate(words) if word in told and words[-1] != "--help"]
+    return [*made, *(["my_figure.png"] if "my_figure.py" in words else [])]
 
 
 def poles() -> str:
@@ -448,14 +491,18 @@ def laboratory(tmp_path_factory, request) -> Iterator[Laboratory]:
     asked = [
         item.callspec.params for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")
     ]
-    for command in (params["command"] for params in asked if "command" in params):
-        exercise = rule(command)
-        if exercise is has_its_flags and program_of(command)[1]:
-            laboratory.begin(help_of(program_of(command)[0]))
-        elif hasattr(exercise, "smaller"):
-            laboratory.begin(tuple(exercise.smaller(shlex.split(command))))
+    laboratory.announce(itertools.chain.from_iterable(_needed(each["command"]) for each in asked if "command" in each))
     yield laboratory
     laboratory.close()
+
+
+def _needed(command: str) -> Iterator[tuple[str, ...]]:
+    """What is run for a command's test."""
+    exercise = rule(command)
+    if exercise is has_its_flags and program_of(command)[1]:
+        yield help_of(program_of(command)[0])
+    elif hasattr(exercise, "smaller"):
+        yield tuple(exercise.smaller(shlex.split(command)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
