@@ -30,7 +30,7 @@ from rich.table import Table
 from scipy import stats
 
 from gala_mpi.run import reader
-from ppo_tasks import TASKS, Task
+from ppo_tasks import MIX_STEPS, TASKS, Task
 
 HERE = Path(__file__).parent
 EPISODES = 100  # the last ones of training, whose mean is a score
@@ -90,6 +90,8 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     beside = program == SB3 and comparison.beside and seed > 0
     if program == SB3:
         asked["threads"] = 1 if beside or not comparison.task.images else comparison.cores
+    elif program.endswith("gossip") and comparison.env in MIX_STEPS:
+        asked["mix_steps"] = MIX_STEPS[comparison.env]
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
     load = os.getloadavg()[0]
@@ -123,6 +125,8 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dic
     run.parent.mkdir(parents=True, exist_ok=True)
     mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
     flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
+    if exchange == "gossip" and comparison.env in MIX_STEPS:
+        flags += ["--mix-steps", str(MIX_STEPS[comparison.env])]
     began = time.perf_counter()
     subprocess.run([*mpirun, *python, "gala_mpi.train", *flags], check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - began

@@ -45,3 +45,6 @@ TASKS = {
     "pong": ATARI,
     "breakout": ATARI,
 }
+
+# After so many steps of the optimiser agents mix under gossip. Elsewhere once a rollout.
+MIX_STEPS = {"LunarLander-v3": 4}
