@@ -90,15 +90,16 @@ def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
     beside = program == SB3 and comparison.beside and seed > 0
     if program == SB3:
         asked["threads"] = 1 if beside or not comparison.task.images else comparison.cores
-    elif program.endswith("gossip") and comparison.env in MIX_STEPS:
-        asked["mix_steps"] = MIX_STEPS[comparison.env]
+    mix_steps = MIX_STEPS.get(comparison.env) if program.endswith("gossip") else None
+    if mix_steps:
+        asked["mix_steps"] = mix_steps
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
     load = os.getloadavg()[0]
     if program == SB3:
         found = sb3(comparison, seed, asked["threads"])
     else:
-        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), comparison.runs / name)
+        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), mix_steps, comparison.runs / name)
     if beside:
         found["seconds"] = None
     found |= {"asked": asked, "load": [load, os.getloadavg()[0]]}
@@ -119,14 +120,13 @@ def sb3(comparison: Comparison, seed: int, threads: int) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
-def gala_mpi(comparison: Comparison, seed: int, exchange: str, run: Path) -> dict[str, Any]:
+def gala_mpi(comparison: Comparison, seed: int, exchange: str, mix_steps: int | None, run: Path) -> dict[str, Any]:
     """Train in a run directory that is removed once its scores are read."""
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
     flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
-    if exchange == "gossip" and comparison.env in MIX_STEPS:
-        flags += ["--mix-steps", str(MIX_STEPS[comparison.env])]
+    flags += ["--mix-steps", str(mix_steps)] if mix_steps else []
     began = time.perf_counter()
     subprocess.run([*mpirun, *python, "gala_mpi.train", *flags], check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - began

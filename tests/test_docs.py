@@ -355,8 +355,8 @@ class Laboratory:
         commands = dict.fromkeys(commands)
         for ranks, head in ((2, ("mpirun", "-n", "2", "python", "-m")), (1, ("python",))):
             some = [words for words in commands if words[: len(head)] == head and words[len(head)] != "mpi4py"]
-            batch = self._pool.submit(self._run_together, ranks, some)
-            self._batches |= dict.fromkeys(some, batch)
+            if some:
+                self._batches |= dict.fromkeys(some, self._pool.submit(self._run_together, ranks, some))
 
     def result(self, words: tuple[str, ...]) -> subprocess.CompletedProcess:
         if words not in self._results:
@@ -400,9 +400,8 @@ class Laboratory:
         results = {}
         for words, folder in rooms.items():
             ended = [folder / f"status-{rank}" for rank in range(ranks)]
-            if all(path.exists() and path.read_text() == "0" for path in ended) and all(
-                (folder / n).exists() for n in _made(words)
-            ):
+            went_well = all(path.exists() and path.read_text() == "0" for path in ended)
+            if went_well and all((folder / name).exists() for name in _made(words)):
                 said = [(folder / name).read_text() for name in ("stdout", "stderr")]
                 results[words] = subprocess.CompletedProcess(words, 0, *said)
             shutil.rmtree(folder)

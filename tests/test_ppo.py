@@ -188,6 +188,17 @@ def test_nothing_is_gained_beyond_the_clipping(sign):
         assert bool(learner.flat.grad.any()) != (ratio > 1.2 if sign > 0 else ratio < 0.8)
 
 
+@pytest.mark.parametrize("column", ["log_probs", "advantages", "returns"])
+@pytest.mark.parametrize("settings", [{}, {"value_clip": 0.1}], ids=["plain", "clipped values"])
+def test_what_is_no_number_makes_a_gradient_that_is_none(column, settings):
+    """So that the optimiser takes no such step."""
+    learner = new_learner(minibatches=1, epochs=1, **settings)
+    (part,) = learner.parts(new_batch(learner))
+    getattr(part, column)[0, 0] = math.nan
+    assert learner.gradient(part)[:2].isnan().any()
+    assert learner.flat.grad.isnan().any()
+
+
 @kinds
 def test_advantages_are_sums_of_discounted_errors_and_returns_are_these_and_the_values(spaces):
     learner = new_learner(spaces, gae_lambda=LAMBDA, minibatches=1, epochs=1, normalise_advantages=False)

@@ -60,7 +60,7 @@ class PPO(Learner):
         numbers = torch.stack([batch.log_probs, batch.values, returns - batch.values, returns], -1)  # taken apart at once
         draw, parts = self.stream(self.updates), self.settings.parts(batch.rows)
         self._kl = torch.zeros(())
-        whole = self._minibatch(batch, None, batch.actions, numbers) if parts == 1 else None  # without an order to learn from
+        whole = self._minibatch(batch, None, batch.actions, numbers) if parts == 1 else None  # in any order
         for _ in range(cast(int, self.settings.epochs)):  # they are settled
             if whole is not None:
                 yield whole
@@ -116,7 +116,7 @@ class _Objective(torch.autograd.Function):
         value = errors.square().mean()
         kl = (ratio - 1 - log_ratio).mean()  # never negative; its mean is KL(π_old ‖ π) (Schulman 2020, k3)
         clip_share = (ratio != clipped).float().mean()
-        # d r / d log π = r. Beyond its bound a gain is constant (what is not a number stays so).
+        # d r / d log π = r. A gain beyond its bound is constant. What is not a number stays so, and no step is taken.
         by_policy = gain.masked_fill(gain > bound, 0.0).mul_(-share)
         by_value = moving * (2 * share * settings.value_coefficient)
         ctx.save_for_backward(by_policy, by_value)
