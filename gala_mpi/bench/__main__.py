@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from gala_mpi.job import launch
 
-launch.set_environment()  # before numpy, torch and MPI are imported
+launch.set_environment(command=__name__ == "__main__")  # before numpy, torch and MPI are imported
 
 import json
 import math

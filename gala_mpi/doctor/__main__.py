@@ -13,7 +13,7 @@ from gala_mpi import host
 from gala_mpi.doctor import start
 from gala_mpi.job import launch
 
-launch.set_environment()
+launch.set_environment(command=__name__ == "__main__")
 host.refuse_tiny_shared_memory(status=1)  # before MPI starts, which would crash
 
 import dataclasses
