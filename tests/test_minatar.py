@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from contextlib import closing
 
@@ -59,3 +60,26 @@ def test_not_installed(unregistered, monkeypatch):
         SettingError, match=r"--env MinAtar/Breakout-v1: MinAtar is not installed; pip install 'gala_mpi\[minatar\]'"
     ):
         registry.resolve("MinAtar/Breakout-v1")
+
+
+FILMED = """
+import subprocess
+import sys
+from gala_mpi.envs import registry
+registry.resolve("MinAtar/Breakout-v1")
+assert "seaborn" not in sys.modules and "pandas" not in sys.modules
+import gymnasium
+env = gymnasium.make("MinAtar/Breakout-v1", render_mode="rgb_array")
+env.reset(seed=0)
+picture = env.unwrapped.render()
+import seaborn
+palette = [(0, 0, 0), *seaborn.color_palette("cubehelix", 4)]
+colours = set(map(tuple, picture.reshape(-1, 3)))
+assert seaborn.__version__ and len(colours) > 2 and colours <= set(palette), (colours, palette)
+"""
+
+
+def test_seaborn_is_imported_for_pictures_alone():
+    """In a process that has not."""
+    done = subprocess.run([sys.executable, "-c", FILMED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

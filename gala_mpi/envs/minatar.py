@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,24 @@ def register(env: str) -> None:
 
     if env in gymnasium.registry:
         return
+    late = _Late("seaborn")
+    sys.modules.setdefault(late.__name__, late)
     try:
         from minatar.gym import register_envs  # pyright: ignore[reportMissingImports]  # optional
     except ModuleNotFoundError:
         raise SettingError(f"--env {env}: MinAtar is not installed; pip install 'gala_mpi[minatar]'") from None
+    finally:
+        if sys.modules[late.__name__] is late:
+            del sys.modules[late.__name__]
     register_envs()
+
+
+class _Late(ModuleType):
+    """Stands for a module until it is used. MinAtar imports seaborn for the colours of its films, which brings pandas and
+    scipy: every rank would start 1.5 s later."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
 
 
 def channels_first(env: Any) -> Any:
