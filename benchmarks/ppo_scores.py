@@ -1,9 +1,9 @@
 """PPO's scores beside Stable-Baselines3's: the same tasks, settings and steps, several seeds, one program after the other.
 
 gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
-(DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from halves of it and average. Networks are
-SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for images, and one for numbers, with
-which it is faster there.
+(DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from their own shares and average (see
+ppo_tasks.GOSSIP). Networks are SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for
+images, and one for numbers, with which it is faster there.
 
 The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
 SB3 takes too long, its runs of all seeds but the first may be done beside each other: their scores count then, and not their
@@ -30,12 +30,12 @@ from rich.table import Table
 from scipy import stats
 
 from gala_mpi.run import reader
-from ppo_tasks import MIX_STEPS, TASKS, Task
+from ppo_tasks import GOSSIP, TASKS, Task
 
 HERE = Path(__file__).parent
 EPISODES = 100  # the last ones of training, whose mean is a score
 SB3 = "SB3"
-PROGRAMS = (SB3, "gala_mpi, all-reduce", "gala_mpi, gossip")
+EXCHANGES = {"allreduce": "gala_mpi, all-reduce", "gossip": "gala_mpi, gossip"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Comparison:
     Attributes:
         python: of SB3's environment.
         env: a key of TASKS.
+        exchanges: of gala_mpi, keys of EXCHANGES.
         steps: of each training run.
         games: that each final policy plays, by its most probable actions.
         cores: ranks of gala_mpi, and threads of SB3 where it sees images.
@@ -55,6 +56,7 @@ class Comparison:
 
     python: Path
     env: str
+    exchanges: tuple[str, ...]
     steps: int
     seeds: int
     games: int
@@ -70,36 +72,41 @@ class Comparison:
 
 def compare(comparison: Comparison) -> None:
     """Do all runs that are not there yet, and print the table after each seed."""
-    found: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
+    programs = {SB3: None, **{EXCHANGES[exchange]: exchange for exchange in comparison.exchanges}}
+    found: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
     for seed in range(comparison.seeds):
         if comparison.beside and seed == 1:
             print(f"{comparison.env}, {SB3}, seeds 1 to {comparison.seeds - 1} beside each other", file=sys.stderr, flush=True)
             with ThreadPoolExecutor(comparison.cores) as at_once:
-                list(at_once.map(lambda seed: result(comparison, SB3, seed), range(1, comparison.seeds)))
-        for program in PROGRAMS:
+                list(at_once.map(lambda seed: result(comparison, SB3, None, seed), range(1, comparison.seeds)))
+        for program, exchange in programs.items():
             print(f"{comparison.env}, {program}, seed {seed} of {comparison.seeds}", file=sys.stderr, flush=True)
-            found[program].append(result(comparison, program, seed))
+            found[program].append(result(comparison, program, exchange, seed))
         show(comparison, found)
 
 
-def result(comparison: Comparison, program: str, seed: int) -> dict[str, Any]:
-    """Return what a run came to: `training` and `played` scores, `seconds`; of the file of an earlier call, if there is one."""
+def result(comparison: Comparison, program: str, exchange: str | None, seed: int) -> dict[str, Any]:
+    """Return what a run came to: `training` and `played` scores, `seconds`; of the file of an earlier call, if there is one.
+
+    Args:
+        program: its name in the table.
+        exchange: gala_mpi's; None: it is SB3.
+    """
     name = f"{comparison.env}-{program}-{seed}-{comparison.steps}".replace(", ", "-").replace(" ", "-")
     path = comparison.folder / f"{name}.json"
     asked: dict[str, Any] = {"task": asdict(comparison.task), "cores": comparison.cores, "games": comparison.games}
-    beside = program == SB3 and comparison.beside and seed > 0
-    if program == SB3:
+    beside = exchange is None and comparison.beside and seed > 0
+    if exchange is None:
         asked["threads"] = 1 if beside or not comparison.task.images else comparison.cores
-    mix_steps = MIX_STEPS.get(comparison.env) if program.endswith("gossip") else None
-    if mix_steps:
-        asked["mix_steps"] = mix_steps
+    own = GOSSIP.get(comparison.env, {}) if exchange == "gossip" else {}
+    asked |= own
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
     load = os.getloadavg()[0]
-    if program == SB3:
+    if exchange is None:
         found = sb3(comparison, seed, asked["threads"])
     else:
-        found = gala_mpi(comparison, seed, program.split()[-1].replace("-", ""), mix_steps, comparison.runs / name)
+        found = gala_mpi(comparison, seed, {"exchange": exchange, **own}, comparison.runs / name)
     if beside:
         found["seconds"] = None
     found |= {"asked": asked, "load": [load, os.getloadavg()[0]]}
@@ -120,13 +127,12 @@ def sb3(comparison: Comparison, seed: int, threads: int) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
-def gala_mpi(comparison: Comparison, seed: int, exchange: str, mix_steps: int | None, run: Path) -> dict[str, Any]:
-    """Train in a run directory that is removed once its scores are read."""
+def gala_mpi(comparison: Comparison, seed: int, own: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Train in a run directory that is removed once its scores are read. `own`: settings that SB3 has not, or others."""
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     mpirun, python = ["mpirun", "-n", str(comparison.cores)], [sys.executable, "-m"]
-    flags = [*settings(comparison), "--seed", str(seed), "--exchange", exchange, "--run-dir", str(run)]
-    flags += ["--mix-steps", str(mix_steps)] if mix_steps else []
+    flags = [*settings(comparison, own), "--seed", str(seed), "--run-dir", str(run)]
     began = time.perf_counter()
     subprocess.run([*mpirun, *python, "gala_mpi.train", *flags], check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - began
@@ -140,8 +146,8 @@ def gala_mpi(comparison: Comparison, seed: int, exchange: str, mix_steps: int | 
     return {"training": training, "played": games["score"].tolist(), "seconds": seconds}
 
 
-def settings(comparison: Comparison) -> list[str]:
-    """Return the task's settings as flags of one rank."""
+def settings(comparison: Comparison, own: dict[str, Any]) -> list[str]:
+    """Return the task's settings as flags of one rank, `own` in place of theirs."""
     task = comparison.task
     told = {
         "--learner": "ppo",
@@ -162,6 +168,7 @@ def settings(comparison: Comparison) -> list[str]:
     }
     if not task.images:
         told["--value-network"] = "copy"
+    told |= {f"--{name.replace('_', '-')}": value for name, value in own.items()}
     words = [word for flag, value in told.items() for word in (flag, str(value))]
     return [*words, "--ppo.decay-lr" if task.decay_lr else "--ppo.no-decay-lr"]
 

@@ -37,7 +37,7 @@ A2C = (
 )
 LEARNERS = {"a2c": A2C, "ppo": PPO, "vtrace": VTRACE}
 STEPS = {"a2c": 160_000, "ppo": 80_000, "vtrace": 120_000}
-STEPS_WITH_MEMORY = {"a2c": 200_000, "ppo": 128_000, "vtrace": 240_000}
+STEPS_WITH_MEMORY = {"a2c": 200_000, "ppo": 192_000, "vtrace": 240_000}
 USUAL = [("ppo", "lockstep", ())]
 PRODUCTS = [
     pytest.param(
