@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
 import shlex
 import shutil
 import statistics
@@ -24,8 +23,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -222,14 +221,20 @@ def launcher(task: Task) -> list[str]:
     return [sys.executable, str(HERE / "network.py"), "--hosts", str(task.agents), *shlex.split(task.network), "--"]
 
 
-def hours_left(left: Iterable[Task], options: Options) -> float:
-    """Return how long runs take, by those of the same part and number of agents that were done, else by any."""
-    known: dict[tuple[str, str], list[float]] = {}
-    for part in {task.part for task in tasks(replace(options, part=None))}:
-        for row in Results(options.results / part).done.values():
-            known.setdefault((part, row["agents"]), []).append(float(row["hours"]))
-    every = [hours for found in known.values() for hours in found]
-    return sum(statistics.median(known.get((task.part, str(task.agents)), every or [float("nan")])) for task in left)
+def time_left(left: Sequence[Task], options: Options) -> str:
+    """Return in words how long runs take, by those of their part that were done, with as many agents if there are some."""
+    hours, unknown = 0.0, 0
+    done = {part: list(Results(options.results / part).done.values()) for part in {task.part for task in left}}
+    for task in left:
+        rows = done[task.part]
+        found = [float(row["hours"]) for row in rows if row["agents"] == str(task.agents)] or [float(r["hours"]) for r in rows]
+        hours += statistics.median(found or [0.0])
+        unknown += not found
+    known = f"{hours:.1f} h left"
+    if not unknown:
+        return known
+    nobody = f"as yet nobody knows how long {unknown} of them take"
+    return f"{known}, and {nobody}" if hours else nobody
 
 
 def status(options: Options) -> str:
@@ -238,12 +243,8 @@ def status(options: Options) -> str:
     lines = []
     for part in dict.fromkeys(task.part for task in wanted):
         all_of_it, rest = ([task for task in some if task.part == part] for some in (wanted, left))
-        lines.append(f"{part}: {len(all_of_it) - len(rest)} of {len(all_of_it)} runs, {in_words(hours_left(rest, options))}")
+        lines.append(f"{part}: {len(all_of_it) - len(rest)} of {len(all_of_it)} runs, {time_left(rest, options)}")
     return "\n".join(lines)
-
-
-def in_words(hours: float) -> str:
-    return "as yet nobody knows how long the rest takes" if math.isnan(hours) else f"{hours:.1f} h left"
 
 
 def write_sweep(options: Options) -> None:
@@ -298,11 +299,8 @@ def do_missing(options: Options) -> None:
     for number, task in enumerate(left):
         if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
             break
-        rest = hours_left(left[number:], options)
-        print(
-            f"run {number + 1} of {len(left)} that are missing; {in_words(rest)}: {options.runs / task.part / task.name}",
-            flush=True,
-        )
+        rest = time_left(left[number:], options)
+        print(f"run {number + 1} of {len(left)} that are missing; {rest}: {options.runs / task.part / task.name}", flush=True)
         do(task, options)
     print(status(options))
 

@@ -82,7 +82,7 @@ class Paper:
 
 def test_stopped_gone_on_with_and_not_done_twice(tmp_path):
     paper = Paper(tmp_path)
-    assert paper.status().startswith("poles: 0 of 3 runs")
+    assert paper.status().startswith("poles: 0 of 3 runs, as yet nobody knows how long 3 of them take")
     process, first = paper.start(), tmp_path / "runs" / "poles" / "CartPole-v1-ring-2x16-seed0"
     while not (first / "run.h5").exists():
         assert process.poll() is None, process.communicate()
