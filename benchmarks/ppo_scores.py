@@ -2,7 +2,7 @@
 
 gala_mpi trains on a rank a core, each with its share of the environments, its rollout in as many minibatches: by all-reduce
 (DD-PPO) every optimiser step is that of SB3's minibatch, by gossip agents learn from their own shares and average (see
-ppo_tasks.GOSSIP). Networks are SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for
+ppo_tasks.OWN). Networks are SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for
 images, and one for numbers, with which it is faster there.
 
 The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
@@ -30,7 +30,7 @@ from rich.table import Table
 from scipy import stats
 
 from gala_mpi.run import reader
-from ppo_tasks import GOSSIP, TASKS, Task
+from ppo_tasks import OWN, TASKS, Task
 
 HERE = Path(__file__).parent
 EPISODES = 100  # the last ones of training, whose mean is a score
@@ -98,7 +98,7 @@ def result(comparison: Comparison, program: str, exchange: str | None, seed: int
     beside = exchange is None and comparison.beside and seed > 0
     if exchange is None:
         asked["threads"] = 1 if beside or not comparison.task.images else comparison.cores
-    own = GOSSIP.get(comparison.env, {}) if exchange == "gossip" else {}
+    own = OWN.get((comparison.env, exchange), {})
     asked |= own
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
