@@ -63,7 +63,6 @@ def test_not_installed(unregistered, monkeypatch):
 
 
 FILMED = """
-import subprocess
 import sys
 from gala_mpi.envs import registry
 registry.resolve("MinAtar/Breakout-v1")
@@ -80,6 +79,6 @@ assert seaborn.__version__ and len(colours) > 2 and colours <= set(palette), (co
 
 
 def test_seaborn_is_imported_for_pictures_alone():
-    """In a process that has not."""
+    """In a process of its own: this one may have imported it."""
     done = subprocess.run([sys.executable, "-c", FILMED], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

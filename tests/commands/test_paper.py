@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import paper as table
@@ -78,6 +79,23 @@ class Paper:
 
     def status(self):
         return self.do("--status")[1]
+
+
+def test_a_part_s_time_is_known_by_its_own_runs(tmp_path):
+    """With as many agents, where there are some."""
+    results = tmp_path / "results"
+    (results / "poles").mkdir(parents=True)
+    done = [("ring", 2, 1), ("half", 2, 3), ("a2c", 4, 10)]
+    lines = ["env,method,agents,seed,hours,games", *(f"CartPole-v1,{name},{n},0,{hours},2" for name, n, hours in done)]
+    (results / "poles" / "runs.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "table.toml").write_text(TABLE + NETWORK)
+    options = table.Options(table=tmp_path / "table.toml", results=results)
+    left = table.missing(options)
+    assert [task.part for task in left] == ["poles", "hosts"]
+    unknown = "as yet nobody knows how long 1 of them take"
+    assert table.time_left(left, options) == f"2.0 h left, and {unknown}"
+    assert table.status(options) == f"poles: 2 of 3 runs, 2.0 h left\nhosts: 0 of 1 runs, {unknown}"
+    assert table.time_left([replace(left[0], agents=8)], options) == "3.0 h left"
 
 
 def test_stopped_gone_on_with_and_not_done_twice(tmp_path):
