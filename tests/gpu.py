@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gala_mpi import device
+from gala_mpi.rollout import kernels
 
 ASKED = 3  # times, until a copy has arrived
 COPY = torch.Tensor.copy_
@@ -97,6 +98,11 @@ class Recording(TorchDispatchMode):
             COPY(changed, before)
 
 
+def by_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch compute small layers, too, as on a GPU: to compare with one bit for bit."""
+    monkeypatch.setattr(kernels, "FEW", 0)
+
+
 class Gpu:
     """The stand-in, once it is in place: `graphs` that were recorded."""
 
@@ -108,6 +114,7 @@ class Gpu:
         self._warm: set[Stream] = set()
         Stream.current = self._default = Stream()
         monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
+        by_torch_alone(monkeypatch)
         for name, stands_in in {
             "Stream": self._stream,
             "Event": Event,

@@ -16,7 +16,7 @@ from gala_mpi.networks.policy import Network
 from gala_mpi.rollout import cached, collector
 from gala_mpi.rollout.collector import Collector
 from gala_mpi.rollout.stored import Stored
-from gpu import ASKED, Gpu
+from gpu import ASKED, Gpu, by_torch_alone
 
 CPU = torch.device("cpu")
 
@@ -128,6 +128,7 @@ def test_training_by_graphs_is_training_bit_for_bit(kind, precision, path, monke
         monkeypatch.setattr(cached, "fits", lambda network, learner: False)
         monkeypatch.setattr(collector, "computed_again", lambda network, device: Stored)
     updates = WARM_UP_CALLS + 4
+    by_torch_alone(monkeypatch)
     expected, expected_losses = trained(kind, precision, updates, path)
     gpu = Gpu(monkeypatch)
     found, losses = trained(kind, precision, updates, path)

@@ -17,7 +17,7 @@ from gala_mpi.envs.base import Environments, Step
 from gala_mpi.job import build
 from gala_mpi.mpi.world import World
 from gala_mpi.record.recorder import Update
-from gpu import Gpu
+from gpu import Gpu, by_torch_alone
 
 T, UPDATES = 8, 12
 CONFIG = Config(
@@ -253,6 +253,7 @@ def trained(world: World) -> tuple[torch.Tensor, list[Update]]:
 
 def test_rollouts_by_graphs_are_rollouts_bit_for_bit(world, monkeypatch):
     """With a stand-in for a GPU: each of the two rooms for rollouts has recordings of its own."""
+    by_torch_alone(monkeypatch)
     expected, before = trained(world)
     gpu = Gpu(monkeypatch)
     found, after = trained(world)

@@ -33,7 +33,7 @@ from gala_mpi.rollout.collector import Collector, _Room
 from gala_mpi.rollout.stored import Stored
 from gala_mpi.rollout.tally import AT_ONCE, Counter, Tally
 from gala_mpi.topology import Graph
-from gpu import Gpu
+from gpu import Gpu, by_torch_alone
 
 VECTORS = Spaces((4,), False, 3)
 PACKED = Spaces((2 * 7 * 9 + 4 + 3,), False, 3, image_shape=(2, 7, 9), masked=True)
@@ -496,6 +496,7 @@ def test_new_episodes_begin_their_returns_anew():
 @pytest.mark.parametrize("kind", ["numbers", "box overlapped"])
 def test_training_by_graphs_is_training_bit_for_bit(kind, path, monkeypatch, through):
     through(path)
+    by_torch_alone(monkeypatch)
     expected = Played(kind, path)
     gpu = Gpu(monkeypatch)
     found = Played(kind, path)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_cached import NETWORKS, POLE, PONG, N, T, some_loss, some_observations
+from test_cached import NETWORKS, POLE, PONG, N, T, off_kinks, some_loss, some_observations
 
 from gala_mpi.envs.base import Spaces
 from gala_mpi.flat import Flat
@@ -17,8 +17,7 @@ CASES = [(*case, {}) for case in NETWORKS] + [
     ("mlp", POLE, {"value_network": "copy"}),
     ("mlp", POLE, {"value_network": "copy", "hidden": "16", "activation": "relu"}),
 ]
-# Of images more: with so many units one may be so near to 0 that rounding decides on which side of a ReLU's kink it is.
-TOLERANCES = {("fp32", False): 1e-5, ("fp32", True): 3e-3, ("bf16", False): 5e-2, ("bf16", True): 1e-1}
+TOLERANCES = {("fp32", False): 1e-5, ("fp32", True): 1e-4, ("bf16", False): 5e-2, ("bf16", True): 1e-1}
 ROWS = {"all": None, "some": torch.tensor([7, 0, 11]), "again": torch.tensor([7, 7, 2, 3, 1])}
 
 
@@ -50,11 +49,11 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) ->
 @pytest.mark.parametrize(("name", "spaces", "settings"), CASES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
+@off_kinks
 def test_gradients_are_those_of_ordinary_passes(name, spaces, settings, precision, part_bytes, monkeypatch):
     """Of all steps or some, one after the other, at parameters that change; worked on at once, or a row at a time."""
     monkeypatch.setattr("gala_mpi.rollout.chain.PART_BYTES", part_bytes)
     tolerance = TOLERANCES[precision, spaces.image]
-    torch.manual_seed(0)
     made = (Network(name, spaces, of, settings=settings).to(memory_format=torch.channels_last) for of in ("fp32", precision))
     ordinary, network = made
     flat = Flat(network)
@@ -63,8 +62,10 @@ def test_gradients_are_those_of_ordinary_passes(name, spaces, settings, precisio
         ordinary.load_state_dict(network.state_dict())
         passes = Recomputed(network, T, observations[0])
         passes.load_parameters()
-        for t, now in enumerate(observations):
-            torch.testing.assert_close(passes.forward(t, now)[1], ordinary(now)[1].detach(), rtol=tolerance, atol=tolerance)
+        found = [passes.forward(t, now)[1] for t, now in enumerate(observations)]
+        passes.end(T)
+        expected = ordinary(torch.cat(observations))[1].detach()
+        torch.testing.assert_close(torch.cat(found), expected, rtol=tolerance, atol=tolerance)
         for rows in ROWS.values():
             ordinary.load_state_dict(network.state_dict())
             ordinary.zero_grad()
@@ -87,7 +88,7 @@ def test_no_gradient_is_kept_from_one_part_to_the_next(name, spaces, precision):
     passes = passes_of(network, some_observations(spaces))
     for rows in ROWS.values():
         passes.backward(passes.evaluate(rows)[1].sum())
-        for kept in (*passes._acting.chains, *passes._learning.chains):
+        for kept in (passes._acting, *passes._learning.chains):
             copies = [layer._weight for layer in kept._layers if layer._copied]
             assert not any(copy.requires_grad for copy in (*copies, kept.features, kept.observations))
 
@@ -108,8 +109,9 @@ def test_a_box_and_normalised_observations(settings):
         ordinary.load_state_dict(network.state_dict())
         observations = [1 + torch.randn(N, 4) for _ in range(T + 1)]
         passes.load_parameters()
-        for t, now in enumerate(observations):
-            torch.testing.assert_close(passes.forward(t, now)[1], ordinary(now)[1].detach())
+        found = [passes.forward(t, now)[1] for t, now in enumerate(observations)]
+        passes.end(T)
+        torch.testing.assert_close(torch.cat(found), ordinary(torch.cat(observations))[1].detach())
         for rows in ROWS.values():
             ordinary.zero_grad()
             expected = a_loss(*ordinary(seen_in(observations, rows)))

@@ -28,9 +28,10 @@ def lambda_returns(rewards: torch.Tensor, discounts: torch.Tensor, next_values: 
         G_t, [T, N], without gradient.
     """
     with torch.no_grad():
+        steps = zip(rewards + (1 - lambda_) * discounts * next_values, lambda_ * discounts)
         returns, following = [], next_values[-1]
-        for reward, discount, value in reversed(list(zip(rewards, discounts, next_values))):
-            following = reward + discount * value.lerp(following, lambda_)
+        for gained, weight in reversed(list(steps)):
+            following = gained + weight * following
             returns.append(following)
         return torch.stack(returns[::-1])
 

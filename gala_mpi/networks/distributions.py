@@ -123,8 +123,7 @@ class Gaussian:
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions, [..., *action_shape]: with the same numbers as torch's, which takes no generator."""
         mean, deviation = self.mean.detach(), self.deviation.detach()
-        noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device).normal_(generator=generator)
-        return mean + noise * deviation
+        return torch.empty_like(mean).normal_(generator=generator).mul_(deviation).add_(mean)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
         """Return the logarithms of the densities at actions [..., *action_shape], [...]."""

@@ -165,14 +165,24 @@ class Network(nn.Module):
             outputs, value = self.policy(features), self.value(features).squeeze(-1)
         return outputs if mask is None else outputs.masked_fill(mask == 0, NEVER), value
 
-    def distribution(self, outputs: torch.Tensor) -> Policy:
-        """Return the distribution over actions [...] that is made of `outputs`, [..., outputs]."""
+    @property
+    def deviation(self) -> torch.Tensor | None:
+        """The standard deviations of a box of actions, float32 [*action_shape]. None: actions are discrete."""
+        return None if self.spaces.discrete else self.log_std.exp().view(self.spaces.action_shape)
+
+    def distribution(self, outputs: torch.Tensor, deviation: torch.Tensor | None = None) -> Policy:
+        """Return the distribution over actions [...] that is made of `outputs`, [..., outputs].
+
+        Args:
+            deviation: what `deviation` is, where it is known already.
+        """
         if self.spaces.choices:
             return Several.of(outputs, self.spaces.choices)
         if self.spaces.discrete:
             return (Masked if self.spaces.masked else Discrete)(outputs)
-        shape = self.spaces.action_shape
-        return Gaussian(outputs.view(*outputs.shape[:-1], *shape), self.log_std.exp().view(shape))
+        deviation = self.deviation if deviation is None else deviation
+        assert deviation is not None  # actions are not discrete
+        return Gaussian(outputs.view(*outputs.shape[:-1], *deviation.shape), deviation)
 
     def description(self) -> dict[str, Any]:
         """Say in words and numbers that JSON can hold which network this is, and what it takes and gives."""

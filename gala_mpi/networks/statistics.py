@@ -6,7 +6,7 @@ do: the mean and the variance by the averaged sums are those of all that the age
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ BOUND = 10.0  # beyond it scaled numbers are clipped
 SMALLEST_SHARE = 1e-5  # of a variance in the square of the distance between mean and offset: float32's sums tell no smaller one
 LARGEST = 1e12  # numbers that are farther from the offset count as so far, or the sums of squares would overflow
 
+Numbers = TypeVar("Numbers", torch.Tensor, np.ndarray)
 
-class Scaling(NamedTuple):
-    """What becomes of numbers, by their statistics: clip((x - mean) · factor, ±bound).
+
+class Scaling(NamedTuple, Generic[Numbers]):
+    """What becomes of numbers, by their statistics: clip((x - mean) · factor, ±bound). All are tensors, or all arrays.
 
     Attributes:
         mean: float32 [size].
@@ -27,13 +29,14 @@ class Scaling(NamedTuple):
         bound: float32 [1].
     """
 
-    mean: torch.Tensor
-    factor: torch.Tensor
-    bound: torch.Tensor
+    mean: Numbers
+    factor: Numbers
+    bound: Numbers
 
-    def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
+    def __call__(self, numbers: Numbers) -> Numbers:
         """Scale float32 [N, size]."""
-        return ((numbers - self.mean) * self.factor).clamp(-self.bound, self.bound)
+        scaled: Any = (numbers - self.mean) * self.factor
+        return scaled.clip(-self.bound, self.bound)
 
 
 class Sums(nn.Module):

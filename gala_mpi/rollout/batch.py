@@ -43,6 +43,8 @@ class Passes(Protocol):
     ) -> tuple[Policy, torch.Tensor]:
         """Do pass `number` (from 0 on) over [N / turns, ...]: a distribution over actions and values, without gradient.
 
+        Values may be views of room that `end` fills.
+
         Args:
             state: what the memory holds before the pass, [N / turns, S], and then after it. None: episodes begin.
         """

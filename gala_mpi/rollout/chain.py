@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -72,12 +73,14 @@ class Cut(NamedTuple):
     Attributes:
         laid_out: room for observations as they come, laid out for the first layer.
         observations: room for them as the first layer takes them.
-        chain: of each layer what it reads and writes, with its activation function.
+        layers: the forward pass of each layer, with its activation function.
+        features: what the last layer gives.
     """
 
     laid_out: torch.Tensor
     observations: torch.Tensor
-    chain: list[tuple[Convolution | Linear, nn.Module | None, torch.Tensor, torch.Tensor]]
+    layers: list[Callable[[], None]]
+    features: torch.Tensor
 
 
 class Chain:
@@ -146,8 +149,8 @@ class Chain:
         """Cut out some rows."""
         chain = zip(self._layers, self._functions, self._inputs, self._activations)
         number = rows.stop - rows.start
-        layers = [(layer, function, x[rows], y[rows]) for layer, function, x, y in chain]
-        return Cut(self._laid_out[:number], self.observations[rows], layers)
+        layers = [layer.over(x[rows], y[rows], function) for layer, function, x, y in chain]
+        return Cut(self._laid_out[:number], self.observations[rows], layers, self.features[rows])
 
     def load_parameters(self) -> None:
         """Take the parameters as they are now, without gradient."""
@@ -157,14 +160,10 @@ class Chain:
     def forward(self, observations: torch.Tensor, cut: Cut) -> torch.Tensor:
         """Map observations [N, ...] to features [N, F], without gradient; keep both, and the activations, where `cut` is."""
         self._keep(observations, cut)
-        out = cut.observations
-        for layer, function, x, out in cut.chain:
-            y = layer.forward(x, out)
-            if function is None:
-                out.copy_(y)  # itself, maybe, which takes no time
-            else:
-                torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
-        return out
+        with np.errstate(all="ignore"):  # as torch does
+            for layer in cut.layers:
+                layer()
+        return cut.features
 
     def _keep(self, observations: torch.Tensor, cut: Cut) -> None:
         """Lay observations out for the first layer, then convert: one after the other is much faster than both at a time."""

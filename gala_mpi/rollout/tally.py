@@ -116,7 +116,7 @@ class Tally:
         returns += rewards
         self._returned.count(returns[:, None])
         returns[over] = 0
-        return np.clip(rewards * self._factor, -self._bound, self._bound).astype(np.float32)
+        return np.minimum(np.maximum(rewards * self._factor, -self._bound), self._bound, dtype=np.float32)
 
     def additions(self) -> np.ndarray | None:
         """Return what the rollout adds to the network's parameters without gradient, float32; None: it has none."""
