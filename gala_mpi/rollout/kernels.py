@@ -19,6 +19,7 @@ from gala_mpi.networks.encoders import Flatten
 
 SMALL = 1 << 14  # weights of a layer for which what it gives is best written where it belongs, as it is computed
 FEW = 1 << 18  # weights times rows, up to which numpy takes half of torch's time, and OpenBLAS one thread
+GRAIN = 1 << 15  # numbers, up to which torch has one thread for a tanh, and takes twice numpy's time
 WORD = 4  # bytes; so many neighbouring pixels are moved as one
 
 
@@ -169,8 +170,12 @@ def activated(
     y = layer(x, out)
     if function is None:
         out.copy_(y)  # itself, maybe, which takes no time
+    elif not isinstance(function, nn.Tanh):
+        torch.clamp_min(y, 0, out=out)
+    elif y is out and out.numel() <= GRAIN and out.device.type == "cpu":
+        np.tanh(out.numpy(), out=out.numpy())
     else:
-        torch.tanh(y, out=out) if isinstance(function, nn.Tanh) else torch.clamp_min(y, 0, out=out)
+        torch.tanh(y, out=out)
 
 
 def copy_words(images: torch.Tensor, to: torch.Tensor) -> None:
