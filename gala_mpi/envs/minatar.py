@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from gala_mpi.errors import SettingError
 
 PREFIX = "MinAtar/"
+FOR_FILMS = ("seaborn", "matplotlib.pyplot", "matplotlib.colors")  # 2 s of a core, of every rank, with pandas and scipy
 
 
 def register(env: str) -> None:
@@ -20,21 +23,34 @@ def register(env: str) -> None:
 
     if env in gymnasium.registry:
         return
-    late = _Late("seaborn")
-    sys.modules.setdefault(late.__name__, late)
-    try:
-        from minatar.gym import register_envs  # pyright: ignore[reportMissingImports]  # optional
-    except ModuleNotFoundError:
-        raise SettingError(f"--env {env}: MinAtar is not installed; pip install 'gala_mpi[minatar]'") from None
-    finally:
-        if sys.modules[late.__name__] is late:
-            del sys.modules[late.__name__]
+    with _imported_late(*FOR_FILMS):
+        try:
+            from minatar.gym import register_envs  # pyright: ignore[reportMissingImports]  # optional
+        except ModuleNotFoundError:
+            raise SettingError(f"--env {env}: MinAtar is not installed; pip install 'gala_mpi[minatar]'") from None
     register_envs()
 
 
+@contextmanager
+def _imported_late(*names: str) -> Iterator[None]:
+    """Let modules, `package.module` or without a package, be imported when they are first used, unless they are already."""
+    stand_ins: dict[str, ModuleType] = {}
+    for name in names:
+        package, _, module = name.partition(".")
+        if package not in sys.modules:
+            stand_in = stand_ins.setdefault(package, ModuleType(package) if module else _Late(name))
+            if module:
+                setattr(stand_in, module, _Late(name))
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
 class _Late(ModuleType):
-    """Stands for a module until it is used. MinAtar imports seaborn for the colours of its films, which brings pandas and
-    scipy: every rank would start 1.5 s later."""
+    """Stands for a module until it is used."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(self.__name__), name)
