@@ -19,6 +19,7 @@ from gala_mpi.networks.encoders import Flatten
 
 SMALL = 1 << 14  # weights of a layer for which what it gives is best written where it belongs, as it is computed
 FEW = 1 << 18  # weights times rows, up to which numpy takes half of torch's time, and OpenBLAS one thread
+FEW_OF_ONE_ROW = (9 << 10) - 1  # the same where there is one row
 GRAIN = 1 << 15  # numbers, up to which torch has one thread for a tanh, and takes twice numpy's time
 WORD = 4  # bytes; so many neighbouring pixels are moved as one
 
@@ -49,7 +50,8 @@ class Linear:
 
     def over(self, x: torch.Tensor, out: torch.Tensor, function: nn.Module | None) -> Callable[[], None]:
         """Return the forward pass over some rows, to be done any number of times: [N, F] → [N, F'], in `out`."""
-        if self._is_small and self._on_host and len(x) * self.layer.weight.numel() <= FEW:
+        most = FEW if len(x) > 1 else min(FEW, FEW_OF_ONE_ROW)
+        if self._is_small and self._on_host and len(x) * self.layer.weight.numel() <= most:
             return partial(self._by_numpy, x.numpy(), out.numpy(), function)
         return partial(activated, self.forward, x, out, function)
 
