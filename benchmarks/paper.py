@@ -79,7 +79,8 @@ class Task:
     agents: int
     seed: int
     flags: str
-    games: int
+    games: int  # that its final policies play in all, at least
+    longest: int | None  # steps of a game, where an environment has no end of its own
     network: str | None  # flags of network.py, with whose hosts it is done
     told: frozenset[str]  # names of all flags in the table
 
@@ -180,7 +181,7 @@ def tasks(options: Options) -> list[Task]:
         seeds = options.seeds or range(part["seeds"])
         for seed, agents, env, method in itertools.product(seeds, part["agents"], part["envs"], part["methods"]):
             flags = f"{table['methods'][method][1]} {part['flags']}"
-            more = part.get("games", 0), part.get("network"), told
+            more = part.get("games", 0), part.get("longest"), part.get("network"), told
             found.append(Task(part["name"], env, method, agents, seed, flags, *more))
     return found
 
@@ -209,9 +210,12 @@ def do(task: Task, options: Options) -> None:
 def play(task: Task, run: Path) -> None:
     """Let the final policy of a run play, where it has not played as many games as are asked for."""
     if evaluated(open_run(run))["games"] < task.games:
-        policies = "ema" if "--ema" in task.flags else "all" if "--exchange none" in task.flags else "mean"
-        evaluate = [sys.executable, "-m", "gala_mpi.evaluate", str(run), "--policies", policies, "--episodes", str(task.games)]
-        subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
+        apart = "--exchange none" in task.flags  # each agent has its own
+        policies = "all" if apart else "ema" if "--ema" in task.flags else "mean"
+        episodes = -(-task.games // task.agents) if apart else task.games
+        evaluate = [sys.executable, "-m", "gala_mpi.evaluate", str(run), "--policies", policies, "--episodes", str(episodes)]
+        cut = [] if task.longest is None else ["--max-steps", str(task.longest)]
+        subprocess.run([*evaluate, *cut], check=True, stdout=subprocess.DEVNULL)
 
 
 def launcher(task: Task) -> list[str]:

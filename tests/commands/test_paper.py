@@ -24,16 +24,17 @@ TABLE = """\
 [methods]
 ring = ["GALA, ring", "--exchange gossip --topology ring"]
 half = ["GALA, half the rate", "--exchange gossip --topology ring --base-lr 3.5e-4"]
-a2c = ["A2C", "--exchange allreduce"]
+none = ["independent agents", "--exchange none"]
 
 [[parts]]
 name = "poles"
 envs = ["CartPole-v1"]
-methods = ["ring", "half", "a2c"]
+methods = ["ring", "half", "none"]
 agents = [2]
 seeds = 1
 flags = "--total-steps 20000 --sketch-updates 10"
-games = 2
+games = 3
+longest = 9
 """
 NETWORK = """
 [[parts]]
@@ -85,8 +86,8 @@ def test_a_part_s_time_is_known_by_its_own_runs(tmp_path):
     """With as many agents, where there are some."""
     results = tmp_path / "results"
     (results / "poles").mkdir(parents=True)
-    done = [("ring", 2, 1), ("half", 2, 3), ("a2c", 4, 10)]
-    lines = ["env,method,agents,seed,hours,games", *(f"CartPole-v1,{name},{n},0,{hours},2" for name, n, hours in done)]
+    done = [("ring", 2, 1), ("half", 2, 3), ("none", 4, 10)]
+    lines = ["env,method,agents,seed,hours,games", *(f"CartPole-v1,{name},{n},0,{hours},3" for name, n, hours in done)]
     (results / "poles" / "runs.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "table.toml").write_text(TABLE + NETWORK)
     options = table.Options(table=tmp_path / "table.toml", results=results)
@@ -121,7 +122,8 @@ def test_stopped_gone_on_with_and_not_done_twice(tmp_path):
     assert kept == [(tmp_path / "results" / "poles" / f"{name}.csv").read_bytes() for name in ("runs", "curves")]
     for row in paper.rows():
         assert float(row["steps"]) >= 20000
-        assert (row["games"], row["agents"]) == ("2", "2")
+        assert (row["games"], row["agents"]) == ("4" if row["method"] == "none" else "3", "2")  # independent agents: all, twice
+        assert float(row["played"]) <= 9
         assert np.isfinite([float(row[name]) for name in ("hours", "score", "area", "played", "distance", "cosine")]).all()
         assert row["commit"] or not (ROOT / ".git").exists()
     assert np.isfinite(float(paper.rows()[-1]["lag"]))
