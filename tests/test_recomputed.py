@@ -1,8 +1,10 @@
 """Passes that are done again by kernels give what ordinary passes over the same observations give: outputs, and gradients."""
 
+import functools
+
 import pytest
 import torch
-from test_cached import NETWORKS, POLE, PONG, N, T, off_kinks, some_loss, some_observations
+from test_cached import NETWORKS, POLE, PONG, N, T, some_loss, some_observations
 
 from gala_mpi.envs.base import Spaces
 from gala_mpi.flat import Flat
@@ -46,6 +48,23 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) ->
     assert torch.linalg.vector_norm(got - expected) < tolerance * torch.linalg.vector_norm(expected)
 
 
+def off_kinks(test):
+    """Seed a test, and do one of images again with other seeds, twice at most, where it fails. Of so many units one may be so
+    near 0 that rounding decides, on some processors, on which side of a ReLU's kink it is."""
+
+    @functools.wraps(test)
+    def seeded(**arguments):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            try:
+                return test(**arguments)
+            except AssertionError:
+                if seed == 2 or not arguments["spaces"].image:
+                    raise
+
+    return seeded
+
+
 @pytest.mark.parametrize(("name", "spaces", "settings"), CASES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
@@ -62,10 +81,12 @@ def test_gradients_are_those_of_ordinary_passes(name, spaces, settings, precisio
         ordinary.load_state_dict(network.state_dict())
         passes = Recomputed(network, T, observations[0])
         passes.load_parameters()
-        found = [passes.forward(t, now)[1] for t, now in enumerate(observations)]
+        policies, values = zip(*(passes.forward(t, now) for t, now in enumerate(observations)))
         passes.end(T)
-        expected = ordinary(torch.cat(observations))[1].detach()
-        torch.testing.assert_close(torch.cat(found), expected, rtol=tolerance, atol=tolerance)
+        policy, expected = ordinary(torch.cat(observations))
+        logits = torch.cat([each.logits for each in policies])
+        torch.testing.assert_close(logits, policy.logits.detach(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(torch.cat(values), expected.detach(), rtol=tolerance, atol=tolerance)
         for rows in ROWS.values():
             ordinary.load_state_dict(network.state_dict())
             ordinary.zero_grad()
@@ -109,9 +130,12 @@ def test_a_box_and_normalised_observations(settings):
         ordinary.load_state_dict(network.state_dict())
         observations = [1 + torch.randn(N, 4) for _ in range(T + 1)]
         passes.load_parameters()
-        found = [passes.forward(t, now)[1] for t, now in enumerate(observations)]
+        policies, values = zip(*(passes.forward(t, now) for t, now in enumerate(observations)))
         passes.end(T)
-        torch.testing.assert_close(torch.cat(found), ordinary(torch.cat(observations))[1].detach())
+        policy, expected = ordinary(torch.cat(observations))
+        torch.testing.assert_close(torch.cat([each.mean for each in policies]), policy.mean.detach())
+        torch.testing.assert_close(policies[0].deviation, policy.deviation.detach())
+        torch.testing.assert_close(torch.cat(values), expected.detach())
         for rows in ROWS.values():
             ordinary.zero_grad()
             expected = a_loss(*ordinary(seen_in(observations, rows)))
@@ -179,6 +203,21 @@ def test_progress_is_made_between_the_layers_of_a_backward_pass(name, spaces, se
     policy, values = passes.evaluate()
     passes.backward(policy.logits[..., 0].sum() + values.sum())
     assert len(calls) == layers
+
+
+def test_progress_is_made_while_the_values_of_a_rollout_are_computed(monkeypatch):
+    """Of some rows at a time; of a rollout that was cut short, those that it has, and no more."""
+    monkeypatch.setattr("gala_mpi.rollout.recomputed.VALUED_AT_ONCE", 5)
+    network = Network("mlp", POLE, settings={"value_network": "copy"})
+    Flat(network)
+    observations, calls = some_observations(POLE), []
+    passes = computed_again(network, CPU)(network, T, observations[0], between=lambda: calls.append(1))
+    values = [passes.forward(t, now)[1] for t, now in enumerate(observations[:3])]
+    passes._values[3 * N :] = torch.nan
+    passes.end(2)
+    assert len(calls) == 3  # of 3 · N = 12 rows
+    torch.testing.assert_close(torch.cat(values), network(torch.cat(observations[:3]))[1].detach())
+    assert passes._values[3 * N :].isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class Passes(Protocol):
         ...
 
     def end(self, steps: int) -> None:
-        """Let the rollout have T = `steps` steps, as many as there is room for or fewer."""
+        """Let the rollout have T = `steps` steps, as many as there is room for or fewer. From now on its values are there."""
 
     def evaluate(
         self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None

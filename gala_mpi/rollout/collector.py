@@ -162,7 +162,8 @@ class Collector:
                 if last:
                     break
         steps = len(record.over) // len(self.environments)
-        self.passes.end(steps)
+        with self.clock("act"):
+            self.passes.end(steps)
         grid, self.steps = (steps, self.num_envs), steps * self.num_envs
         resets = np.concatenate([self._resets, *record.over]).reshape(-1, self.num_envs)
         self._resets = resets[-1]

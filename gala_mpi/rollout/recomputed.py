@@ -45,6 +45,7 @@ class Recomputed(Stored):
         between: Callable[[], None] | None = None,
     ):
         super().__init__(network, steps, observations, turns)
+        self._between = between or (lambda: None)
         one, batch, rows = observations[:1], len(observations), len(self._observations)
         acting, *valuing = chains(network)  # by themselves: another thread may learn meanwhile
         self._acting = Chain(acting, network.dtype, network.scale, one, batch, batch)
@@ -53,7 +54,6 @@ class Recomputed(Stored):
             self._valuing = _Forward(network, valuing, one, min(rows, VALUED_AT_ONCE))
             self._values = torch.empty(rows)
         self._learning: _Forward | None = None  # with room for the largest part that was asked for
-        self._between = between or (lambda: None)
         self._leaves: list[torch.Tensor] = []  # outputs of the chains that wait for their gradients
         self._others = False  # whether autograd brings gradients of the chains' parameters, too
         self.load_parameters()
@@ -86,6 +86,7 @@ class Recomputed(Stored):
             seen = self._seen_scaled()[: self._rows + self._num_envs]
             for rows, values in zip(seen.split(self._valuing.rows), self._values.split(self._valuing.rows)):
                 values[: len(rows)] = self._valuing(rows)[0].squeeze(-1)
+                self._between()
 
     def evaluate(
         self, rows: torch.Tensor | None = None, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
