@@ -100,8 +100,7 @@ class Recording(TorchDispatchMode):
 
 def by_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch compute small layers, too, as on a GPU: to compare with one bit for bit."""
-    monkeypatch.setattr(kernels, "FEW", 0)
-    monkeypatch.setattr(kernels, "GRAIN", 0)
+    monkeypatch.setattr(kernels, "_torch_alone", True)
 
 
 class Gpu:

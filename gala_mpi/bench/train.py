@@ -28,6 +28,7 @@ from gala_mpi.envs import registry
 from gala_mpi.job import build
 from gala_mpi.mpi.roll import Roll
 from gala_mpi.mpi.world import World
+from gala_mpi.rollout.kernels import torch_alone
 
 WARM_UP_UPDATES = 10
 MATRIX = 1024  # rows and columns of the matrices whose product is timed
@@ -73,7 +74,7 @@ def turn(world: World, settings: Config, alone: bool, updates: int) -> dict[str,
         comm.Barrier()
         products = matrix_products(device, dtype)
         agent.start()
-        with FlopCounterMode(display=False) as counter:  # which sees this thread alone
+        with torch_alone(), FlopCounterMode(display=False) as counter:  # which sees torch's products in this thread
             batch, _ = agent.collector.collect()
             for part in agent.learner.parts(batch):
                 agent.learner.gradient(part)
