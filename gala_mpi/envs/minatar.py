@@ -9,8 +9,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from gala_mpi.errors import SettingError
 
 PREFIX = "MinAtar/"
@@ -63,4 +61,4 @@ def channels_first(env: Any) -> Any:
 
     was = env.observation_space
     shown = spaces.Box(0, 1, (was.shape[-1], *was.shape[:-1]), was.dtype)
-    return TransformObservation(env, lambda observation: np.moveaxis(observation, -1, 0), shown)
+    return TransformObservation(env, lambda observation: observation.transpose(2, 0, 1), shown)
