@@ -100,6 +100,7 @@ class Chain:
         words: the first layer, where images come to it folded.
         observations: what it sees, in `dtype`, laid out as it takes them.
         features: what the last layer gives, [rows, F].
+        written: the parameters whose gradients a backward pass writes: linear layers'. To those of convolutions it adds.
     """
 
     def __init__(
@@ -127,6 +128,8 @@ class Chain:
                 seen = seen if function is None else function(seen)
             self._activations.append(_buffer(seen, rows, dtype))
             scale = 1.0
+        linear = [layer.layer for layer in self._layers if isinstance(layer, Linear)]
+        self.written = [parameter for layer in linear for parameter in layer.parameters()]
         first = self._layers[0]
         self.words = first if isinstance(first, Convolution) and first.words else None
         self._convolutions = sum(isinstance(layer, Convolution) for layer in self._layers)
@@ -139,11 +142,6 @@ class Chain:
         self.features = self._activations[-1]
         below = [self.observations, *self._activations[:-1]]
         self._inputs = [layer.view(memory) for layer, memory in zip(self._layers, below)]  # the same memory, as layers take it
-
-    @property
-    def written(self) -> list[torch.Tensor]:
-        """The parameters whose gradients a backward pass writes, those of linear layers. To those of convolutions it adds."""
-        return [parameter for layer in self._layers if isinstance(layer, Linear) for parameter in layer.layer.parameters()]
 
     def cut(self, rows: slice) -> Cut:
         """Cut out some rows."""
