@@ -49,6 +49,7 @@ TASKS = {
 # What gala_mpi is told besides, where agents learn from their own shares. In other tasks they take as many steps of the
 # optimiser as SB3, from minibatches that are smaller by as much, and mix once a rollout.
 OWN = {
+    ("CartPole-v1", "gossip"): {"rollout_length": 64},  # two agents: minibatches as large as SB3's, half as many steps
     ("LunarLander-v3", "gossip"): {"mix_steps": 4},
-    ("HalfCheetah-v5", "gossip"): {"ppo.minibatches": 16},  # two agents: minibatches as large as SB3's, half as many steps
+    ("HalfCheetah-v5", "gossip"): {"ppo.minibatches": 16},  # likewise
 }
