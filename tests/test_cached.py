@@ -1,10 +1,12 @@
 """Cached and stored forward passes give what ordinary passes over the same observations give: outputs, and the gradient."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gala_mpi.envs.base import Spaces
 from gala_mpi.flat import Flat
@@ -95,6 +97,18 @@ def test_small_layers_by_numpy_are_those_by_torch(activation, monkeypatch):
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5, equal_nan=True)
     assert found[0][:-1].isfinite().all() and found[0][-1].isfinite().all() == (activation == "tanh")
+
+
+def test_torch_computes_all_while_its_operations_are_counted_and_no_longer():
+    network = Network("mlp", POLE, settings={"hidden": "32,8"})
+    Flat(network)
+    kept = Cached(network, 1, torch.randn(N, 4))
+    kept.load_parameters()
+    all_layers, heads = 4 * 32 + 32 * 8 + 8 * 3, 8 * 3  # heads are torch's in any case
+    for alone, products in ((False, heads), (True, all_layers), (False, heads)):
+        with kernels.torch_alone() if alone else nullcontext(), FlopCounterMode(display=False) as counter:
+            kept.forward(0, torch.randn(N, 4))
+        assert counter.get_total_flops() == 2 * N * products
 
 
 def test_the_bootstrap_pass_has_no_part_in_the_gradient():
