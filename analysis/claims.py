@@ -10,20 +10,18 @@ is below, and *not shown* else.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 import checkout  # noqa: F401
+import published
 import stats
+from claim_figures import distances, learning, over_rates, over_sizes, over_time, ranking
 from consensus import ALARM
-from curves import carried
-from layout import legend, line_style, marker, panels
+from kept import Kept, Timed, at_hours, best, finite, game, strata, timed
 from stats import Estimate
 from tables import Table, show
 
@@ -32,35 +30,6 @@ GALA, BASE = "ring", "a2c"  # the claims are of these
 RANKED = "score", "area", "played"
 ENOUGH = 0.5  # of the best run's score: a run that reaches it converges
 TIMES = {"half": 0.5, "twice": 2.0, "fourfold": 4.0, "eightfold": 8.0}  # the learning rate, by the ends of methods' names
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The runs of some parts of results/.
-
-    Attributes:
-        runs: a row each; all but words are floats.
-        curves: of each run, by its environment, method, agents and seed: [20, 3], steps, hours and score.
-        names: what methods are called.
-    """
-
-    runs: list[Row]
-    curves: dict[tuple, np.ndarray]
-    names: dict[str, str]
-
-    def where(self, **wanted: Any) -> list[Row]:
-        return [run for run in self.runs if all(run[name] == value for name, value in wanted.items())]
-
-    def values(self, name: str) -> list:
-        """Return the different values of a column, in order; methods in that of `names`."""
-        found = {run[name] for run in self.runs}
-        return [key for key in self.names if key in found] if name == "method" else sorted(found)
-
-    @property
-    def hours(self) -> float:
-        return sum(run["hours"] for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -98,36 +67,6 @@ class Claim:
         return self.judge(*kept) if kept[-1].runs else Finding(OPEN, "No runs yet.")
 
 
-def load(folder: Path, parts: Iterable[str], names: dict[str, str]) -> Kept:
-    """Read the runs of some parts; none where there are none."""
-    runs, curves = [], {}
-    for part in parts:
-        runs += [typed(row) for row in rows_of(folder / part / "runs.csv")]
-        for row in map(typed, rows_of(folder / part / "curves.csv")):
-            curves.setdefault(key(row), []).append((row["steps"], row["hours"], row["score"]))
-    return Kept(runs, {name: np.array(points) for name, points in curves.items()}, names)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-
-
-def typed(row: dict[str, str]) -> Row:
-    whole = {"agents", "seed"}
-    return {name: int(value) if name in whole else _number(value) for name, value in row.items()}
-
-
-def _number(word: str) -> float | str:
-    try:
-        return float(word)
-    except ValueError:
-        return word
-
-
-def key(row: Row) -> tuple:
-    return row["env"], row["method"], row["agents"], row["seed"]
-
-
 def verdict(difference: Estimate) -> str:
     """Return what a difference says of the claim that it is above 0; NaN: one side has no runs."""
     if np.isnan(difference.value):
@@ -152,31 +91,6 @@ def cost(*some: Kept) -> str:
 
 def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
-
-
-def best(kept: Kept, value: str = "score") -> dict[str, float]:
-    """Return the score of each game's best run, or another value of it."""
-    return {env: max(finite(kept.where(env=env), value), default=np.nan) for env in kept.values("env")}
-
-
-def finite(runs: list[Row], name: str) -> list[float]:
-    return [run[name] for run in runs if np.isfinite(run[name])]
-
-
-def strata(kept: Kept, agents: int, methods: Iterable[str], value: str = "score") -> list[list[np.ndarray]]:
-    """Return of each method the runs' values, an array a game, of the games that all of them have runs of.
-
-    Scores are divided by that of the game's best run: "score" and "area" by its score in training, "played" by that played.
-    """
-    by = {"score": "score", "area": "score", "played": "played"}.get(value)
-    scale = best(kept, by) if by else dict.fromkeys(kept.values("env"), 1.0)
-    found: list[list[np.ndarray]] = [[] for _ in methods]
-    for env in kept.values("env"):
-        each = [np.array(finite(kept.where(env=env, method=method, agents=agents), value)) for method in methods]
-        if all(len(values) for values in each):
-            for mine, values in zip(found, each):
-                mine.append(values / scale[env])
-    return found
 
 
 def compared(ours: list[np.ndarray], theirs: list[np.ndarray]) -> Estimate:
@@ -204,20 +118,7 @@ def convergent(kept: Kept) -> Finding:
         f"With {16 * most} environments {percent(shares.get((GALA, most)))} of GALA's runs converge and "
         f"{percent(shares.get((BASE, most)))} of A2C's; the difference is {show(d)}."
     )
-    figure, axes = panels(1)
-    for number, method in enumerate(kept.values("method")):
-        x = [agents for agents in kept.values("agents") if (method, agents) in shares]
-        y = [shares[method, agents] for agents in x]
-        bars = [[e.value - e.low for e in y], [e.high - e.value for e in y]]
-        at = 16 * np.array(x) * 1.04 ** (number - 2)  # beside each other
-        axes[0].errorbar(
-            at, [e.value for e in y], yerr=bars, label=kept.names[method], marker=marker(number), **line_style(number)
-        )
-    axes[0].set_xscale("log", base=2)
-    ticks = [16 * agents for agents in kept.values("agents")]
-    axes[0].set_xticks(ticks, [str(tick) for tick in ticks])
-    axes[0].set(xlabel="environments of all agents", ylabel="share of runs that converge", ylim=(-0.03, 1.03))
-    legend(figure, axes)
+    figure = over_sizes(shares, kept, "share of runs that converge")
     alt = f"Share of convergent runs over the number of environments, a line a method. {sentence}"
     return Finding(verdict(d), sentence, [table, thresholds(limits)], figure, alt)
 
@@ -228,10 +129,6 @@ def percent(share: Estimate | None) -> str:
 
 def thresholds(limits: dict[str, float]) -> Table:
     return Table(("game", "score of a convergent run"), [(game(env), limit) for env, limit in limits.items()])
-
-
-def game(env: str) -> str:
-    return env.removeprefix("MinAtar/").removesuffix("-v1")
 
 
 def equal_steps(kept: Kept) -> Finding:
@@ -268,76 +165,57 @@ def by_size(differences: dict[int, Estimate]) -> str:
     return "; ".join(f"{16 * agents} environments {show(d)}" for agents, d in differences.items())
 
 
-def learning(kept: Kept) -> Figure:
-    """Draw the mean curve of each method, a panel for each game and number of environments."""
-    games, sizes = kept.values("env"), kept.values("agents")
-    figure, axes = panels(len(games) * len(sizes), 2.4, len(sizes))
-    for ax, (env, agents) in zip(axes, [(env, agents) for env in games for agents in sizes]):
-        for number, method in enumerate(kept.values("method")):
-            curves = [kept.curves[key(run)] for run in kept.where(env=env, agents=agents, method=method)]
-            if curves:
-                scores = np.array([carried(curve[:, 2]) for curve in curves])
-                there = np.isfinite(scores).all(axis=0)
-                x, y = curves[0][there, 0] / 1e6, scores[:, there]
-                low, high = stats.interval([y]) if len(y) > 1 else (y[0], y[0])
-                style = line_style(number)
-                ax.plot(x, y.mean(axis=0), label=kept.names[method], **style)
-                ax.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        ax.set_title(f"{game(env)}, {16 * agents} environments", fontsize=9)
-        ax.set(xlabel="steps (million)", ylabel="score")
-    legend(figure, axes)
-    return figure
-
-
 def equal_hours(network: Kept, slow: Kept, kept: Kept) -> Finding:
     """(c) Score at equal hours: on one machine, with a slow rank, over a network."""
     table = Table(("environments", "where", "GALA, min", "A2C, min", "score of GALA − A2C then"))
-    said = []
+    races, leads = [], {}
     ways = (kept, "one machine"), (slow, "a rank slower by 20 ms an update"), (network, "a network of 1 Gbit/s and 1 ms")
     for some, how in ways:
         for agents in some.values("agents"):
-            pair: tuple[list, list] = [], []
-            minutes: tuple[list, list] = [], []
-            for env in some.values("env"):
-                runs = [some.where(env=env, agents=agents, method=method) for method in (GALA, BASE)]
-                if not all(runs):
-                    continue
-                end = min(float(np.median([run["hours"] for run in each])) for each in runs)
-                for mine, time, each in zip(pair, minutes, runs):
-                    values = [at_hour(some.curves[key(run)], end) / best(kept).get(env, np.nan) for run in each]
-                    mine.append(np.array(values))
-                    time += [60 * run["hours"] for run in each]
-            kept_games = [np.isfinite(ours).all() and np.isfinite(theirs).all() for ours, theirs in zip(*pair)]
-            ours, theirs = ([v for v, keep in zip(side, kept_games) if keep] for side in pair)
-            if ours:
-                d = compared(ours, theirs)
-                table.rows.append((16 * agents, how, *(float(np.median(time)) for time in minutes), d))
-                said.append((agents, how, d))
-    words = "; ".join(f"{16 * a} environments, {how}: {show(d)}" for a, how, d in said)
+            games = timed(some, agents, (GALA, BASE), best(kept))
+            sides = at_the_end(games)
+            if sides[GALA]:
+                place = f"{16 * agents} environments, {how}"
+                leads[place] = compared(sides[GALA], sides[BASE])
+                minutes = (60 * np.median([hours for each in games for hours, _ in each[m]]) for m in (GALA, BASE))
+                table.rows.append((16 * agents, how, *map(float, minutes), leads[place]))
+                races.append((place, games))
+    words = "; ".join(f"{place}: {show(d)}" for place, d in leads.items())
     sentence = f"Score of GALA less that of A2C when the faster of both has ended, in parts of the best run's: {words}."
-    return Finding(together(d for _, _, d in said), sentence, [table])
+    figure = over_time(races, kept.names) if races else None
+    alt = f"Scores of GALA on the ring and of A2C over minutes, mean over games. {sentence}"
+    return Finding(together(leads.values()), sentence, [table], figure, alt)
 
 
-def at_hour(curve: np.ndarray, hour: float) -> float:
-    """Return the score of the last twentieth that had ended by then; NaN: no episode had."""
-    scores = carried(curve[:, 2])
-    ended = np.flatnonzero(curve[:, 1] <= hour * (1 + 1e-9))
-    return float(scores[ended[-1]]) if len(ended) else np.nan
+def at_the_end(games: Timed) -> dict[str, list[np.ndarray]]:
+    """Return of each method its runs' scores when the faster method of the game has ended (the median of its runs), an array
+    a game. Games are left out in which some run has no score by then."""
+    found: dict[str, list[np.ndarray]] = {GALA: [], BASE: []}
+    for each in games:
+        end = min(float(np.median([hours for hours, _ in runs])) for runs in each.values())
+        scores = {method: np.array([at_hours(curve, end) for _, curve in runs]) for method, runs in each.items()}
+        if np.isfinite(np.concatenate([*scores.values()])).all():
+            for method, values in scores.items():
+                found[method].append(values)
+    return found
 
 
 def diversity(kept: Kept) -> Finding:
     """(d) Are the agents' gradients less alike than those of A2C's workers?"""
     table = Table(("environments", "method", "runs", "cosine"))
-    differences = {}
+    found, differences = {}, {}
     for agents in kept.values("agents"):
         for method in kept.values("method"):
             mine = strata(kept, agents, [method], "cosine")[0]
             if mine:
-                table.rows.append((16 * agents, kept.names[method], sum(map(len, mine)), stats.estimate(mine)))
+                found[method, agents] = stats.estimate(mine)
+                table.rows.append((16 * agents, kept.names[method], sum(map(len, mine)), found[method, agents]))
         differences[agents] = compared(*reversed(strata(kept, agents, (GALA, BASE), "cosine")))
     each = "; ".join(f"{agents} agents {show(d)}" for agents, d in differences.items())
     sentence = f"Cosine of two gradients, A2C's workers less GALA's agents on the ring: {each}."
-    return Finding(together(differences.values()), sentence, [table])
+    figure = over_sizes(found, kept, "cosine of two agents' gradients") if found else None
+    alt = f"Cosine of two agents' gradients over the number of environments, a line a method. {sentence}"
+    return Finding(together(differences.values()), sentence, [table], figure, alt)
 
 
 def ball(rates: Kept, kept: Kept) -> Finding:
@@ -351,29 +229,40 @@ def ball(rates: Kept, kept: Kept) -> Finding:
             if runs:
                 spread = stats.estimate(strata(kept, agents, [method], "distance")[0])
                 table.rows.append((16 * agents, kept.names[method], len(runs), spread, 100 * max(r["ratio"] for r in runs)))
-    slope = exponent(rates, kept)
+    by_rate = over_ring(rates, kept)
+    slope = exponent(by_rate)
     kind = OPEN if not gossip else SHOWN if largest <= ALARM and slope.low <= 1 <= slope.high else NOT_SHOWN
     sentence = (
         f"The largest distance was {100 * largest:.0f}% of its bound, over {len(gossip)} runs; over the learning rates that "
         f"were tried, the distance at the end goes as the rate to the power {show(slope)} (1: linear)."
     )
-    return Finding(kind, sentence, [table])
+    figure = distances(by_rate) if by_rate else None
+    alt = f"Distance of agents on the ring to their mean over the learning rate, a line a game. {sentence}"
+    return Finding(kind, sentence, [table], figure, alt)
 
 
-def exponent(rates: Kept, kept: Kept) -> Estimate:
-    """Return p of distance ∝ rate^p on 8 agents: least squares through the logarithms, mean over games."""
+def over_ring(rates: Kept, kept: Kept) -> dict[str, dict[float, np.ndarray]]:
+    """Return the distances of 8 agents on the ring to their mean, of each game that has runs at all rates, by the rate (times
+    the rule's); none where there is one rate."""
     both = Kept(kept.runs + rates.runs, {}, kept.names)
-    ring = [method for method in both.values("method") if rate(method)[0] == GALA]
-    games = [env for env in rates.values("env") if all(both.where(env=env, method=m, agents=8) for m in ring)]
-    if len(ring) < 2 or not games:
+    ring = sorted((rate(method)[1], method) for method in both.values("method") if rate(method)[0] == GALA)
+    found = {
+        env: {x: np.array(finite(both.where(env=env, method=method, agents=8), "distance")) for x, method in ring}
+        for env in rates.values("env")
+    }
+    return {env: values for env, values in found.items() if len(ring) > 1 and all(map(len, values.values()))}
+
+
+def exponent(by_rate: dict[str, dict[float, np.ndarray]]) -> Estimate:
+    """Return p of distance ∝ rate^p: least squares through the logarithms, mean over games."""
+    if not by_rate:
         return Estimate(np.nan)
-    x = np.log2([rate(method)[1] for method in ring])
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     random, total, drawn = np.random.default_rng(0), 0.0, 0.0
-    for env in games:
-        values = [np.log2(finite(both.where(env=env, method=m, agents=8), "distance")) for m in ring]
-        total += float(weights @ [v.mean() for v in values]) / len(games)
-        drawn += weights @ np.array([stats.resample(v, random).mean(axis=1) for v in values]) / len(games)
+    for runs in by_rate.values():
+        x, values = np.log2([*runs]), [np.log2(v) for v in runs.values()]
+        weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+        total += float(weights @ [v.mean() for v in values]) / len(by_rate)
+        drawn += weights @ np.array([stats.resample(v, random).mean(axis=1) for v in values]) / len(by_rate)
     return Estimate(total, *map(float, stats.quantiles(drawn)))
 
 
@@ -393,21 +282,6 @@ def rates(kept: Kept, rates: Kept) -> Finding:
     each = " and ".join(f"{kept.names[base]} at {rate(tops[base])[1]:g} times the rule's rate" for base in (GALA, BASE))
     sentence = f"On 8 agents, each at the best of its rates ({each}), GALA's score less A2C's is {show(d)}."
     return Finding(verdict(d), sentence, [table], over_rates(table), f"Score of each over the learning rate. {sentence}")
-
-
-def over_rates(table: Table) -> Figure:
-    figure, axes = panels(1)
-    for number, name in enumerate(dict.fromkeys(row[0] for row in table.rows)):
-        x, scores = zip(*((times, score) for method, times, _, score, *_ in table.rows if method == name))
-        bars = [[e.value - e.low for e in scores], [e.high - e.value for e in scores]]
-        y = [e.value for e in scores]
-        axes[0].errorbar(x, y, yerr=bars, label=name, marker=marker(number), **line_style(number))
-    axes[0].set_xscale("log", base=2)
-    axes[0].xaxis.set_major_formatter("{x:g}")
-    axes[0].set(xlabel="learning rate (times the square-root rule's)", ylabel="score (of the best run's)")
-    axes[0].set_ylim(bottom=0)
-    legend(figure, axes)
-    return figure
 
 
 def rate(method: str) -> tuple[str, float]:
@@ -435,7 +309,7 @@ def beyond(kept: Kept, more: Kept) -> Finding:
     table = ranked(Kept(runs, {}, kept.names))
     top = max(table.rows, key=lambda row: row[2].value)
     sentence = f"The highest score at equal steps is that of {top[0]}: {show(top[2])} of the best run's."
-    return Finding("see the table", sentence, [table])
+    return Finding("see the table", sentence, [table], ranking(table), f"Score of each method on 8 agents. {sentence}")
 
 
 def atari(kept: Kept) -> Finding:
@@ -450,7 +324,18 @@ def atari(kept: Kept) -> Finding:
                     hours = float(np.median([run["hours"] for run in runs]))
                     table.rows.append((env, 16 * agents, kept.names[method], len(runs), *values, hours))
     few = "; ".join(f"{row[0]}, {row[1]} environments, {row[2]}: {show(row[4].value)}" for row in table.rows)
-    return Finding("see the table", f"Mean score of the last tenth of training: {few}.", [table])
+    sentence = f"Mean score of the last tenth of training: {few}. Below, published scores with their protocols."
+    alt = f"Learning curves of each game and number of environments. {sentence}"
+    return Finding("see the table", sentence, [table, landmarks(kept.values("env"))], learning(kept), alt)
+
+
+def landmarks(games: list[str]) -> Table:
+    """Return published scores of some games. Budgets and protocols differ: they are no competitors."""
+    table = Table(("published", *games, "steps (million)", "environments", "protocol", "source"))
+    for r in published.load():
+        trained = (r.steps and r.steps / 1e6, r.environments, r.protocol, r.source)
+        table.rows.append((r.method, *map(r.words, games), *trained))
+    return table
 
 
 CLAIMS = (

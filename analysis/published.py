@@ -31,6 +31,13 @@ class Reference:
     source: str
     scores: dict[str, tuple[float, str]]
 
+    def words(self, game: str) -> str:
+        """Return the score of a game and its spread; a dash where there is none."""
+        if game not in self.scores:
+            return "–"
+        score, spread = self.scores[game]
+        return f"{score:,.5g}" + (f" ± {spread}" if spread else "")
+
 
 def load() -> list[Reference]:
     """Return all references; those of `random` and `human` come first."""

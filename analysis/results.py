@@ -17,7 +17,8 @@ import tyro
 
 import checkout
 import claims
-from claims import CLAIMS, Claim, Finding, Kept
+from claims import CLAIMS, Claim, Finding
+from kept import Kept, read
 from layout import save
 from tables import Table, markdown
 
@@ -38,9 +39,7 @@ def load(options: Options) -> dict[str, Kept]:
     """Return the runs of every part."""
     table = tomllib.loads(options.table.read_text())
     names = {method: name for method, (name, _) in table["methods"].items()}
-    return {
-        name: claims.load(options.results, [name], names) for name in dict.fromkeys(part["name"] for part in table["parts"])
-    }
+    return {name: read(options.results, [name], names) for name in dict.fromkeys(part["name"] for part in table["parts"])}
 
 
 def page(found: dict[Claim, Finding], parts: dict[str, Kept]) -> str:

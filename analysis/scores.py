@@ -84,10 +84,8 @@ def answer(found: list[Run], options: Options) -> Answer:
     for game in sorted({group.env for group in groups}):
         table.rows += [row(result) for result in results if result.group.env == game]
         for r in (reference for reference in PUBLISHED if game in reference.scores):
-            score, spread = r.scores[game]
-            words = f"{score:,.5g}" + (f" ± {spread}" if spread else "")
             trained = (None, None, r.steps, r.environments, r.protocol, r.source)
-            table.rows.append((game, r.method, None, None, words, normalised(game, score), *trained))
+            table.rows.append((game, r.method, None, None, r.words(game), normalised(game, r.scores[game][0]), *trained))
     figure, alt = draw(results, labels(grouped(found, options.by)))
     notes += [line for result in results for final in result.final for line in unevaluated(final)]
     return Answer(table, figure, alt, points(results), [*notes, *mixtures(groups)], answered(results))

@@ -33,13 +33,13 @@ import tyro
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "analysis"))
 
-from claims import rows_of  # noqa: E402
 from digest import digest, evaluated, points  # noqa: E402
 from gala_mpi import open_run  # noqa: E402
 from gala_mpi.cli import ignore_broken_pipe  # noqa: E402
 from gala_mpi.run import Run  # noqa: E402
 from gala_mpi.run.files import replaced  # noqa: E402
 from gala_mpi.run.reader import find_runs  # noqa: E402
+from kept import rows_of  # noqa: E402
 from network import missing as lacks_for_network  # noqa: E402
 
 KEY = ("env", "method", "agents", "seed")

@@ -14,6 +14,7 @@ import claims
 import digest
 import results
 from gala_mpi import open_run
+from kept import at_hours, read
 from launch import ROOT
 
 NAMES = {"ring": "GALA, ring", "a2c": "A2C", "ring-half": "half", "ring-twice": "twice", "a2c-half": "h", "a2c-twice": "t"}
@@ -21,7 +22,7 @@ GAMES = ("MinAtar/Breakout-v1", "MinAtar/Asterix-v1")
 COLUMNS = ("steps", "updates", "hours", "score", "area", "played", "games", "distance", "ratio", "cosine", "lag")
 
 
-def made_up(folder, part, methods, agents, numbers, seeds=4):
+def made_up(folder, part, methods, agents, numbers, seeds=4, games=GAMES):
     """Write a part whose runs have the numbers that a function gives, of method, agents and seed; their curves rise evenly."""
     place = folder / part
     place.mkdir(parents=True)
@@ -29,12 +30,12 @@ def made_up(folder, part, methods, agents, numbers, seeds=4):
         rows, points = csv.writer(runs), csv.writer(curves)
         rows.writerow(["env", "method", "agents", "seed", *COLUMNS, "machine", "packages"])
         points.writerow(["env", "method", "agents", "seed", "steps", "hours", "score"])
-        for env, method, n, seed in itertools.product(GAMES, methods, agents, range(seeds)):
+        for env, method, n, seed in itertools.product(games, methods, agents, range(seeds)):
             told = dict.fromkeys(COLUMNS, math.nan) | {"hours": 1.0} | numbers(method, n, seed)
             rows.writerow([env, method, n, seed, *(told[name] for name in COLUMNS), "a machine", "a package"])
             for k in range(1, 21):
                 points.writerow([env, method, n, seed, 100 * k, told["hours"] * k / 20, told["score"] * k / 20])
-    return claims.load(folder, [part], NAMES)
+    return read(folder, [part], NAMES)
 
 
 def better_when_large(method, agents, seed):
@@ -81,12 +82,29 @@ def test_equal_hours_are_those_when_the_faster_has_ended(tmp_path):
         return {"score": 10 + seed / 100, "hours": 1.0 if method == "ring" else 2.0}
 
     kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
-    found = claims.equal_hours(*(claims.load(tmp_path, [part], NAMES) for part in ("network", "straggler")), kept)
+    found = claims.equal_hours(*(read(tmp_path, [part], NAMES) for part in ("network", "straggler")), kept)
     (row,) = found.tables[0].rows
     assert row[2:4] == (60, 120)
     mean = np.mean([10 + seed / 100 for seed in range(4)])
     assert row[4].value == pytest.approx(0.5 * mean / 10.03)
     assert found.verdict == "shown"
+
+
+def test_a_score_is_that_of_the_last_twentieth_that_had_ended():
+    curve = np.array([[100, 0.1, math.nan], [200, 0.2, 3], [300, 0.4, math.nan], [400, 0.5, 5]])
+    found = at_hours(curve, np.array([0, 0.1, 0.2, 0.3, 0.4, 0.5, 9]))
+    assert found.tolist() == pytest.approx([math.nan, math.nan, 3, 3, 3, 5, 5], nan_ok=True)
+
+
+def test_published_scores_stand_beside_those_of_atari_games(tmp_path):
+    def numbers(method, agents, seed):
+        return {"score": 10 + seed, "played": 20}
+
+    found = claims.atari(made_up(tmp_path, "atari", ("ring", "a2c"), (2,), numbers, games=("breakout", "pong")))
+    assert [row[:4] for row in found.tables[0].rows][:2] == [("breakout", 32, "GALA, ring", 4), ("breakout", 32, "A2C", 4)]
+    rows = {row[0]: row for row in found.tables[1].rows}
+    assert rows["A2C (SB3 zoo)"][1:5] == ("280 ± 122", "17.3 ± 3.2", 10, 16)
+    assert rows["A3C (ChainerRL)"][1:3] == ("570", "–")  # Pong is not among its games
 
 
 def test_gradients(tmp_path):
@@ -120,7 +138,7 @@ def test_the_ball_is_linear_in_the_rate_or_not(tmp_path, power, verdict):
 
     kept = made_up(tmp_path, "minatar", ("ring", "a2c"), (8,), numbers)
     rates = made_up(tmp_path, "rates", ("ring-half", "ring-twice"), (8,), numbers)
-    assert claims.exponent(rates, kept).value == pytest.approx(power)
+    assert claims.exponent(claims.over_ring(rates, kept)).value == pytest.approx(power)
     assert claims.ball(rates, kept).verdict == verdict
 
 
