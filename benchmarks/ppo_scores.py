@@ -5,9 +5,9 @@ gala_mpi trains on a rank a core, each with its share of the environments, its r
 ppo_tasks.OWN). Networks are SB3's: nature for images, two of 64-64 tanh units for numbers. SB3 has a thread a core for
 images, and one for numbers, with which it is faster there.
 
-The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was. Where
-SB3 takes too long, its runs of all seeds but the first may be done beside each other: their scores count then, and not their
-times.
+The result of every run is kept in a file, and not computed again: a comparison that was stopped goes on where it was, and so do
+SB3's runs, whose times do not count then. Where SB3 takes too long, its runs of all seeds but the first may be done beside each
+other: likewise.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def result(comparison: Comparison, program: str, exchange: str | None, seed: int
     if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
         return kept
     load = os.getloadavg()[0]
+    begun = comparison.runs / f"{name}.sb3"
     if exchange is None:
-        found = sb3(comparison, seed, asked["threads"])
+        found = sb3(comparison, seed, asked["threads"], begun)
     else:
         found = gala_mpi(comparison, seed, {"exchange": exchange, **own}, comparison.runs / name)
     if beside:
@@ -114,12 +115,15 @@ def result(comparison: Comparison, program: str, exchange: str | None, seed: int
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(found))
     temporary.replace(path)
+    begun.unlink(missing_ok=True)
     return found
 
 
-def sb3(comparison: Comparison, seed: int, threads: int) -> dict[str, Any]:
+def sb3(comparison: Comparison, seed: int, threads: int, begun: Path) -> dict[str, Any]:
+    """Train, going on with what was begun, and play. `begun`: the file in which training is kept."""
+    begun.parent.mkdir(parents=True, exist_ok=True)
     command = [comparison.python, HERE / "sb3_ppo.py", "--env", comparison.env, "--steps", str(comparison.steps)]
-    command += ["--seed", str(seed), "--games", str(comparison.games), "--threads", str(threads)]
+    command += ["--seed", str(seed), "--games", str(comparison.games), "--threads", str(threads), "--begun", str(begun)]
     told = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     told |= {"OMP_WAIT_POLICY": "PASSIVE"}  # as for gala_mpi: beside other programs threads that spin are much slower
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -180,8 +184,8 @@ def show(comparison: Comparison, found: dict[str, list[dict[str, Any]]]) -> None
     theirs = median_time(found[SB3])
     for program, results in found.items():
         scores = [interval([float(np.mean(each[kind])) for each in results]) for kind in ("training", "played")]
-        seconds = median_time(results)
-        table.add_row(program, *scores, f"{seconds:,.0f}", f"{theirs / seconds:.2f}")
+        times = median_time(results), theirs / median_time(results)
+        table.add_row(program, *scores, *("–" if np.isnan(x) else f"{x:,.{n}f}" for x, n in zip(times, (0, 2))))
     loads = [load for results in found.values() for result in results for load in result["load"]]
     Console(width=100).print(
         f"{comparison.env}, {comparison.steps:,} steps, {task.num_envs} environments, {len(found[SB3])} of {comparison.seeds} "
@@ -191,8 +195,9 @@ def show(comparison: Comparison, found: dict[str, list[dict[str, Any]]]) -> None
 
 
 def median_time(results: list[dict[str, Any]]) -> float:
-    """Return the median of the times that were taken."""
-    return statistics.median(each["seconds"] for each in results if each["seconds"] is not None)
+    """Return the median of the times that were taken; NaN: none was."""
+    taken = [each["seconds"] for each in results if each["seconds"] is not None]
+    return statistics.median(taken) if taken else np.nan
 
 
 def interval(means: list[float]) -> str:
