@@ -21,7 +21,7 @@ import published
 import stats
 from claim_figures import distances, learning, over_rates, over_sizes, over_time, ranking
 from consensus import ALARM
-from kept import Kept, Timed, at_hours, best, finite, game, strata, timed
+from kept import Kept, at_hours, best, finite, game, strata, timed
 from stats import Estimate
 from tables import Table, show
 
@@ -172,11 +172,11 @@ def equal_hours(network: Kept, slow: Kept, kept: Kept) -> Finding:
     ways = (kept, "one machine"), (slow, "a rank slower by 20 ms an update"), (network, "a network of 1 Gbit/s and 1 ms")
     for some, how in ways:
         for agents in some.values("agents"):
-            games = timed(some, agents, (GALA, BASE), best(kept))
-            sides = at_the_end(games)
-            if sides[GALA]:
-                place = f"{16 * agents} environments, {how}"
-                leads[place] = compared(sides[GALA], sides[BASE])
+            scored = [(each, at_the_end(each)) for each in timed(some, agents, (GALA, BASE), best(kept))]
+            scored = [(each, scores) for each, scores in scored if np.isfinite(np.concatenate([*scores.values()])).all()]
+            if scored:
+                place, games = f"{16 * agents} environments, {how}", [each for each, _ in scored]
+                leads[place] = compared(*([scores[method] for _, scores in scored] for method in (GALA, BASE)))
                 minutes = (60 * np.median([hours for each in games for hours, _ in each[m]]) for m in (GALA, BASE))
                 table.rows.append((16 * agents, how, *map(float, minutes), leads[place]))
                 races.append((place, games))
@@ -187,17 +187,14 @@ def equal_hours(network: Kept, slow: Kept, kept: Kept) -> Finding:
     return Finding(together(leads.values()), sentence, [table], figure, alt)
 
 
-def at_the_end(games: Timed) -> dict[str, list[np.ndarray]]:
-    """Return of each method its runs' scores when the faster method of the game has ended (the median of its runs), an array
-    a game. Games are left out in which some run has no score by then."""
-    found: dict[str, list[np.ndarray]] = {GALA: [], BASE: []}
-    for each in games:
-        end = min(float(np.median([hours for hours, _ in runs])) for runs in each.values())
-        scores = {method: np.array([at_hours(curve, end) for _, curve in runs]) for method, runs in each.items()}
-        if np.isfinite(np.concatenate([*scores.values()])).all():
-            for method, values in scores.items():
-                found[method].append(values)
-    return found
+def at_the_end(runs: dict[str, list[tuple[float, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Return of each method its runs' scores when the faster method has ended (the median of its runs); NaN: none by then.
+
+    Args:
+        runs: of a game, as `timed` gives them.
+    """
+    end = min(float(np.median([hours for hours, _ in each])) for each in runs.values())
+    return {method: np.array([at_hours(curve, end) for _, curve in each]) for method, each in runs.items()}
 
 
 def diversity(kept: Kept) -> Finding:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -23,6 +24,13 @@ from launch import HANGS, ROOT, environment, mpirun
 OLD = ROOT / "tests" / "old_runs"
 AGENTS = {"gossip": 2, "file": 3, "allreduce": 2, "hierarchical": 2}
 STEPS_PER_UPDATE = 4 * 5
+# Training whose small layers are multiplied as when the old runs were made: numpy computes them since.
+AS_THEN = """
+import runpy
+from gala_mpi.rollout import kernels
+kernels.SMALL = 0
+runpy.run_module("gala_mpi.train", run_name="__main__")
+"""
 SURPLUS = 6  # updates of each rank, at most, while word spreads that all is done
 
 
@@ -51,11 +59,16 @@ def old(tmp_path):
 
 
 def start(n: int, program: str, *arguments: object) -> CompletedProcess:
-    """`mpirun -n n python -m gala_mpi.program arguments...`, on so many cores at most: a rank has one thread, as then."""
+    """`mpirun -n n python -m gala_mpi.program arguments...`, on so many cores at most."""
+    return started(n, "-m", f"gala_mpi.{program}", *arguments)
+
+
+def started(n: int, *words: object) -> CompletedProcess:
+    """`mpirun -n n python words...`, on so many cores at most: a rank has one thread, as then."""
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(mine)[:n])
     try:
-        return mpirun(n, "-m", f"gala_mpi.{program}", *arguments)
+        return mpirun(n, *words)
     finally:
         os.sched_setaffinity(0, mine)
 
@@ -235,6 +248,32 @@ def test_a_record_is_replayed(old, tmp_path):
             assert (recorded["mixes"][:rows] == replayed["mixes"][:rows]).all()
 
 
+def test_a_record_is_replayed_bit_for_bit_by_the_arithmetic_of_then(old, tmp_path):
+    """With the same packages on the same kind of processor: whatever else has changed since gives the same numbers."""
+    run, again = old("file"), tmp_path / "again"
+    if not same_packages(run) or processor() != (OLD / "processor.txt").read_text():
+        pytest.skip("the record was made with other packages, or on another kind of processor")
+    result = started(3, "-c", AS_THEN, "--replay", run, "--run-dir", again)
+    assert result.returncode == 0, result.stderr
+    assert f"that of {run}, bit for bit" in result.stdout
+
+
 def test_what_cannot_be_replayed_is_refused(old, tmp_path):
     result = start(2, "train", "--replay", old("gossip"), "--run-dir", tmp_path / "again")
     assert result.returncode == 2 and "the run was started 2 times" in result.stderr
+
+
+def same_packages(run: Path) -> bool:
+    """Whether the run's packages are those that are installed."""
+    with h5py.File(run / "run.h5", locking=False) as file:
+        packages = [line.split() for line in file["starts/0"].attrs["packages"]]
+    return all(version(package) == then for package, then in packages)
+
+
+def processor() -> str:
+    """Its kind, and what of it arithmetic may depend on."""
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    wide = sorted(flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
+    kind = " ".join(facts.get(name, "?") for name in ("vendor_id", "cpu family", "model"))
+    return f"{kind}\n{' '.join(wide)}\n"
