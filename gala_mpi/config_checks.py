@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -10,6 +11,7 @@ from gala_mpi.config import SLOW_RANK, Config
 from gala_mpi.errors import SettingError
 from gala_mpi.exchange import EXCHANGES
 from gala_mpi.learners import LEARNERS
+from gala_mpi.learners.settings import LearnerSettings
 from gala_mpi.networks import NETWORKS
 
 LARGEST_LR = 1e6  # with it parameters do not overflow, whatever the gradients (see learners/settings.py)
@@ -86,6 +88,31 @@ def check_no_run(config: Config, who: str) -> None:
     for flag, value in (("--resume", config.resume), ("--replay", config.replay)):
         if value:
             raise SettingError(f"{flag}: {who} reads no run; the flags that the run was started with are expected")
+
+
+def without_effect(config: Config) -> list[str]:
+    """Return what is set and changes nothing beside the rest, a line each. Nothing of a run that goes on, which has its own."""
+    c, usual = config, Config()
+    if c.resume or c.replay:
+        return []
+    idle = [
+        (name, getattr(c, name), getattr(usual, name), why)
+        for name, why, is_idle in (
+            ("topology", f"beside --exchange {c.exchange}", "topology" not in EXCHANGES[c.exchange].load().takes),
+            ("base_lr", f"beside --lr {c.lr}", c.lr is not None),
+            ("memory_size", "without --memory", c.memory is None),
+            ("evaluate_episodes", "without --evaluate-minutes", c.evaluate_minutes is None),
+        )
+        if is_idle
+    ]
+    for table in (field.name for field in dataclasses.fields(c)):
+        told = getattr(c, table)
+        if isinstance(told, LearnerSettings) and table != c.learner_field:
+            idle += [
+                (f"{table}.{name}", value, getattr(getattr(usual, table), name), f"beside --learner {c.learner}")
+                for name, value in dataclasses.asdict(told).items()
+            ]
+    return [f"--{name.replace('_', '-')} {value}: no effect {why}" for name, value, default, why in idle if value != default]
 
 
 def _check_together(c: Config) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gym
 
-from gala_mpi import evaluate, pulse
+from gala_mpi import config_checks, evaluate, pulse
 from gala_mpi.bench import __main__ as bench
 from gala_mpi.config import Config
 from gala_mpi.doctor import __main__ as doctor
@@ -446,6 +446,37 @@ def test_wrappers_that_keep_statistics_to_themselves_are_said_to_and_what_does_n
     *_, advice = prepare.settle(prepare.read([*map(str, SMALL), "--wrappers", wrapper]), world)
     own = "its statistics are each environment's own, neither saved nor shared"
     assert advice == [f"warning: --wrappers {wrapper}: {own}; those of {flag} are both"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (
+            ("--learner", "ppo", "--a2c.discount", 0.9, "--vtrace.rho-bar", 2.0, "--ppo.clip", 0.3),
+            ["--a2c.discount 0.9: no effect beside --learner ppo", "--vtrace.rho-bar 2.0: no effect beside --learner ppo"],
+        ),
+        (("--ppo.clip", 0.3), ["--ppo.clip 0.3: no effect beside --learner a2c"]),
+        (
+            ("--exchange", "allreduce", "--topology", "complete"),
+            ["--topology complete: no effect beside --exchange allreduce"],
+        ),
+        (("--lr", 1e-4, "--base-lr", 1e-3), ["--base-lr 0.001: no effect beside --lr 0.0001"]),
+        (("--memory-size", 9), ["--memory-size 9: no effect without --memory"]),
+        (("--evaluate-episodes", 3), ["--evaluate-episodes 3: no effect without --evaluate-minutes"]),
+        (("--a2c.discount", 0.9, "--topology", "complete", "--base-lr", 1e-3), []),
+        (("--memory", "gru", "--memory-size", 9, "--evaluate-minutes", 9, "--evaluate-episodes", 3, "--lr", 1e-4), []),
+    ],
+)
+def test_settings_without_effect_are_named_and_the_run_goes_on(world, tmp_path, flags, lines):
+    plan = prepare.make([*map(str, SMALL), "--run-dir", str(tmp_path / "run"), *map(str, flags)], world)
+    assert [line for line in plan.advice if not line.startswith("plan: ")] == [f"warning: {line}" for line in lines]
+
+
+def test_of_a_resumed_run_nobody_knows_who_set_what_has_no_effect():
+    idle = Config(lr=1e-4, base_lr=1e-3)
+    assert config_checks.without_effect(idle)
+    assert not config_checks.without_effect(dataclasses.replace(idle, resume=True, run_dir=Path("runs/one")))
+    assert not config_checks.without_effect(dataclasses.replace(idle, replay=Path("runs/one")))
 
 
 @pytest.mark.parametrize(

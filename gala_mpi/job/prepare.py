@@ -87,7 +87,8 @@ def plan(wanted: Config, world: World) -> Plan:
             f"--evaluate-minutes {settings.evaluate_minutes:g}: a process of its own evaluates, which does not know what this "
             "program has added; None is expected"
         )
-    advice = _advise(settings, network, world) + advice
+    idle = [f"warning: {line}" for line in config_checks.without_effect(wanted)]
+    advice = _advise(settings, network, world) + advice + idle
     if not settings.resume:
         settings = _new_run(settings, given=wanted.run_dir is not None)
     origin = _resume(settings, network.parameters, len(_hosts(settings, world))) if settings.resume else Origin()
