@@ -11,7 +11,7 @@ from gymnasium import spaces as gym
 
 from gala_mpi.envs import registry
 from gala_mpi.errors import JobError
-from gala_mpi.evaluate import Games
+from gala_mpi.games import Games
 from gala_mpi.networks.policy import Network
 
 

@@ -19,7 +19,7 @@ from gala_mpi.config import Config
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Part, Spaces
 from gala_mpi.errors import DiskError, SettingError
-from gala_mpi.evaluate import Games
+from gala_mpi.games import Games
 from gala_mpi.networks import onnx
 from gala_mpi.networks.distributions import NEVER
 from gala_mpi.networks.policy import described_spaces

@@ -20,7 +20,7 @@ from gala_mpi.config import A2CSettings, Config, PPOSettings
 from gala_mpi.device import WARM_UP_CALLS
 from gala_mpi.envs.base import Spaces
 from gala_mpi.envs.gym import GymEnvironments
-from gala_mpi.evaluate import Games
+from gala_mpi.games import Games
 from gala_mpi.job import preflight
 from gala_mpi.learners.a2c import A2C
 from gala_mpi.learners.ppo import PPO

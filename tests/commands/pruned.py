@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from gala_mpi import evaluate
+from gala_mpi.games import Games
 
-play = evaluate.Games.play
+play = Games.play
 
 
 def prune_and_play(*arguments):
@@ -14,5 +15,5 @@ def prune_and_play(*arguments):
     return play(*arguments)
 
 
-evaluate.Games.play = prune_and_play
+Games.play = prune_and_play
 evaluate.main(sys.argv[1:])

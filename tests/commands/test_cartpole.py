@@ -12,6 +12,7 @@ import torch
 from commandline import parameters, table, train
 from gala_mpi import evaluate
 from gala_mpi.envs import registry
+from gala_mpi.games import Games, game_seeds
 
 pytestmark = pytest.mark.usefixtures("importable_here")
 QUICK = ("--precision", "fp32", "--num-envs", 8)
@@ -58,7 +59,7 @@ def scores(run: Path, games: int = 20) -> dict[int, float]:
     found = {}
     for policy, vector in evaluate.load(selection).vectors.items():
         flat.data.copy_(torch.from_numpy(vector))
-        batch = evaluate.Games(environments, evaluate.game_seeds(1, range(games)), 1000)
+        batch = Games(environments, game_seeds(1, range(games)), 1000)
         found[policy] = float(np.mean([game.score for game in batch.play(network, None, lambda games: None)]))
     environments.close()
     return found

@@ -23,7 +23,8 @@ from gala_mpi import evaluate
 from gala_mpi.config import AtariSettings, Config
 from gala_mpi.envs import film, registry
 from gala_mpi.errors import SettingError
-from gala_mpi.evaluate import GAMES, game_seeds
+from gala_mpi.evaluate import GAMES
+from gala_mpi.games import game_seeds
 from gala_mpi.run import checkpoints, files, layout
 from gala_mpi.run.policies import EMA, MEAN
 from launch import mpirun

@@ -23,6 +23,7 @@ from gala_mpi import config, config_file, evaluate, export
 from gala_mpi.envs import registry
 from gala_mpi.envs.base import Environments
 from gala_mpi.errors import SettingError
+from gala_mpi.games import Games, game_seeds
 from gala_mpi.policy import Policy
 from gala_mpi.run import checkpoints, files, layout, reader
 from without_training import run_without
@@ -121,7 +122,7 @@ def choices(run: Path, checkpoint: str) -> Iterator[tuple[int, list[list[tuple]]
         games, number, wanted = [], 0, ENOUGH if agent == evaluate.MEAN else FEW
         while number < wanted:
             environments.seen = []
-            evaluate.Games(environments, evaluate.game_seeds(len(games), range(8)), wanted // 8).play(network, None)
+            Games(environments, game_seeds(len(games), range(8)), wanted // 8).play(network, None)
             games.append(environments.seen)
             number += 8 * len(environments.seen)
         yield agent, games

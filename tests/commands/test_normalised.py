@@ -13,7 +13,7 @@ from diary_pole import DiaryPole, diaries
 from test_policy import documented
 
 from commandline import TRAIN, complaints, parameters, states, table, train
-from gala_mpi.evaluate import game_seeds
+from gala_mpi.games import game_seeds
 from gala_mpi.run import checkpoints, files, layout
 from launch import mpirun
 
