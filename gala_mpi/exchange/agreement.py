@@ -169,10 +169,11 @@ class Collective(Agreement):
         count = int(self._buffer[-3])
         # Not times 1 / count, whose rounding would move numbers that are equal on all ranks.
         np.divide(self._buffer[:-3], np.float32(count or np.nan), out=vector)
-        self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._buffer[-1] > 0)
+        # There may be several means before the next look at what was agreed on: PPO has one a minibatch.
+        self._order = Order(stop=self._order.stop or self._buffer[-2] > 0, save=self._order.save or self._buffer[-1] > 0)
 
     def agree(self, wish: Order) -> Order:
-        """Return the wishes that rode on this update's mean, if it had one; `wish` rides on the next one."""
+        """Return the wishes that rode on this update's means, if it had any; `wish` rides on the next one."""
         order, self._order = self._order, Order(stop=self._order.stop)
         self._wish = Order(self._wish.stop or wish.stop, (self._wish.save or wish.save) and not order.save)
         return order

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from test_cartpole import POLE, PPO, VTRACE
+from test_cartpole import EXCHANGES, POLE, PPO, VTRACE
 from test_doctor import examine
 
 from commandline import flushed, start, states, table, train
@@ -46,6 +46,16 @@ def test_on_other_numbers_of_ranks(tmp_path, learner):
         assert last["policy_lag"].tolist() == [0, *[1] * 3] if "lag" in learner else not last["policy_lag"].any()
     counted = [state.learner.get("optimiser_steps") for state in found]
     assert counted == [12 * 2 * 4] * 5 or learner != "ppo"  # twelve rollouts, two epochs, four minibatches
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("learner", ["ppo", pytest.param("vtrace", marks=pytest.mark.long)])
+def test_checkpoints_come_while_it_trains(tmp_path, learner, exchange):
+    run = tmp_path / "run"
+    flags = (*LEARNERS[learner][0], *EXCHANGES[exchange], "--checkpoint-minutes", 0.01, "--total-steps", 10_000_000)
+    with start(2, run, *POLE, *flags) as job:
+        job.wait_until(lambda: len(checkpoints.complete(run)) > 1)
+        job.kill()
 
 
 @learners

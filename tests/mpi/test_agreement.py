@@ -84,15 +84,18 @@ def test_ranks_in_step_save_at_the_same_updates(comm, config, period):
     assert 4 <= len(saved) <= (5 if period == 20 else 100)
 
 
+@pytest.mark.parametrize("gradients", [1, 3])
 @pytest.mark.parametrize("config", named([*LOCKSTEP, ALLREDUCE, PERIODIC]))
-def test_wishes_that_are_made_once_are_heeded(comm, config):
-    """A stop is ordered from then on, for who does not stop at once (an exact run, before its next checkpoint); a save once."""
+def test_wishes_that_are_made_once_are_heeded(comm, config, gradients):
+    """A stop is ordered from then on, for who does not stop at once (an exact run, before its next checkpoint); a save once.
+    PPO has several gradients an update."""
     trace = []
     x = torch.zeros(LENGTH)
     with closing(build_exchange(config, comm, LENGTH)) as exchange:
         exchange.start(0, x)
         for k in range(1, 61):
-            exchange.gradient(x)
+            for _ in range(gradients):
+                exchange.gradient(x)
             step(exchange, x)
             stop = k == 31 and comm.rank == comm.size - 1
             trace.append(exchange.agree(Order(stop=stop, save=k == 13 and comm.rank == 0)))
