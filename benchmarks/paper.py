@@ -4,7 +4,7 @@
     python benchmarks/paper.py --part minatar           one part
     python benchmarks/paper.py --seeds 10 11            further seeds, of all parts
     python benchmarks/paper.py --minutes 60             begin no run after an hour
-    python benchmarks/paper.py --status                 how much is done, and how long the rest takes
+    python benchmarks/paper.py --status                 how much is done, and how long the rest trains
     python benchmarks/paper.py --sweep tables           tables for jobs/slurm/sweep.sh, and how to submit them
     python benchmarks/paper.py --collect runs/sweep-7   the numbers of finished runs, those of a sweep for example
 
@@ -56,7 +56,7 @@ class Options:
     minutes: Optional[float] = None
     """Begin no further run after so many minutes."""
     status: bool = False
-    """Say what is done and how long the rest takes, and do nothing."""
+    """Say what is done and how long the rest trains (starting and playing come on top), and do nothing."""
     sweep: Optional[Path] = None
     """Write tables of what paper.toml asks for to this folder, for jobs/slurm/sweep.sh, and do nothing else."""
     collect: Optional[Path] = None
@@ -192,8 +192,9 @@ def missing(options: Options) -> list[Task]:
     return [task for task in tasks(options) if float(done[task.part].get(task.key, {}).get("games", -1)) < task.games]
 
 
-def do(task: Task, options: Options) -> None:
-    """Train, go on with what was begun, and keep its numbers. Raises CalledProcessError where it fails."""
+def do(task: Task, options: Options) -> float:
+    """Train, go on with what was begun, and keep its numbers. Return the hours that training took, those before it was stopped
+    too. Raises CalledProcessError where it fails."""
     run = options.runs / task.part / task.name
     began = (run / "run.h5").exists()
     if not began:
@@ -203,8 +204,10 @@ def do(task: Task, options: Options) -> None:
     if not (began and open_run(run).state == "finished"):
         subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
     play(task, run)
-    Results(options.results / task.part).add(task, open_run(run))
+    finished = open_run(run)
+    Results(options.results / task.part).add(task, finished)
     shutil.rmtree(run)
+    return finished.hours
 
 
 def play(task: Task, run: Path) -> None:
@@ -225,14 +228,18 @@ def launcher(task: Task) -> list[str]:
     return [sys.executable, str(HERE / "network.py"), "--hosts", str(task.agents), *shlex.split(task.network), "--"]
 
 
-def time_left(left: Sequence[Task], options: Options) -> str:
-    """Return in words how long runs take, by those of their part that were done, with as many agents if there are some."""
+def time_left(left: Sequence[Task], options: Options, besides: float = 0.0) -> str:
+    """Return in words how long runs take, by those of their part that were done, with as many agents if there are some.
+
+    Args:
+        besides: hours that a run takes besides training, to start and to play.
+    """
     hours, unknown = 0.0, 0
     done = {part: list(Results(options.results / part).done.values()) for part in {task.part for task in left}}
     for task in left:
         rows = done[task.part]
         found = [float(row["hours"]) for row in rows if row["agents"] == str(task.agents)] or [float(r["hours"]) for r in rows]
-        hours += statistics.median(found or [0.0])
+        hours += statistics.median(found) + besides if found else 0.0
         unknown += not found
     known = f"{hours:.1f} h left"
     if not unknown:
@@ -297,15 +304,18 @@ def main(options: Options) -> None:
 
 def do_missing(options: Options) -> None:
     began, left = time.monotonic(), missing(options)
+    besides: list[float] = []  # hours of each run that were not training
     if any(task.network for task in left) and (lack := lacks_for_network()):
         print(f"runs over a network are left out: {lack}", file=sys.stderr)
         left = [task for task in left if not task.network]
     for number, task in enumerate(left):
         if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
             break
-        rest = time_left(left[number:], options)
+        rest = time_left(left[number:], options, statistics.median(besides or [0.0]))
         print(f"run {number + 1} of {len(left)} that are missing; {rest}: {options.runs / task.part / task.name}", flush=True)
-        do(task, options)
+        since = time.monotonic()
+        trained = do(task, options)
+        besides.append(max(0.0, (time.monotonic() - since) / 3600 - trained))
     print(status(options))
 
 

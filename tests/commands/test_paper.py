@@ -97,6 +97,7 @@ def test_a_part_s_time_is_known_by_its_own_runs(tmp_path):
     assert table.time_left(left, options) == f"2.0 h left, and {unknown}"
     assert table.status(options) == f"poles: 2 of 3 runs, 2.0 h left\nhosts: 0 of 1 runs, {unknown}"
     assert table.time_left([replace(left[0], agents=8)], options) == "3.0 h left"
+    assert table.time_left([replace(left[0], agents=8)] * 2, options, 0.5) == "7.0 h left"
 
 
 def test_stopped_gone_on_with_and_not_done_twice(tmp_path):
